@@ -1,0 +1,1 @@
+"""Benchmarks: each module is run with `python -m benchmarks.NAME [--quick] [--json FILE]` and prints a table."""

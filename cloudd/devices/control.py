@@ -1,0 +1,171 @@
+"""The control channel: one WebSocket a device; desired state down, reported state up, a heartbeat that means "online".
+
+hello -> welcome, desired (if it differs from what the device follows), then a report at least every heartbeat. The
+newest connection of a device wins: after a power cut the old one may look alive for minutes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+import msgspec
+from aiohttp import WSMessage, WSMsgType, web
+
+from cloudd.devices.fleet import Fleet
+from edgekit.messages import PROTOCOL, Desired, Hello, Message, Notice, Report, ToCloud, Welcome
+
+log = logging.getLogger("cloudd.control")
+
+MAX_MESSAGE = 256 * 1024
+"""Bytes of one message of a device. A report of 100 services takes 40 KiB."""
+_HELLO_S = 10.0
+_SEND_S = 10.0
+_REPORT_PAUSE_S = 0.1  # a device that sends reports in a loop is read, and written to disk, ten times a second
+_MISSED_HEARTBEATS = 3
+_DECODER: msgspec.json.Decoder[ToCloud] = msgspec.json.Decoder(ToCloud)
+
+CLOSE_SUPERSEDED, CLOSE_REVOKED, CLOSE_PROTOCOL, CLOSE_GOING_AWAY = 4001, 4003, 4000, 1001
+
+
+class ProtocolError(Exception):
+    """The device sent something that does not belong there."""
+
+
+class _Channel:
+    """One open WebSocket. Sending is serialised and bounded in time, so a device that does not read delays nobody."""
+
+    def __init__(self, socket: web.WebSocketResponse, device: str) -> None:
+        self.socket, self.device = socket, device
+        self._lock = asyncio.Lock()
+
+    async def send(self, message: Message) -> None:
+        async with asyncio.timeout(_SEND_S), self._lock:
+            await self.socket.send_str(msgspec.json.encode(message).decode())
+
+    async def end(self, code: int, notice: Notice | None = None) -> None:
+        try:
+            if notice is not None:
+                await self.send(notice)
+            await self.socket.close(code=code)
+        except (ConnectionError, TimeoutError, RuntimeError):
+            pass  # it is going away anyhow
+
+
+class ControlHub:
+    """Every live control channel of this process."""
+
+    def __init__(
+        self, fleet: Fleet, name: str, heartbeat_s: float = 10.0, wall: Callable[[], float] = time.time
+    ) -> None:
+        self._fleet, self._name, self._heartbeat_s, self._wall = fleet, name, heartbeat_s, wall
+        self._channels: dict[str, _Channel] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+
+    @property
+    def connected(self) -> frozenset[str]:
+        """Device ids with a channel here."""
+        return frozenset(self._channels)
+
+    def routes(self) -> list[web.RouteDef]:
+        """Routes to mount on the device API."""
+        return [web.get("/v1/control", self._serve)]
+
+    async def push_desired(self, device: str) -> bool:
+        """Send a connected device its desired state; False if it is not connected (it gets it when it connects)."""
+        channel = self._channels.get(device)
+        row = await self._fleet.get(device)
+        if channel is None or row is None or row.desired is None:
+            return False
+        try:
+            await channel.send(Desired(revision=row.desired_revision, services=row.desired))
+        except (ConnectionError, TimeoutError, RuntimeError):
+            return False
+        return True
+
+    async def close(self, device: str, code: int, notice: Notice) -> None:
+        """End a device's channel, if it has one, with a last word."""
+        channel = self._channels.pop(device, None)
+        if channel is not None:
+            await channel.end(code, notice)
+
+    async def stop(self) -> None:
+        """End every channel; devices connect again to whoever answers next."""
+        channels = list(self._channels.values())
+        await asyncio.gather(*(channel.end(CLOSE_GOING_AWAY) for channel in channels), *self._ending)
+
+    async def _serve(self, request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse(max_msg_size=MAX_MESSAGE, timeout=2.0, compress=False)
+        await socket.prepare(request)
+        channel = _Channel(socket, request["device_id"])
+        try:
+            hello = await self._receive(channel, _HELLO_S)
+            if not isinstance(hello, Hello):
+                raise ProtocolError("the first message must be hello")
+            if hello.protocol != PROTOCOL:
+                raise ProtocolError(
+                    f"the device speaks protocol {hello.protocol}, this cloudd speaks {PROTOCOL}; "
+                    "bring both to the same release"
+                )
+            self._register(channel)
+            await self._converse(channel, hello)
+        except ProtocolError as error:
+            log.warning("control channel of %s: %s", channel.device, error)
+            await channel.end(CLOSE_PROTOCOL, Notice(code="protocol", text=str(error)))
+        except TimeoutError:
+            log.info("control channel of %s: nothing heard for too long", channel.device)
+            await channel.end(CLOSE_PROTOCOL, Notice(code="silent", text="cloudd heard nothing for too long"))
+        except (EOFError, ConnectionError, RuntimeError):
+            pass  # closed by the device, by a newer connection, or with the network
+        finally:
+            if self._channels.get(channel.device) is channel:
+                del self._channels[channel.device]
+                await self._fleet.disconnected(channel.device, self._wall())
+        return socket
+
+    def _register(self, channel: _Channel) -> None:
+        """Make this the device's channel before its row is touched: a revocation from now on finds it and closes it."""
+        older = self._channels.get(channel.device)
+        self._channels[channel.device] = channel
+        if older is not None:
+            log.info("device %s connected again; its older connection is closed", channel.device)
+            text = "this device has opened a newer connection"
+            task = asyncio.create_task(older.end(CLOSE_SUPERSEDED, Notice(code="superseded", text=text)))
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
+
+    async def _converse(self, channel: _Channel, hello: Hello) -> None:
+        silence_s = _MISSED_HEARTBEATS * self._heartbeat_s
+        row = await self._fleet.connected(channel.device, hello, self._wall(), silence_s)
+        if row is None:
+            return await self._revoked(channel)
+        await channel.send(Welcome(heartbeat_s=self._heartbeat_s, time=self._wall(), name=self._name))
+        if row.desired is not None and row.desired_revision != hello.revision:
+            await channel.send(Desired(revision=row.desired_revision, services=row.desired))
+        while True:
+            message = await self._receive(channel, silence_s)
+            if isinstance(message, Report):
+                if not await self._fleet.reported(channel.device, message, self._wall(), silence_s):
+                    return await self._revoked(channel)
+                await asyncio.sleep(_REPORT_PAUSE_S)
+            elif isinstance(message, Notice):
+                log.warning("device %s says (%s): %s", channel.device, message.code[:64], message.text[:500])
+            else:
+                raise ProtocolError("a second hello on the same connection")
+
+    async def _revoked(self, channel: _Channel) -> None:
+        await channel.end(CLOSE_REVOKED, Notice(code="revoked", text="this device was revoked"))
+
+    async def _receive(self, channel: _Channel, timeout_s: float) -> ToCloud:
+        """The next message. Raises ProtocolError, TimeoutError, or EOFError when the socket is closed."""
+        frame: WSMessage = await channel.socket.receive(timeout=timeout_s)
+        if frame.type is not WSMsgType.TEXT:
+            if frame.type in (WSMsgType.BINARY, WSMsgType.ERROR):
+                raise ProtocolError(f"only text messages of at most {MAX_MESSAGE} bytes belong here")
+            raise EOFError
+        try:
+            return _DECODER.decode(frame.data)
+        except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+            raise ProtocolError(f"a message that cannot be read: {error}") from None

@@ -1,0 +1,141 @@
+"""Every table of cloudd, as SQLAlchemy Core. A change here needs a migration in `migrations/versions` (a test compares).
+
+Times are seconds since 1970 (wall clock). Structured values that SQL never looks into (reports, verdicts) are JSON.
+Blobs are named by their SHA-256 in hex; a row may name a blob only after the blob is durable.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# SQLite numbers rows by itself only for a column of exactly the type INTEGER.
+_RowId = BigInteger().with_variant(Integer, "sqlite")
+
+invites = Table(
+    "invites",
+    metadata,
+    Column("token_id", Text, primary_key=True),
+    Column("secret_hash", Text, nullable=False),  # hex, never the secret itself
+    Column("name", Text, nullable=False),  # proposed device name, may be empty
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double, nullable=False),
+    Column("used_at", Double),
+    Column("used_by", Text),  # device id
+)
+
+devices = Table(
+    "devices",
+    metadata,
+    Column("id", Text, primary_key=True),  # canonical device id
+    Column("name", Text, nullable=False),
+    Column("enrolled_at", Double, nullable=False),
+    Column("serial", Text, nullable=False),  # of the newest certificate
+    Column("not_after", Double, nullable=False),  # of the newest certificate
+    Column("machine", Text, nullable=False, server_default=""),  # from its last hello
+    Column("version", Text, nullable=False, server_default=""),
+    Column("seen_at", Double),  # last hello or report
+    Column("online_until", Double),  # silent for longer than this means offline; NULL: not connected
+)
+
+revocations = Table(
+    "revocations",
+    metadata,
+    Column("device_id", Text, primary_key=True),  # no foreign key: a forgotten device stays revoked
+    Column("revoked_at", Double, nullable=False),
+    Column("reason", Text, nullable=False, server_default=""),
+)
+
+desired = Table(
+    "desired",
+    metadata,
+    Column("device_id", Text, ForeignKey("devices.id", ondelete="CASCADE"), primary_key=True),
+    Column("revision", Text, nullable=False),
+    Column("services", JSON, nullable=False),  # list of service definition texts (TOML)
+    Column("changed_at", Double, nullable=False),
+)
+
+reports = Table(
+    "reports",
+    metadata,
+    Column("device_id", Text, ForeignKey("devices.id", ondelete="CASCADE"), primary_key=True),
+    Column("received_at", Double, nullable=False),
+    Column("report", JSON, nullable=False),  # the newest edgekit.messages.Report
+)
+
+models = Table(
+    "models",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("version", Text, primary_key=True),
+    Column("digest", Text, nullable=False),  # SHA-256 of package.toml
+    Column("task", Text, nullable=False),
+    Column("description", Text, nullable=False),
+    Column("added_at", Double, nullable=False),
+)
+
+model_files = Table(
+    "model_files",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("version", Text, primary_key=True),
+    Column("path", Text, primary_key=True),
+    Column("sha256", Text, nullable=False, index=True),
+    Column("size", BigInteger, nullable=False),  # bytes
+    ForeignKeyConstraint(["name", "version"], ["models.name", "models.version"], ondelete="CASCADE"),
+)
+
+answers = Table(
+    "answers",
+    metadata,
+    Column("id", _RowId, primary_key=True, autoincrement=True),
+    Column("device_id", Text, nullable=False),
+    Column("sample_id", Text, nullable=False),
+    Column("service", Text, nullable=False),
+    Column("serial", Text, nullable=False),
+    Column("reason", Text, nullable=False),  # edgekit.messages.SendReason
+    Column("late", Boolean, nullable=False),
+    Column("captured_at", Double, nullable=False),
+    Column("answered_at", Double, nullable=False),
+    Column("compute_ms", Double, nullable=False),
+    Column("edge", JSON, nullable=False),  # edgekit.messages.Verdict
+    Column("cloud", JSON, nullable=False),  # edgekit.messages.Verdict
+    Column("agrees", Boolean, nullable=False),  # both verdicts have the same label
+    Column("picture", Text, index=True),  # blob; NULL once retention removed it
+    Column("thumbnail", Text, index=True),  # blob, JPEG; NULL likewise
+    Column("bytes", BigInteger, nullable=False),  # picture and thumbnail together, 0 once removed
+    UniqueConstraint("device_id", "sample_id"),
+)
+Index("ix_answers_device_service", answers.c.device_id, answers.c.service)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", _RowId, primary_key=True, autoincrement=True),
+    Column("at", Double, nullable=False),
+    Column("action", Text, nullable=False),  # stable word: invite, enroll, revoke, desired, model ...
+    Column("subject", Text, nullable=False),  # device id, model, token id
+    Column("detail", Text, nullable=False, server_default=""),
+)

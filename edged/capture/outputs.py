@@ -1,0 +1,273 @@
+"""JSONL outputs: one decision a line, appended by a thread, so that a slow or full disk never delays an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from edgekit.atomic import fsync_dir
+from edgekit.messages import Level
+
+SYNC_S = 1.0
+"""Lines reach the disk at most this much later; at once where somebody waits for it."""
+RETRY_S = 1.0
+MAX_PENDING_BYTES = 32 << 20
+"""What may wait in memory for a disk that is full or gone; then the oldest line nobody waits for is given up."""
+TAIL_BYTES = 1 << 20
+
+MAX_BATCH_BYTES = 1 << 20
+
+Line = tuple[bytes, asyncio.Future[None] | None]
+Notify = Callable[[Level, str, str], None]
+"""Receives (level, code, sentence); called from the output's thread."""
+
+
+class OutputError(Exception):
+    """The line could not be made durable; whoever waits for it keeps the picture and tries again later."""
+
+
+class JsonlOutput:
+    """Appends lines to one file. `write` never blocks; `write_durably` waits until the line is on the disk.
+
+    Several processes may append to the same file (an old worker finishes while the new one serves): every batch is
+    written under a file lock. A line torn by a crash is cut off before the next one is written. A file that was renamed
+    or removed by log rotation is opened anew.
+    """
+
+    def __init__(self, path: Path, notify: Notify) -> None:
+        self.path = path
+        self._notify = notify
+        self._loop = asyncio.get_running_loop()
+        self._wake = threading.Condition()
+        self._pending: deque[Line] = deque()
+        self._pending_bytes = 0
+        self._dropped = 0
+        self._closing = False
+        self._file: int | None = None
+        self._trouble = ""
+        self._thread = threading.Thread(target=self._run, name=f"output {path.name}", daemon=True)
+        self._thread.start()
+
+    def write(self, line: bytes) -> None:
+        """Queue one line (without its newline)."""
+        self._queue(line, None)
+
+    async def write_durably(self, line: bytes) -> None:
+        """Queue one line and wait until it survives a power cut. Raises OutputError if that cannot be had."""
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._queue(line, future)
+        await future
+
+    async def close(self) -> None:
+        """Write and sync what is queued (one last try each) and end the thread."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        await asyncio.to_thread(self._thread.join)
+
+    def _queue(self, line: bytes, future: asyncio.Future[None] | None) -> None:
+        with self._wake:
+            if self._closing:
+                if future is not None:
+                    future.set_exception(OutputError(f"{self.path} is closed"))
+                return
+            self._pending.append((line + b"\n", future))
+            self._pending_bytes += len(line) + 1
+            if self._pending_bytes > MAX_PENDING_BYTES:
+                self._give_up_oldest()
+            self._wake.notify()
+
+    def _give_up_oldest(self) -> None:
+        for index, (line, future) in enumerate(self._pending):
+            if future is None:
+                del self._pending[index]
+                self._pending_bytes -= len(line)
+                self._dropped += 1
+                return
+
+    def _run(self) -> None:
+        unsynced = False
+        sync_at = 0.0
+        waiters: list[asyncio.Future[None]] = []
+        while True:
+            with self._wake:
+                if not self._pending and not self._closing:
+                    self._wake.wait(max(0.0, sync_at - time.monotonic()) if unsynced else None)
+                batch, size = self._take_batch()
+                last = self._closing and not self._pending
+            if batch and not self._append(batch):
+                with self._wake:
+                    self._pending.extendleft(reversed(batch))
+                    self._pending_bytes += size
+                    if not self._closing:
+                        self._wake.wait_for(lambda: self._closing, RETRY_S)
+                        continue
+                self._give_up_all()
+                break
+            if batch and not unsynced:
+                unsynced, sync_at = True, time.monotonic() + SYNC_S
+            waiters += [future for _, future in batch if future is not None]
+            if unsynced and (last or waiters or time.monotonic() >= sync_at):
+                fault = self._sync()
+                for future in waiters:
+                    self._settle(future, fault)
+                waiters.clear()
+                unsynced = False
+            if last:
+                break
+        if self._file is not None:
+            os.close(self._file)
+
+    def _take_batch(self) -> tuple[list[Line], int]:
+        """The oldest lines, up to MAX_BATCH_BYTES of them, and their size. Called with the lock held."""
+        batch: list[Line] = []
+        size = 0
+        while self._pending and (not batch or size + len(self._pending[0][0]) <= MAX_BATCH_BYTES):
+            batch.append(self._pending.popleft())
+            size += len(batch[-1][0])
+        self._pending_bytes -= size
+        return batch, size
+
+    def _give_up_all(self) -> None:
+        """The output closes and its disk takes nothing: say how many decisions are lost."""
+        for _, future in self._pending:
+            if future is not None:
+                self._settle(future, OutputError(f"{self.path} could not be written before the worker ended"))
+        lost = self._dropped + len(self._pending)
+        self._notify(
+            "error",
+            f"output-lost:{self.path}",
+            f"{lost} decisions could not be written to {self.path} and are lost there",
+        )
+
+    def _settle(self, future: asyncio.Future[None], error: Exception | None) -> None:
+        def settle() -> None:
+            if future.done():
+                return
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+
+        try:
+            self._loop.call_soon_threadsafe(settle)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            return
+
+    def _append(self, batch: list[Line]) -> bool:
+        """Append these lines or none of them; False if the disk did not take them."""
+        try:
+            file = self._open()
+            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                _write_all(file, b"".join(line for line, _ in batch))
+            finally:
+                fcntl.flock(file, fcntl.LOCK_UN)
+        except OSError as error:
+            self._report(error)
+            return False
+        self._recovered()
+        return True
+
+    def _sync(self) -> OutputError | None:
+        """Sync the file. After a failed sync nobody can know what is on the disk, so waiters are told to try again."""
+        try:
+            if self._file is not None:
+                os.fsync(self._file)
+        except OSError as error:
+            self._report(error)
+            return OutputError(f"{self.path} could not be synced: {error.strerror}")
+        return None
+
+    def _open(self) -> int:
+        if self._file is not None:
+            ours = os.fstat(self._file)
+            try:
+                there = self.path.stat()
+            except FileNotFoundError:
+                there = None
+            if there is not None and (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
+                return self._file
+            os.fsync(self._file)
+            os.close(self._file)
+            self._file = None
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            _cut_torn_line(file)
+            fcntl.flock(file, fcntl.LOCK_UN)
+            fsync_dir(self.path.parent)
+        except OSError:
+            os.close(file)
+            raise
+        self._file = file
+        return file
+
+    def _report(self, error: OSError) -> None:
+        reason = error.strerror or str(error)
+        if reason != self._trouble:
+            self._trouble = reason
+            self._notify(
+                "error",
+                f"output-stuck:{self.path}",
+                f"decisions cannot be written to {self.path} ({reason}); they wait in memory and inspection goes on",
+            )
+
+    def _recovered(self) -> None:
+        if not self._trouble:
+            return
+        self._trouble = ""
+        with self._wake:
+            dropped, self._dropped = self._dropped, 0
+        lost = f"; {dropped} decisions were given up meanwhile" if dropped else ""
+        self._notify("warning" if dropped else "ok", f"output-stuck:{self.path}", f"{self.path} is written again{lost}")
+
+
+def _write_all(file: int, data: bytes) -> None:
+    """Append all of `data` or nothing. Raises OSError."""
+    end = os.fstat(file).st_size
+    view = memoryview(data)
+    try:
+        while view:
+            view = view[os.write(file, view) :]
+    except OSError:
+        os.ftruncate(file, end)
+        raise
+
+
+def _cut_torn_line(file: int) -> None:
+    """Truncate the file behind its last newline; nothing behind it was ever durable."""
+    end = os.fstat(file).st_size
+    position = end
+    while position > 0:
+        start = max(0, position - 65_536)
+        newline = os.pread(file, position - start, start).rfind(b"\n")
+        if newline >= 0:
+            position = start + newline + 1
+            break
+        position = start
+    if position != end:
+        os.ftruncate(file, position)
+
+
+def tail_lines(path: Path, limit: int = TAIL_BYTES) -> list[bytes]:
+    """The whole lines among the last `limit` bytes of a file, oldest first; none if there is no such file."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return []
+    try:
+        end = os.fstat(file).st_size
+        start = max(0, end - limit)
+        data = os.pread(file, end - start, start)
+    finally:
+        os.close(file)
+    lines = data.split(b"\n")
+    return lines[1 if start else 0 : -1]

@@ -1,0 +1,216 @@
+"""Where things are and how the daemon is set up: directories, `edged.toml` and the flags of `edged run`.
+
+    name = "line-3"                     # what people call this device; default: the host name
+    threads = 0                         # model threads, 0 = all CPUs the daemon may use
+
+    [inference]
+    address = "127.0.0.1:8700"
+
+    [page]
+    address = "127.0.0.1:8701"
+    hosts = ["line3.plant.example"]     # further names the page may be reached under
+
+    [cloud]
+    url = "https://10.0.0.5:8440"       # only where discovery is forbidden
+    discover = true
+
+    [spool]
+    quota_mb = 1024                     # hard samples waiting for the link
+    reserve_mb = 256                    # disk space the spool leaves free
+
+Everything has a default, so the file is optional. Flags win over the file.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import msgspec
+from msgspec import Meta
+
+from edgekit import toml
+
+MAX_CONFIG = 65_536
+"""Bytes of edged.toml."""
+SYSTEM_STATE = Path("/var/lib/edged")
+SYSTEM_RUNTIME = Path("/run/edged")
+SOCKET_NAME = "edged.sock"
+
+Megabytes = Annotated[int, Meta(ge=1, le=16_777_216)]
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used; the message says which key, why and what is allowed."""
+
+
+class Address(NamedTuple):
+    """A TCP address to listen on. Port 0 is any free port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class _Table(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of every table in edged.toml."""
+
+
+class InferenceConfig(_Table):
+    address: str = "127.0.0.1:8700"
+
+
+class PageConfig(_Table):
+    address: str = "127.0.0.1:8701"
+    hosts: list[Annotated[str, Meta(min_length=1, max_length=253)]] = []
+
+
+class CloudConfig(_Table):
+    url: Annotated[str, Meta(max_length=1024)] = ""
+    discover: bool = True
+
+
+class SpoolConfig(_Table):
+    quota_mb: Megabytes = 1024
+    reserve_mb: Megabytes = 256
+
+
+class Config(_Table):
+    """The content of edged.toml."""
+
+    name: Annotated[str, Meta(max_length=64)] = ""
+    threads: Annotated[int, Meta(ge=0, le=1024)] = 0
+    inference: InferenceConfig = InferenceConfig()
+    page: PageConfig = PageConfig()
+    cloud: CloudConfig = CloudConfig()
+    spool: SpoolConfig = SpoolConfig()
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What `edged run` works with: the file, the flags over it, and the directories."""
+
+    state_dir: Path
+    runtime_dir: Path
+    config_path: Path
+    name: str
+    threads: int
+    inference: Address
+    page: Address
+    page_hosts: list[str]
+    cloud_url: str
+    discover: bool
+    spool_quota: int  # bytes
+    spool_reserve: int  # bytes
+
+    @property
+    def socket_path(self) -> Path:
+        """The local API."""
+        return self.runtime_dir / SOCKET_NAME
+
+
+class Flags(msgspec.Struct, frozen=True, kw_only=True):
+    """The flags of `edged run`; None means: as the file says."""
+
+    state: str | None = None
+    config: str | None = None
+    name: str | None = None
+    inference: str | None = None
+    page: str | None = None
+    cloud_url: str | None = None
+    discover: bool | None = None
+    threads: int | None = None
+
+
+def state_dir(flag: str | None = None, environ: Mapping[str, str] = os.environ, root: bool | None = None) -> Path:
+    """`--state`, else $EDGED_STATE, else $STATE_DIRECTORY, else /var/lib/edged for root and ~/.local/state/edged."""
+    named = flag or environ.get("EDGED_STATE") or environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    if named:
+        return Path(named).expanduser().absolute()
+    is_root = os.geteuid() == 0 if root is None else root
+    return SYSTEM_STATE if is_root else Path("~/.local/state/edged").expanduser()
+
+
+def socket_candidates(flag: str | None = None, environ: Mapping[str, str] = os.environ) -> list[Path]:
+    """Where a client looks for the local API, best first. Without a name the system's daemon is tried first."""
+    if flag or environ.get("EDGED_STATE"):
+        named = state_dir(flag, environ)
+        first = [SYSTEM_RUNTIME] if named == SYSTEM_STATE else []
+        return [directory / SOCKET_NAME for directory in [*first, named / "run"]]
+    directories = [SYSTEM_RUNTIME, SYSTEM_STATE / "run", state_dir(None, {}, root=False) / "run"]
+    return [directory / SOCKET_NAME for directory in directories]
+
+
+def load(flags: Flags, environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read edged.toml (if there is one) and put the flags over it. Raises ConfigError."""
+    state = state_dir(flags.state, environ)
+    path = _config_path(flags, environ, state)
+    try:
+        config = read_config(path)
+        runtime = environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+        return Settings(
+            state_dir=state,
+            runtime_dir=Path(runtime) if runtime else state / "run",
+            config_path=path,
+            name=(flags.name if flags.name is not None else config.name) or socket.gethostname(),
+            threads=flags.threads if flags.threads is not None else config.threads,
+            inference=parse_address(flags.inference or config.inference.address, "inference.address"),
+            page=parse_address(flags.page or config.page.address, "page.address"),
+            page_hosts=list(config.page.hosts),
+            cloud_url=check_url(flags.cloud_url if flags.cloud_url is not None else config.cloud.url),
+            discover=flags.discover if flags.discover is not None else config.cloud.discover,
+            spool_quota=config.spool.quota_mb << 20,
+            spool_reserve=config.spool.reserve_mb << 20,
+        )
+    except toml.TomlError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def read_config(path: Path) -> Config:
+    """The file's content; defaults if there is none. Raises toml.TomlError or OSError."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_CONFIG + 1)
+    except FileNotFoundError:
+        return Config()
+    return toml.convert(toml.read(data, MAX_CONFIG), Config)
+
+
+def parse_address(text: str, key: str) -> Address:
+    """Split "host:port" or "[v6]:port". Raises toml.TomlError naming `key`."""
+    host, colon, port = text.rpartition(":")
+    host = host.strip()
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        colon = ""
+    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
+        raise toml.TomlError(
+            f'"{key}" is {toml.show(text)}, but an address like "127.0.0.1:8700" belongs there (port 0 = any free one)'
+        )
+    return Address(host, int(port))
+
+
+def check_url(url: str) -> str:
+    """Return cloudd's URL without a trailing slash. Raises toml.TomlError."""
+    url = url.strip().rstrip("/")
+    scheme, _, rest = url.partition("://")
+    if url and (scheme != "https" or not rest or "/" in rest or "@" in rest):
+        raise toml.TomlError(f'"cloud.url" is {toml.show(url)}, but a URL like "https://10.0.0.5:8440" belongs there')
+    return url
+
+
+def _config_path(flags: Flags, environ: Mapping[str, str], state: Path) -> Path:
+    if flags.config:
+        path = Path(flags.config).expanduser().absolute()
+        if not path.is_file():
+            raise ConfigError(f"the configuration file {path} does not exist")
+        return path
+    directory = environ.get("CONFIGURATION_DIRECTORY", "").partition(":")[0]
+    return (Path(directory) if directory else state) / "edged.toml"

@@ -1,0 +1,211 @@
+"""The services this device should run: durable in `edged.db` and as files that people can read and edit.
+
+A change (from `edged services`, or a desired state from cloudd) is one transaction that also notes which files have to
+be written; then the files are written; then the note is removed. After a power cut between these steps the note is
+carried out at the next start, so table and files agree again. Without a note the files win: somebody edited them.
+
+Beside the newest definition of each service the last good one is kept, and which combination of definition and model
+failed, so that a restart comes up with what worked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from edged.store import Database
+from edgekit import atomic
+from edgekit.faults import crash_point
+from edgekit.services import MAX_SERVICE, Service, ServiceError, parse_service
+
+MIGRATIONS = [
+    """
+    CREATE TABLE services (
+        name TEXT PRIMARY KEY,
+        text TEXT NOT NULL,
+        origin TEXT NOT NULL,
+        good_text TEXT NOT NULL DEFAULT '',
+        good_ref TEXT NOT NULL DEFAULT '',
+        refused_key TEXT NOT NULL DEFAULT '',
+        refused_why TEXT NOT NULL DEFAULT ''
+    );
+    CREATE TABLE pending_files (name TEXT PRIMARY KEY, text TEXT);
+    CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+    """,
+]
+MAX_SERVICES = 64
+"""Services on one device; their definitions must fit into one frame to the worker together."""
+
+Origin = Literal["local", "cloud"]
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """One wanted service and what is known about running it."""
+
+    name: str
+    text: str  # the newest definition
+    origin: Origin
+    good_text: str = ""  # the newest definition that became ready
+    good_ref: str = ""  # and the package it ran with, name@version
+    refused_key: str = ""  # combination_key of what did not become ready
+    refused_why: str = ""
+
+
+class Change(NamedTuple):
+    """What one change does. `put` maps names to definition texts."""
+
+    put: Mapping[str, str] = {}
+    remove: Iterable[str] = ()
+    origin: Origin = "local"
+    revision: str | None = None  # of a desired state from cloudd
+
+
+def combination_key(text: str, ref: str) -> str:
+    """Names one definition run with one package."""
+    return hashlib.sha256(f"{ref}\0{text}".encode()).hexdigest()[:32]
+
+
+def check_desired(texts: Iterable[str], origin: str) -> tuple[dict[str, str], list[str]]:
+    """Parse a list of definitions: (name -> text of the good ones, sentences about the bad ones)."""
+    good: dict[str, str] = {}
+    problems: list[str] = []
+    for text in texts:
+        try:
+            service = parse_service(text, origin)
+            if len(good) >= MAX_SERVICES:
+                raise ServiceError(f"more than {MAX_SERVICES} services were asked for; {service.name} is left out")
+            good[service.name] = text
+        except ServiceError as error:
+            problems.append(str(error))
+    return good, problems
+
+
+class DesiredStore:
+    """Table and files of the wanted services. Blocking; use it from one thread at a time."""
+
+    def __init__(self, database: Database, directory: Path) -> None:
+        self._database = database
+        self._directory = directory
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def open(self) -> list[str]:
+        """Finish an interrupted change, then take over what people did to the files.
+
+        Returns a sentence for each file that cannot be used; the service it used to hold, if any, goes on unchanged.
+        """
+        self._write_pending()
+        return self.read_files()
+
+    def read_files(self) -> list[str]:
+        """Take over edited, added and removed files. Returns sentences about those that cannot be used."""
+        found, problems = self._parse_files()
+        known = {entry.name: entry for entry in self.entries()}
+        with self._database.transaction() as connection:
+            for name, text in found.items():
+                if name not in known or known[name].text != text:
+                    _upsert(connection.execute, name, text, "local")
+            for name in known.keys() - found.keys():
+                if not self._path(name).exists():
+                    connection.execute("DELETE FROM services WHERE name = ?", (name,))
+        return problems
+
+    def entries(self) -> list[Entry]:
+        """All wanted services by name."""
+        rows = self._database.query("SELECT * FROM services ORDER BY name")
+        return [msgspec.convert(dict(row), Entry) for row in rows]
+
+    def revision(self) -> str:
+        """Revision of the desired state from cloudd that is followed, "" for none."""
+        row = self._database.one("SELECT value FROM facts WHERE name = 'revision'")
+        return str(row["value"]) if row else ""
+
+    def apply(self, change: Change) -> None:
+        """Make `change` durable, then write its files. Raises sqlite3.Error or OSError (disk full): nothing is half-done."""
+        removed = [name for name in change.remove if name not in change.put]
+        with self._database.transaction() as connection:
+            for name, text in change.put.items():
+                _upsert(connection.execute, name, text, change.origin)
+                connection.execute("INSERT OR REPLACE INTO pending_files VALUES (?, ?)", (name, text))
+            for name in removed:
+                connection.execute("DELETE FROM services WHERE name = ?", (name,))
+                connection.execute("INSERT OR REPLACE INTO pending_files VALUES (?, NULL)", (name,))
+            if change.revision is not None:
+                connection.execute("INSERT OR REPLACE INTO facts VALUES ('revision', ?)", (change.revision,))
+        crash_point("supervisor.desired-written")
+        self._write_pending()
+        crash_point("supervisor.files-written")
+
+    def mark_good(self, name: str, text: str, ref: str) -> None:
+        """This definition became ready with this package."""
+        self._database.execute(
+            "UPDATE services SET good_text = ?, good_ref = ? WHERE name = ? AND (good_text != ? OR good_ref != ?)",
+            (text, ref, name, text, ref),
+        )
+
+    def mark_refused(self, name: str, key: str, why: str) -> None:
+        """This combination did not become ready; it is not tried again until somebody changes something."""
+        self._database.execute(
+            "UPDATE services SET refused_key = ?, refused_why = ? WHERE name = ?", (key, why, name)
+        )
+
+    def forgive(self) -> None:
+        """Let everything that was refused be tried again."""
+        self._database.execute("UPDATE services SET refused_key = '', refused_why = '' WHERE refused_key != ''")
+
+    def _write_pending(self) -> None:
+        rows = self._database.query("SELECT name, text FROM pending_files")
+        for row in rows:
+            path = self._path(row["name"])
+            if row["text"] is None:
+                path.unlink(missing_ok=True)
+                atomic.fsync_dir(self._directory)
+            else:
+                atomic.write_file(path, row["text"].encode())
+        if rows:
+            self._database.execute("DELETE FROM pending_files")
+
+    def _parse_files(self) -> tuple[dict[str, str], list[str]]:
+        found: dict[str, str] = {}
+        problems: list[str] = []
+        for path in sorted(self._directory.glob("*.toml")):
+            if path.name.startswith("."):
+                continue
+            try:
+                text = _read_definition(path)
+                service = parse_service(text, path.name)
+                if service.name != path.stem:
+                    raise ServiceError(f"{path.name} defines the service {service.name}; rename it {service.name}.toml")
+                if len(found) >= MAX_SERVICES:
+                    raise ServiceError(f"{path.name} is left out: {MAX_SERVICES} services are allowed")
+                found[service.name] = text
+            except ServiceError as error:
+                problems.append(str(error))
+            except (OSError, UnicodeDecodeError) as error:
+                problems.append(f"{path.name} cannot be read: {error}")
+        return found, problems
+
+    def _path(self, name: str) -> Path:
+        return self._directory / f"{name}.toml"
+
+
+def parse(entry_text: str) -> Service:
+    """A definition out of the table; it was checked on its way in. Raises ServiceError after a downgrade of edged."""
+    return parse_service(entry_text, "stored definition")
+
+
+def _read_definition(path: Path) -> str:
+    with path.open("rb") as file:
+        return file.read(MAX_SERVICE + 1).decode("utf-8")
+
+
+def _upsert(execute: Callable[[str, tuple[str, str, str]], object], name: str, text: str, origin: Origin) -> None:
+    """A new definition is worth a new try, so it clears the refusal; the last good one stays."""
+    execute(
+        "INSERT INTO services (name, text, origin) VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET "
+        "text = excluded.text, origin = excluded.origin, refused_key = '', refused_why = ''",
+        (name, text, origin),
+    )

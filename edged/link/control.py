@@ -1,0 +1,149 @@
+"""One conversation on the control channel: hello, welcome, then reports up and desired state down until it breaks."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final, Protocol
+
+import aiohttp
+import msgspec
+
+from edged.link.errors import LinkError, Refused, Unreachable
+from edged.link.http import sorted_errors
+from edgekit.messages import Desired, Hello, Notice, Report, ToCloud, ToEdge, Welcome
+
+MAX_MESSAGE: Final = 4 * 1024 * 1024
+"""Bytes of one message of cloudd. A device with 100 services has a desired state of 100 KiB."""
+_SEND_S: Final = 10.0
+_CLOSE_REVOKED: Final = 4003
+_MIN_HEARTBEAT_S, _MAX_HEARTBEAT_S = 0.05, 60.0
+
+
+class Host(Protocol):
+    """What a conversation asks and tells its owner."""
+
+    def hello(self) -> Hello:
+        """The first message."""
+
+    def state(self) -> Report:
+        """The present reported state."""
+
+    def welcomed(self, welcome: Welcome) -> None:
+        """The link is up."""
+
+    def desired(self, desired: Desired) -> None:
+        """cloudd wants this."""
+
+    def notice(self, level: str, code: str, text: str) -> None:
+        """Something for a person."""
+
+
+async def converse(
+    session: aiohttp.ClientSession,
+    url: str,
+    host: Host,
+    ended: asyncio.Event,
+    nudge: asyncio.Event,
+    attempt_s: float = 5.0,
+    ping_s: float = 10.0,
+) -> None:
+    """Hold the control channel to the cloudd at `url` until `ended` is set (then it returns) or it breaks (then it raises).
+
+    A ping goes out after `ping_s` seconds of silence and must be answered within half of that: a half-open connection,
+    which TCP alone would keep for hours, ends after 1.5 * `ping_s`. Setting `nudge` sends a report at once. Raises
+    Unreachable, WrongAuthority, or Refused when cloudd does not want this device.
+    """
+    with sorted_errors(url):
+        async with asyncio.timeout(attempt_s):
+            socket = await session.ws_connect(
+                f"{url}/v1/control",
+                heartbeat=ping_s,
+                max_msg_size=MAX_MESSAGE,
+                timeout=aiohttp.ClientWSTimeout(ws_close=2.0),
+            )
+        async with socket:
+            async with asyncio.timeout(2 * attempt_s):
+                await _send(socket, host.hello())
+                welcome = await _await_welcome(socket, host)
+            host.welcomed(welcome)
+            heartbeat = min(max(welcome.heartbeat_s, _MIN_HEARTBEAT_S), _MAX_HEARTBEAT_S)
+            await _first_of(
+                _receive(socket, host), _report(socket, host, heartbeat, nudge), _until(ended)
+            )
+
+
+async def _first_of(*works: object) -> None:
+    """Run until one ends, and end as that one did."""
+    tasks = [asyncio.ensure_future(work) for work in works]  # type: ignore[call-overload]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
+
+
+async def _until(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+async def _await_welcome(socket: aiohttp.ClientWebSocketResponse, host: Host) -> Welcome:
+    while True:
+        message = await _next(socket, host)
+        if isinstance(message, Welcome):
+            return message
+        _handle(message, host)
+
+
+async def _receive(socket: aiohttp.ClientWebSocketResponse, host: Host) -> None:
+    while True:
+        _handle(await _next(socket, host), host)
+
+
+async def _next(socket: aiohttp.ClientWebSocketResponse, host: Host) -> ToEdge:
+    """The next message that can be understood; one that cannot (of a newer cloudd) is named and skipped."""
+    while True:
+        frame = await socket.receive()
+        if frame.type is aiohttp.WSMsgType.TEXT:
+            try:
+                return msgspec.json.decode(frame.data, type=ToEdge)
+            except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+                host.notice("warning", "link.message", f"cloudd sent a message that this edged cannot read: {error}")
+        elif frame.type is not aiohttp.WSMsgType.BINARY:
+            raise _closed(socket)
+
+
+def _handle(message: ToEdge, host: Host) -> None:
+    if isinstance(message, Desired):
+        host.desired(message)
+    elif isinstance(message, Notice):
+        host.notice("warning", f"cloudd.{message.code[:64]}", message.text[:500])
+
+
+async def _report(
+    socket: aiohttp.ClientWebSocketResponse, host: Host, heartbeat_s: float, nudge: asyncio.Event
+) -> None:
+    while True:
+        nudge.clear()
+        await _send(socket, host.state())
+        try:
+            await asyncio.wait_for(nudge.wait(), heartbeat_s)
+        except TimeoutError:
+            continue
+        await asyncio.sleep(min(1.0, heartbeat_s / 4))  # a burst of changes is one report
+
+
+async def _send(socket: aiohttp.ClientWebSocketResponse, message: ToCloud) -> None:
+    async with asyncio.timeout(_SEND_S):
+        await socket.send_str(msgspec.json.encode(message).decode())
+
+
+def _closed(socket: aiohttp.ClientWebSocketResponse) -> LinkError:
+    if socket.close_code == _CLOSE_REVOKED:
+        return Refused(403, "cloudd has revoked this device")
+    error = socket.exception()
+    if error is not None:
+        return Unreachable(f"the control channel broke ({error})")
+    return Unreachable("cloudd closed the control channel")

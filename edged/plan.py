@@ -1,0 +1,124 @@
+"""What a worker should run now: pure decisions from wanted services, installed packages and what runs already.
+
+A service whose newest definition (with the package it means) failed falls back to its last good one. A service whose
+package is not here yet keeps its last good one too, or waits. Nothing here touches a disk or a clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from edged.desired import Entry, combination_key, parse
+from edgekit.messages import ServiceReport
+from edgekit.packages import PackageError, find
+from edgekit.services import Service, ServiceError
+
+
+class Choice(NamedTuple):
+    """One service as a worker shall run it."""
+
+    name: str
+    text: str
+    ref: str  # name@version of its package
+    last_good: bool = False  # it stands in for a newer definition or model that cannot run
+
+    @property
+    def key(self) -> str:
+        return combination_key(self.text, self.ref)
+
+
+class Plan(NamedTuple):
+    """What to run, what is missing for it, and a report for each service that cannot run."""
+
+    choices: tuple[Choice, ...]  # by name
+    missing: frozenset[str]  # model references to fetch
+    held: dict[str, ServiceReport]  # services that no worker runs now
+
+    @property
+    def key(self) -> frozenset[tuple[str, str]]:
+        """Two plans with equal keys run the same."""
+        return frozenset((choice.name, choice.key) for choice in self.choices)
+
+
+def make_plan(
+    entries: Iterable[Entry],
+    packages: Mapping[str, Path],
+    running: Mapping[str, Choice] | None = None,
+    one_by_one: bool = False,
+) -> Plan:
+    """Choose for every wanted service.
+
+    With `one_by_one` only the first definition that never became ready is tried; the others stay as they are in
+    `running` (or wait). That finds the one that takes the whole worker down with it.
+    """
+    choices: list[Choice] = []
+    missing: set[str] = set()
+    held: dict[str, ServiceReport] = {}
+    running = running or {}
+    trying = False
+    for entry in sorted(entries, key=lambda entry: entry.name):
+        choice, wanted, report = _choose(entry, packages)
+        if wanted:
+            missing.add(wanted)
+        if choice is not None and one_by_one and not proven(choice, entry):
+            present = running.get(entry.name)
+            if present is None or present.key != choice.key:
+                if trying:
+                    report = ServiceReport(name=entry.name, model=choice.ref, state="loading", detail="its turn comes")
+                    choice = present or _good(entry, packages)
+                trying = True
+        if choice is not None:
+            choices.append(choice)
+        else:
+            held[entry.name] = report
+    return Plan(tuple(choices), frozenset(missing), held)
+
+
+def proven(choice: Choice, entry: Entry) -> bool:
+    """True if exactly this has been ready before."""
+    return (choice.text, choice.ref) == (entry.good_text, entry.good_ref)
+
+
+def unproven(plan: Plan, entries: Mapping[str, Entry], running: Mapping[str, Choice]) -> list[Choice]:
+    """The choices that are new in this plan and never became ready: the suspects if its worker fails."""
+    return [
+        choice
+        for choice in plan.choices
+        if choice.name in entries
+        and not proven(choice, entries[choice.name])
+        and (choice.name not in running or running[choice.name].key != choice.key)
+    ]
+
+
+def _choose(entry: Entry, packages: Mapping[str, Path]) -> tuple[Choice | None, str, ServiceReport]:
+    """(what to run or None, model reference to fetch or "", report for the case of None)."""
+    good = _good(entry, packages)
+    try:
+        service = parse(entry.text)
+        ref = find(service.model, packages)
+    except (ServiceError, PackageError) as error:
+        return good, "", ServiceReport(name=entry.name, model="", state="failed", detail=str(error))
+    if ref is None:
+        detail = f"the model {service.model} is not installed"
+        return good, service.model, ServiceReport(name=entry.name, model=service.model, state="loading", detail=detail)
+    choice = Choice(entry.name, entry.text, ref)
+    if entry.refused_key and entry.refused_key == choice.key:
+        return good, "", ServiceReport(name=entry.name, model=ref, state="failed", detail=entry.refused_why)
+    return choice, "", ServiceReport(name=entry.name, model=ref, state="loading")
+
+
+def _good(entry: Entry, packages: Mapping[str, Path]) -> Choice | None:
+    if not entry.good_text or entry.good_ref not in packages:
+        return None
+    choice = Choice(entry.name, entry.good_text, entry.good_ref, last_good=True)
+    return None if entry.refused_key == choice.key else choice
+
+
+def service_of(entry: Entry) -> Service | None:
+    """The newest definition, None if this version of edged cannot read it."""
+    try:
+        return parse(entry.text)
+    except ServiceError:
+        return None

@@ -1,0 +1,4 @@
+"""Decides which samples are hard: scores, thresholds with a certified risk, thresholds for a budget, and drift alarms.
+
+Pure mathematics and pure state machines: no clock, no random source, no file and no socket inside.
+"""

@@ -1,0 +1,137 @@
+"""The look that edged's status page and cloudd's dashboard share: one frame, one stylesheet, one script, no asset.
+
+Pages are rendered on the server and are whole without JavaScript; the script only fetches the page again and swaps
+`<main>`, so that numbers live. Everything that comes from outside goes through `text()`. There are no inline style or
+event attributes: the content security policy allows exactly STYLE and SCRIPT by their hashes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from html import escape as text
+
+__all__ = ["SCRIPT", "STYLE", "age", "badge", "bar", "count", "megabytes", "page", "table", "text"]
+
+STYLE = """
+:root{--bg:#f4f5f7;--card:#fff;--ink:#16191d;--soft:#5c6670;--line:#dfe3e8;--ok:#1a7f4b;--warn:#9a5b00;--bad:#b3261e;
+--edge:#2563a8;--cloud:#7a3fb0}
+@media(prefers-color-scheme:dark){:root{--bg:#101316;--card:#1a1f24;--ink:#e8eaed;--soft:#9aa4ae;--line:#2c333a;
+--ok:#4cc38a;--warn:#e8a33d;--bad:#f2786f;--edge:#6cabf0;--cloud:#c092ee}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--bg);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
+header,main,footer{max-width:72rem;margin:0 auto;padding:.75rem 1rem}
+header{display:flex;gap:1rem;align-items:baseline;flex-wrap:wrap}
+h1{font-size:1.25rem;margin:0}h2{font-size:1rem;margin:0 0 .5rem}
+header span,footer,.soft{color:var(--soft)}
+.card{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:1rem;margin:0 0 1rem;
+overflow-x:auto}
+.verdict{border-left:6px solid var(--ok);font-size:1.1rem}
+.verdict.warning{border-left-color:var(--warn)}.verdict.error{border-left-color:var(--bad)}
+.grid{display:grid;gap:1rem;grid-template-columns:repeat(auto-fit,minmax(17rem,1fr));align-items:start;margin-bottom:1rem}
+.grid>.card{margin:0}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem .9rem;margin:0}
+dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
+table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
+th{color:var(--soft);font-weight:500;text-align:left}
+th,td{padding:.3rem .7rem .3rem 0;border-bottom:1px solid var(--line);vertical-align:top}
+tr:last-child td{border-bottom:0}
+td.n,th.n{text-align:right}
+.badge{display:inline-block;border-radius:99px;padding:0 .55rem;font-size:.85rem;border:1px solid currentColor;
+white-space:nowrap}
+.ok{color:var(--ok)}.warning{color:var(--warn)}.error{color:var(--bad)}.edge{color:var(--edge)}.cloud{color:var(--cloud)}
+code{font:.88em ui-monospace,monospace;overflow-wrap:anywhere}
+img.sample{width:64px;height:64px;object-fit:cover;border-radius:6px;border:1px solid var(--line);display:block}
+svg.bar{display:block;border-radius:4px;background:var(--line)}
+svg .edge{fill:var(--edge)}svg .cloud{fill:var(--cloud)}svg .warning{fill:var(--warn)}svg .ok{fill:var(--ok)}
+svg .error{fill:var(--bad)}
+form{display:inline}input,button{font:inherit;padding:.2rem .6rem;border-radius:6px;border:1px solid var(--line);
+background:var(--bg);color:var(--ink)}button{cursor:pointer}
+"""
+
+SCRIPT = """
+(function () {
+  var main = document.querySelector("main"), live = document.getElementById("live");
+  function busy() { var a = document.activeElement; return a && main.contains(a) && /INPUT|BUTTON/.test(a.tagName); }
+  function again() {
+    if (document.hidden || busy()) return;
+    fetch(location.pathname, {cache: "no-store"}).then(function (r) {
+      if (!r.ok) throw new Error(String(r.status));
+      return r.text();
+    }).then(function (html) {
+      var next = new DOMParser().parseFromString(html, "text/html").querySelector("main");
+      if (next && !busy()) main.replaceChildren.apply(main, Array.from(next.childNodes));
+      live.textContent = "live";
+    }).catch(function () { live.textContent = "the daemon does not answer; numbers may be old"; });
+  }
+  live.textContent = "live";
+  setInterval(again, 2000);
+})();
+"""
+
+
+def page(title: str, subtitle: str, main: str, footer: str) -> str:
+    """The whole document. `main` and `footer` are HTML made with these functions; title and subtitle are plain text."""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f'<link rel="icon" href="data:,"><title>{text(title)}</title><style>{STYLE}</style></head><body>'
+        f'<header><h1>{text(title)}</h1><span>{text(subtitle)}</span><span id="live"></span></header>'
+        f"<main>{main}</main><footer>{footer}</footer><script>{SCRIPT}</script></body></html>"
+    )
+
+
+def badge(label: str, kind: str = "") -> str:
+    """A small rounded word. `kind` is one of ok, warning, error, edge, cloud, or empty."""
+    return f'<span class="badge {kind}">{text(label)}</span>'
+
+
+def table(head: Iterable[tuple[str, bool]], rows: Iterable[Iterable[str]], empty: str) -> str:
+    """A table of ready HTML cells; `head` gives each column's title and whether it holds numbers."""
+    columns = list(head)
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f"<td{' class=n' if number else ''}>{cell}</td>" for cell, (_, number) in zip(row, columns, strict=True)
+        )
+        + "</tr>"
+        for row in rows
+    )
+    if not body:
+        return f'<p class="soft">{text(empty)}</p>'
+    heads = "".join(f"<th{' class=n' if number else ''}>{text(title)}</th>" for title, number in columns)
+    return f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def bar(parts: Iterable[tuple[float, str]], label: str, width: int = 160) -> str:
+    """A stacked bar: shares (0..1) with their colour class, left to right. `label` says the same for screen readers."""
+    x, pieces = 0.0, []
+    for share, kind in parts:
+        length = max(0.0, min(share, 1.0)) * width
+        pieces.append(f'<rect x="{x:.1f}" y="0" width="{length:.1f}" height="10" class="{kind}"/>')
+        x += length
+    return (
+        f'<svg class="bar" width="{width}" height="10" role="img" aria-label="{text(label)}">'
+        f"<title>{text(label)}</title>{''.join(pieces)}</svg>"
+    )
+
+
+def age(now: float, then: float | None) -> str:
+    """How long ago, for people; "never" for None."""
+    if then is None or then <= 0:
+        return "never"
+    seconds = max(0.0, now - then)
+    for limit, unit, name in ((90, 1, "s"), (5400, 60, "min"), (129600, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.0f} {name} ago"
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(then))
+
+
+def megabytes(size: float) -> str:
+    """Bytes as MB (10^6) or GB, as people read disks."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def count(number: int) -> str:
+    """A whole number with thin spaces between thousands."""
+    return f"{number:,}".replace(",", "\u202f")

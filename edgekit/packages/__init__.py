@@ -1,0 +1,45 @@
+"""The model package: a directory whose manifest lists every file by SHA-256, opened strictly, installed atomically."""
+
+from __future__ import annotations
+
+from edgekit.packages.manifest import (
+    MANIFEST_NAME,
+    InputSpec,
+    Manifest,
+    OutputSpec,
+    PackageError,
+    ProofSample,
+    Variant,
+    check_name,
+    check_version,
+    manifest_text,
+    parse_manifest,
+    split_ref,
+    version_key,
+)
+from edgekit.packages.package import Package, open_package, seal_package
+from edgekit.packages.store import adopt, find, install, installed, sweep
+
+__all__ = [
+    "MANIFEST_NAME",
+    "InputSpec",
+    "Manifest",
+    "OutputSpec",
+    "Package",
+    "PackageError",
+    "ProofSample",
+    "Variant",
+    "adopt",
+    "check_name",
+    "check_version",
+    "find",
+    "install",
+    "installed",
+    "manifest_text",
+    "open_package",
+    "parse_manifest",
+    "seal_package",
+    "split_ref",
+    "sweep",
+    "version_key",
+]

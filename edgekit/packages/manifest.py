@@ -1,0 +1,208 @@
+"""`package.toml`: its Structs, its strict reader and its writer. Touches no file system."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from edgekit import toml
+
+MANIFEST_NAME = "package.toml"
+MAX_MANIFEST = 4 << 20
+"""Bytes of package.toml; 10,000 files with long names and their hashes fit."""
+MAX_FILES = 10_000
+MAX_PATH = 255
+MAX_SIDE = 16_384
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_DIGITS = re.compile(r"([0-9]+)")
+
+
+class PackageError(ValueError):
+    """A model package that must not be used; the message says which file or key, and why."""
+
+
+class _Table(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of every table in package.toml."""
+
+
+class InputSpec(_Table, frozen=True, kw_only=True):
+    """How a picture becomes the model's input tensor: value = (pixel - mean) * scale, pixel 0..255.
+
+    `mean` and `scale` have one entry for all channels or one per channel (in the order of `colour`). With dtype uint8
+    or int8 the model's own quantisation is applied afterwards when the runtime reports one.
+    """
+
+    width: Annotated[int, Meta(ge=1, le=MAX_SIDE)]  # pixels
+    height: Annotated[int, Meta(ge=1, le=MAX_SIDE)]  # pixels
+    colour: Literal["grey", "rgb", "bgr"] = "rgb"
+    layout: Literal["nchw", "nhwc"] = "nchw"
+    dtype: Literal["float32", "uint8", "int8"] = "float32"
+    resize: Literal["stretch", "crop", "letterbox"] = "stretch"
+    interpolation: Literal["linear", "area"] = "area"
+    mean: list[float] = msgspec.field(default_factory=lambda: [0.0])
+    scale: list[float] = msgspec.field(default_factory=lambda: [1.0])
+    name: str = ""  # input tensor, "" for the only one
+
+
+class OutputSpec(_Table, frozen=True, kw_only=True):
+    """What the model's output means: one value per label as logits or probabilities, or none of these."""
+
+    kind: Literal["logits", "probabilities", "none"] = "logits"
+    name: str = ""  # output tensor, "" for the first one
+
+
+class Variant(_Table, frozen=True, kw_only=True):
+    """One file for one runtime and precision. Variants stand in the author's order of preference."""
+
+    file: str
+    runtime: Literal["onnxruntime", "litert"] = "onnxruntime"
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"
+
+
+class ProofSample(_Table, frozen=True, kw_only=True):
+    """A picture in the package and what the model must say about it before it may serve."""
+
+    file: str
+    label: str
+    score: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
+    tolerance: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.05
+
+
+class Manifest(_Table, frozen=True, kw_only=True):
+    """The content of package.toml. Paths are relative to it, with forward slashes; `files` lists every one of them."""
+
+    schema: Literal[1] = 1
+    name: str
+    version: str
+    task: str = "classification"
+    description: str = ""
+    labels: str = ""  # file with one label per line; needed for classification
+    input: InputSpec
+    output: OutputSpec = OutputSpec()
+    variants: list[Variant]
+    samples: list[ProofSample] = []
+    files: dict[str, str] = {}  # path -> SHA-256, lower-case hex
+
+    @property
+    def ref(self) -> str:
+        """name@version"""
+        return f"{self.name}@{self.version}"
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """Read package.toml from its bytes and check all that needs no file system. Raises PackageError."""
+    try:
+        manifest = toml.convert(toml.read(data, MAX_MANIFEST), Manifest)
+    except toml.TomlError as error:
+        raise PackageError(error.at(MANIFEST_NAME)) from None
+    check_manifest(manifest)
+    if not manifest.files:
+        raise PackageError(f"{MANIFEST_NAME}: [files] is empty; every file must be listed with its SHA-256")
+    check_file_table(manifest.files)
+    for key, path in _references(manifest):
+        if path not in manifest.files:
+            raise PackageError(f'{MANIFEST_NAME}: "{key}" names {toml.show(path)}, which [files] does not list')
+    return manifest
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """package.toml for `manifest`; equal manifests give equal text."""
+    ordered = msgspec.structs.replace(manifest, files=dict(sorted(manifest.files.items())))
+    return toml.dump(ordered)
+
+
+def check_manifest(manifest: Manifest) -> None:
+    """Check names, references and numbers, but not the table of files. Raises PackageError."""
+    check_name(manifest.name, key="name")
+    check_version(manifest.version)
+    channels = 1 if manifest.input.colour == "grey" else 3
+    for key, values in (("mean", manifest.input.mean), ("scale", manifest.input.scale)):
+        if len(values) not in (1, channels):
+            raise PackageError(
+                f'{MANIFEST_NAME}: "input.{key}" has {len(values)} values; '
+                f"{'1 is' if channels == 1 else '1 or 3 are'} allowed for {manifest.input.colour}"
+            )
+    if not manifest.variants:
+        raise PackageError(f"{MANIFEST_NAME}: [[variants]] is missing; name at least one model file")
+    if manifest.task == "classification" and not manifest.labels:
+        raise PackageError(f'{MANIFEST_NAME}: "labels" is missing; a classification model needs a file of labels')
+    for _, path in _references(manifest):
+        check_path(path)
+
+
+def check_file_table(files: dict[str, str]) -> None:
+    """Check paths and hashes of a [files] table. Raises PackageError."""
+    if len(files) > MAX_FILES:
+        raise PackageError(f"{MANIFEST_NAME}: {len(files)} files are listed; {MAX_FILES} are allowed")
+    for path, digest in files.items():
+        check_path(path)
+        if not _SHA256.fullmatch(digest):
+            raise PackageError(
+                f"{MANIFEST_NAME}: the hash of {toml.show(path)} is no SHA-256 in 64 lower-case hex digits"
+            )
+
+
+def check_path(path: str) -> str:
+    """Return `path` if it names a file inside a package and nothing outside. Raises PackageError."""
+    fault = ""
+    if not path or len(path.encode("utf-8", "replace")) > MAX_PATH:
+        fault = f"must have 1 to {MAX_PATH} bytes"
+    elif not path.isprintable() or "\\" in path:
+        fault = "must not contain control characters or backslashes"
+    elif path.startswith("/"):
+        fault = "must be relative to the package"
+    elif any(part in ("", ".", "..") for part in path.split("/")):
+        fault = 'must name a file inside the package, without "..", "." or empty parts'
+    elif PurePosixPath(path).parts[0].lower() == MANIFEST_NAME:
+        fault = f"must not be {MANIFEST_NAME} itself, which cannot carry its own hash"
+    if fault:
+        raise PackageError(f"{MANIFEST_NAME}: the path {toml.show(path)} {fault}")
+    return path
+
+
+def check_name(name: str, *, key: str = "name") -> str:
+    """Return `name` if it can name a model. Raises PackageError."""
+    if not _NAME.fullmatch(name):
+        raise PackageError(
+            f'"{key}": {toml.show(name)} is no model name; use 1 to 64 of a-z 0-9 . _ - '
+            "and begin with a letter or digit"
+        )
+    return name
+
+
+def check_version(version: str) -> str:
+    """Return `version` if it can be a model version. Raises PackageError."""
+    if not _VERSION.fullmatch(version):
+        raise PackageError(
+            f"{toml.show(version)} is no model version; use 1 to 32 of A-Z a-z 0-9 . _ - "
+            "and begin with a letter or digit"
+        )
+    return version
+
+
+def split_ref(ref: str, *, key: str = "model") -> tuple[str, str | None]:
+    """Split "name@version" or "name" into (name, version or None). Raises PackageError naming `key`."""
+    name, at, version = ref.partition("@")
+    check_name(name, key=key)
+    return name, check_version(version) if at else None
+
+
+def version_key(version: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key under which 1.10 is newer than 1.9: runs of digits compare as numbers, everything else as text."""
+    parts = _DIGITS.split(version)
+    return tuple((1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts if part)
+
+
+def _references(manifest: Manifest) -> list[tuple[str, str]]:
+    named = [(f"variants[{i}].file", variant.file) for i, variant in enumerate(manifest.variants)]
+    named += [(f"samples[{i}].file", sample.file) for i, sample in enumerate(manifest.samples)]
+    if manifest.labels:
+        named.append(("labels", manifest.labels))
+    return named

@@ -1,0 +1,126 @@
+"""ONNX models by onnxruntime on the CPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from numpy.typing import NDArray
+
+from edgekit.runtimes.base import ModelError, SessionOptions, TensorInfo, check_feeds, check_model_file
+from edgekit.runtimes.onnx_reader import OnnxReferences, read_references
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when onnxruntime is imported
+
+try:
+    import onnxruntime
+except ImportError:  # the extra is not installed; `installed` says so and a session explains it
+    onnxruntime = None
+
+DOMAINS = frozenset(("", "ai.onnx", "ai.onnx.ml", "com.microsoft"))
+"""Operator domains that come with onnxruntime. A library of custom operators is native code; none is ever loaded."""
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(bool)": "bool",
+    **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
+
+
+def installed() -> bool:
+    return importlib.util.find_spec("onnxruntime") is not None
+
+
+class OnnxSession:
+    """A Session for one `.onnx` file. onnxruntime's own run is thread-safe."""
+
+    def __init__(self, path: Path, options: SessionOptions, files: frozenset[str]) -> None:
+        if onnxruntime is None:
+            raise ModelError('onnxruntime is not installed; install it with: pip install "edged-cloudd[serve]"')
+        check_model_file(path)
+        references = read_references(path)
+        _check_domains(references)
+        _check_external(path, references, files)
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = options.threads
+        settings.inter_op_num_threads = 1
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spinning else "0")
+        settings.log_severity_level = 3  # errors only; they also arrive as exceptions
+        try:
+            # Loaded by path, never from bytes: a model from bytes may read any file below the working directory.
+            session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's exceptions share no base class but Exception
+            raise ModelError(f"{path.name} cannot be loaded: {_reason(error)}") from error
+        # Weights that old exporters list as graph inputs are "overridable initializers", not inputs, to onnxruntime.
+        self._inputs = [_info(node) for node in session.get_inputs()]
+        self._outputs = [_info(node) for node in session.get_outputs()]
+        self._session: Any = session
+
+    @property
+    def inputs(self) -> list[TensorInfo]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> list[TensorInfo]:
+        return self._outputs
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """See Session.run."""
+        session = self._session
+        if session is None:
+            raise ModelError("the model was closed")
+        check_feeds(self._inputs, feeds)
+        try:
+            results: list[NDArray[Any]] = session.run(None, dict(feeds))
+        except Exception as error:
+            raise ModelError(f"the model failed: {_reason(error)}") from error
+        return results
+
+    def close(self) -> None:
+        """See Session.close."""
+        self._session = None
+
+
+def _check_domains(references: OnnxReferences) -> None:
+    for domain, operator in sorted(references.operators):
+        if domain not in DOMAINS and (domain, operator) not in references.functions:
+            raise ModelError(
+                f'the model needs the operator "{operator}" of the domain "{domain}", which is not built in'
+            )
+
+
+def _check_external(path: Path, references: OnnxReferences, files: frozenset[str]) -> None:
+    """External data may only be a listed, regular file in or below the model's own folder, reached by no symlink."""
+    for location in sorted(references.external):
+        parts = PurePosixPath(location).parts
+        if not parts or location.startswith("/") or "\\" in location or "\0" in location or ".." in parts:
+            raise ModelError(f"the model wants to read data from outside its folder ({location[:200]!r})")
+        normal = "/".join(parts)
+        if normal not in files:
+            raise ModelError(f"the model wants to read {normal[:200]!r}, which its package does not list beside it")
+        here = path.parent
+        for part in parts:
+            here = here / part
+            if here.is_symlink():
+                raise ModelError(f"the model wants to read {normal[:200]!r} through a symbolic link")
+        check_model_file(here)
+
+
+def _info(node: Any) -> TensorInfo:
+    dtype = _DTYPES.get(node.type, "object" if node.type == "tensor(string)" else "")
+    if not dtype:
+        raise ModelError(f'the model\'s "{node.name}" is a {node.type}; only plain tensors are supported')
+    return TensorInfo(node.name, tuple(size if isinstance(size, int) else None for size in node.shape), dtype)
+
+
+def _reason(error: Exception) -> str:
+    """onnxruntime's text without its "[ONNXRuntimeError] : 10 : INVALID_GRAPH : " prefix, on one bounded line."""
+    text = str(error)
+    if text.startswith("[ONNXRuntimeError]"):
+        text = text.split(" : ", 3)[-1]
+    return " ".join(text.split())[:500]

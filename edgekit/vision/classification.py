@@ -1,0 +1,200 @@
+"""A classifier made of a model package and a runtime session: picture in, label and margin out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.runtimes import ModelError, Session, SessionOptions, TensorInfo, installed, open_session
+from edgekit.runtimes.base import dequantise, shape_text
+from edgekit.vision.images import ImageError, decode
+from edgekit.vision.preprocess import check_input, prepare
+
+if TYPE_CHECKING:
+    from edgekit.packages import InputSpec, OutputSpec, Package, ProofSample, Variant
+
+MAX_SAMPLE_BYTES = 64 << 20
+"""Bytes of one proof sample."""
+_SLACK = 0.01  # how far outside 0..1 a probability may lie: rounding of half-precision and 8-bit outputs
+
+
+@dataclass(frozen=True)
+class Classified:
+    """What a model says about one picture."""
+
+    label: str
+    index: int  # of the label, 0-based
+    score: float  # probability of the label, 0..1
+    margin: float  # that minus the probability of the runner-up, 0..1; 1 - margin is the hardness
+    probabilities: NDArray[np.float32]  # one per label
+    timings_ms: dict[str, float] = field(default_factory=dict)  # decode (with pre-processing), infer
+
+
+def softmax(logits: NDArray[Any]) -> NDArray[np.float32]:
+    """exp(x_i) / sum exp(x_j) over the last axis; the largest value is subtracted first, so nothing overflows."""
+    shifted = np.asarray(logits, np.float64)
+    powers = np.exp(shifted - shifted.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True), np.float32)
+
+
+def read_answer(array: NDArray[Any], tensor: TensorInfo, kind: str, labels: Sequence[str]) -> Classified:
+    """Interpret the model's output `array` as one value per label.
+
+    `kind` is "logits" (softmax is applied) or "probabilities" (used as they are, clipped to 0..1; they need not sum to
+    exactly 1, as an 8-bit output cannot). Raises ModelError for another number of values, NaN or infinity, or
+    probabilities outside 0..1.
+    """
+    if array.size != len(labels) or array.shape[:1] not in ((1,), (len(labels),)):
+        raise ModelError(f"the model gave {shape_text(array.shape)} values for {len(labels)} labels")
+    values = dequantise(array, tensor).reshape(-1)
+    if not np.isfinite(values).all():
+        raise ModelError("the model gave values that are not numbers (NaN or infinity)")
+    if kind == "logits":
+        probabilities = softmax(values)
+    elif values.min() < -_SLACK or values.max() > 1 + _SLACK:
+        raise ModelError(
+            f"the model's probabilities reach from {values.min():.3g} to {values.max():.3g}; "
+            'its package should say kind = "logits"'
+        )
+    else:
+        probabilities = np.clip(values, 0, 1)
+    index = int(probabilities.argmax())
+    score = float(probabilities[index])
+    others = np.delete(probabilities, index)
+    margin = score - float(others.max()) if others.size else 1.0
+    return Classified(labels[index], index, score, margin, probabilities)
+
+
+class Classifier:
+    """One loaded variant of a classification package. Methods may be called from several threads."""
+
+    def __init__(self, package: Package, variant: Variant, session: Session) -> None:
+        """Use `load`; this constructor is for a session that was opened elsewhere. Raises ModelError as `load` does."""
+        self.package = package
+        self.variant = variant
+        self.session = session
+        self.labels: list[str] = list(package.labels)
+        self._input_spec: InputSpec = package.manifest.input
+        output_spec: OutputSpec = package.manifest.output
+        self._kind = output_spec.kind
+        if self._kind == "none":
+            raise ModelError(f'{package.manifest.ref} has the output kind "none", so it is no classifier')
+        if not self.labels:
+            raise ModelError(f"{package.manifest.ref} has no labels")
+        self._input = _find(session.inputs, self._input_spec.name, "input")
+        if len(session.inputs) != 1:
+            raise ModelError(f"the model has {len(session.inputs)} inputs; a classifier takes one picture")
+        self._output = _find(session.outputs, output_spec.name, "output")
+        self._output_at = session.outputs.index(self._output)
+        check_input(self._input_spec, self._input)
+        sizes = [size for size in self._output.shape[1:] if size != 1]
+        if sizes not in ([len(self.labels)], [None]) and not (sizes == [] and len(self.labels) == 1):
+            raise ModelError(
+                f'the model\'s output "{self._output.name}" is {shape_text(self._output.shape)}, '
+                f"but there are {len(self.labels)} labels"
+            )
+
+    @classmethod
+    def load(
+        cls, package: Package, options: SessionOptions | None = None, variant: Variant | None = None
+    ) -> Classifier:
+        """Open `variant`, or else the first variant of the package whose runtime is installed here.
+
+        Raises ModelError if the file cannot be loaded or does not fit its manifest.
+        """
+        variants = package.manifest.variants
+        chosen = variant or next((v for v in variants if installed(v.runtime)), variants[0])
+        session = open_session(package.path(chosen.file), chosen.runtime, options, _files_beside(package, chosen))
+        return cls(package, chosen, session)
+
+    def classify(self, data: bytes) -> Classified:
+        """Classify a JPEG or PNG. Raises ImageError for a bad picture and ModelError for a failing model."""
+        started = time.perf_counter()
+        tensor = self.tensor(data)
+        prepared = time.perf_counter()
+        answer = self.classify_tensor(tensor)
+        ended = time.perf_counter()
+        answer.timings_ms.update(decode=(prepared - started) * 1e3, infer=(ended - prepared) * 1e3)
+        return answer
+
+    def tensor(self, data: bytes) -> NDArray[Any]:
+        """A JPEG or PNG as the batch of one that the model wants. Raises ImageError and ModelError as `classify`."""
+        spec = self._input_spec
+        # Decoding at 1/2 or less averages blocks of pixels, as an area resize does, and unlike a linear one.
+        reduce_to = (spec.width, spec.height) if spec.interpolation == "area" else None
+        return prepare(decode(data, spec.colour, reduce_to=reduce_to), spec, self._input)
+
+    def classify_image(self, image: NDArray[np.uint8]) -> Classified:
+        """Classify decoded pixels (uint8, in the colour order of the package's input). Raises ModelError."""
+        return self.classify_tensor(prepare(image, self._input_spec, self._input))
+
+    def classify_tensor(self, tensor: NDArray[Any]) -> Classified:
+        """Classify a batch of one that is already as the model wants it. Raises ModelError."""
+        if tensor.shape[:1] != (1,):
+            raise ModelError(f"a batch of one is wanted, not {shape_text(tensor.shape)}")
+        outputs = self.session.run({self._input.name: tensor})
+        return read_answer(outputs[self._output_at], self._output, self._kind, self.labels)
+
+    def prove(self) -> int:
+        """Run the package's own samples; returns how many there were.
+
+        A package without samples gets one blank picture instead, so that a model that cannot run at all still shows
+        here and the first real picture meets a warm session. Raises ModelError if an answer is not what the package
+        promises.
+        """
+        samples = self.package.manifest.samples
+        if not samples:
+            spec = self._input_spec
+            size = (spec.height, spec.width) if spec.colour == "grey" else (spec.height, spec.width, 3)
+            self.classify_image(np.zeros(size, np.uint8))
+        for sample in samples:
+            self._prove(sample)
+        return len(samples)
+
+    def _prove(self, sample: ProofSample) -> None:
+        path = self.package.path(sample.file)
+        if path.stat().st_size > MAX_SAMPLE_BYTES:
+            raise ModelError(f"the sample {sample.file} is larger than {MAX_SAMPLE_BYTES} bytes")
+        try:
+            answer = self.classify(path.read_bytes())
+        except ImageError as error:
+            raise ModelError(f"the sample {sample.file} cannot be used: {error}") from error
+        if answer.label != sample.label:
+            raise ModelError(
+                f'the sample {sample.file} should be "{sample.label}", but the model says "{answer.label}" '
+                f"({answer.score:.3f})"
+            )
+        if sample.score is not None and abs(answer.score - sample.score) > sample.tolerance:
+            raise ModelError(
+                f'the sample {sample.file} should be "{sample.label}" with {sample.score:.3f} '
+                f"± {sample.tolerance:.3f}, but the model says {answer.score:.3f}"
+            )
+
+    def close(self) -> None:
+        """Give the session's memory back."""
+        self.session.close()
+
+
+def _find(tensors: Sequence[TensorInfo], name: str, kind: str) -> TensorInfo:
+    """The tensor of this name, or the first one for ""."""
+    if not tensors:
+        raise ModelError(f"the model has no {kind}")
+    if not name:
+        return tensors[0]
+    for tensor in tensors:
+        if tensor.name == name:
+            return tensor
+    raise ModelError(f'the model has no {kind} "{name}"; it has {", ".join(t.name for t in tensors)}')
+
+
+def _files_beside(package: Package, variant: Variant) -> list[str]:
+    """The package's files in or below the variant's own folder, relative to it: what external data may name."""
+    folder = PurePosixPath(variant.file).parent
+    paths = (PurePosixPath(path) for path in package.manifest.files)
+    return [str(path.relative_to(folder)) for path in paths if path.is_relative_to(folder)]

@@ -1,0 +1,17 @@
+"""Fixtures that every room's tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real pictures and models; the test is skipped where EDGED_REAL_DATA does not name one."""
+    value = os.environ.get("EDGED_REAL_DATA", "")
+    if not value or not Path(value).is_dir():
+        pytest.skip("EDGED_REAL_DATA names no folder of real data")
+    return Path(value)
