@@ -11,9 +11,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from edgekit.packages import InputSpec
+from edgekit.vision import images, preprocess
 
 SIDE = 64
 """Pictures are classified at 64 x 64 grey pixels."""
@@ -35,7 +37,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Dataset:
-    """`train_x`: uint8 (n, SIDE + 2 MARGIN, SIDE + 2 MARGIN), `train_y`: int64 (n,). Boards of the three parts are disjoint."""
+    """`train_x`: uint8 (n, side, side) with side = SIDE + 2 MARGIN, `train_y`: int64 (n,). The parts share no board."""
 
     name: str
     labels: list[str]
@@ -63,21 +65,17 @@ def load(name: str, root: Path | None = None) -> Dataset:
     return loaders[name]((root or data_root()) / name)
 
 
-def decode(item: Item) -> Grey:
-    """The item as the models see it: grey, SIDE x SIDE, resized by area as the packages' manifests say."""
-    return _shrunk(np.frombuffer(item.data, np.uint8), SIDE)
+def input_spec(side: int = SIDE) -> InputSpec:
+    """How the packages of both data sets describe their input."""
+    return InputSpec(width=side, height=side, colour="grey", mean=[127.5], scale=[1 / 127.5])
 
 
-def _shrunk(encoded: NDArray[np.uint8], side: int) -> Grey:
-    picture = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE)
-    if picture is None:
-        raise ValueError("not a picture")
-    if picture.shape != (side, side):
-        picture = cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
-    return np.asarray(picture, np.uint8)
+def decode(data: bytes, side: int = SIDE) -> Grey:
+    """An encoded picture as the models see it, by the daemon's own code: grey, side x side."""
+    return preprocess.fit(images.decode(data, "grey"), input_spec(side))
 
 
-# --- solder-tht: one joint a picture, five joints a board ----------------------------------------------------------------
+# --- solder-tht: one joint a picture, five joints a board------------------------------------------------------
 
 
 def _solder_tht(root: Path) -> Dataset:
@@ -93,7 +91,7 @@ def _solder_tht(root: Path) -> Dataset:
     return Dataset(
         name="solder-tht",
         labels=["normal", "defect"],
-        train_x=np.stack([_shrunk(np.fromfile(path, np.uint8), side) for path, _, _ in parts["train"]]),
+        train_x=np.stack([decode(path.read_bytes(), side) for path, _, _ in parts["train"]]),
         train_y=np.array([label for _, label, _ in parts["train"]], np.int64),
         calibration=[Item(path.read_bytes(), label, board) for path, label, board in parts["calibration"]],
         test=[Item(path.read_bytes(), label, board) for path, label, board in parts["test"]],
@@ -102,7 +100,7 @@ def _solder_tht(root: Path) -> Dataset:
     )
 
 
-# --- pcb-bare: patches around defects, and patches without any ------------------------------------------------------------
+# --- pcb-bare: patches around defects, and patches without any--------------------------------------------------
 
 _JITTER = 10  # pixels by which a patch's centre may lie off the defect's
 _CLEAR = 40  # a clean patch's centre is so far from every defect's, in x or in y
@@ -115,8 +113,8 @@ _CLEAN = 8  # clean places a board
 def _pcb_bare(root: Path) -> Dataset:
     """Six kinds of defect and `clean`. Of each group's 15 boards, in order of name, 8 train, 3 calibrate, 4 test.
 
-    Test and calibration patches come in several jittered views, because a camera never hits the same pixel twice and 60 boards
-    are few; views of one place resemble each other, so the effective number of samples is smaller than the number of items.
+    Test and calibration patches come in several jittered views, because a camera never hits the same pixel twice and 60
+    boards are few; views of one place resemble each other, so there are fewer independent samples than items.
     """
     coco = json.loads((root / "coco.json").read_text(encoding="utf-8"))
     labels = ["clean"] + [c["name"] for c in coco["categories"]]
@@ -131,7 +129,7 @@ def _pcb_bare(root: Path) -> Dataset:
     for image in sorted(coco["images"], key=lambda i: i["file_name"]):
         position = order[image["factory"]] = order.get(image["factory"], -1) + 1
         part = ("train", "test", "train", "calibration")[position % 4] if position < 14 else "train"
-        board, template = (_board(root / image[key]) for key in ("file_name", "template"))
+        board, template = (images.decode((root / image[key]).read_bytes(), "grey") for key in ("file_name", "template"))
         defects = boxes[image["id"]]
         places = [*defects, *_clean_places(rng, defects)]
         if part == "train":
@@ -142,7 +140,10 @@ def _pcb_bare(root: Path) -> Dataset:
         else:
             views = _TEST_VIEWS if part == "test" else _CALIBRATION_VIEWS
             for x, y, label in places:
-                held[part] += [Item(_png(_cut(rng, board, x, y, SIDE)), label, image["file_name"]) for _ in range(views)]
+                held[part] += [
+                    Item(images.encode_png(_cut(rng, board, x, y, SIDE)), label, image["file_name"])
+                    for _ in range(views)
+                ]
     return Dataset(
         name="pcb-bare",
         labels=labels,
@@ -153,13 +154,6 @@ def _pcb_bare(root: Path) -> Dataset:
         defect=None,
         rotatable=True,
     )
-
-
-def _board(path: Path) -> Grey:
-    picture = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    if picture is None:
-        raise SystemExit(f"{path} is not a picture.")
-    return np.asarray(picture, np.uint8)
 
 
 def _clean_places(rng: np.random.Generator, defects: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
@@ -179,9 +173,3 @@ def _cut(rng: np.random.Generator, board: Grey, x: int, y: int, side: int) -> Gr
     cy = int(np.clip(y + dy, SIDE // 2, board.shape[0] - SIDE // 2))
     padded = np.pad(board, half, mode="reflect")
     return padded[cy : cy + side, cx : cx + side].copy()
-
-
-def _png(picture: Grey) -> bytes:
-    done, data = cv2.imencode(".png", picture)
-    assert done, "PNG encoding cannot fail for a small grey picture"
-    return data.tobytes()

@@ -40,7 +40,9 @@ def table(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:
     widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
     left = [all(not isinstance(row.get(name), int | float) for row in rows) for name in names]
     lines = [
-        "  ".join(c.ljust(w) if keep_left else c.rjust(w) for c, w, keep_left in zip(line, widths, left, strict=True)).rstrip()
+        "  ".join(
+            c.ljust(w) if keep_left else c.rjust(w) for c, w, keep_left in zip(line, widths, left, strict=True)
+        ).rstrip()
         for line in cells
     ]
     lines.insert(1, "  ".join("-" * w for w in widths))

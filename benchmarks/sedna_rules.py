@@ -1,9 +1,9 @@
 """The hard-example rules of Sedna (KubeEdge), their formulas and defaults, to be measured on the same logits as ours.
 
-Written from the formulas in Sedna's `lib/sedna/algorithms/hard_example_mining` (commit 2c30e569), not copied. A classifier has
-no boxes, so the box rules see each sample as one box whose score is the best class's probability. The three traps of the
-original (ValueError for a probability of 0, ZeroDivisionError for one class, ValueError for numpy input) are not repeated:
-they would only make the comparison easier for us.
+Written from the formulas in Sedna's `lib/sedna/algorithms/hard_example_mining` (commit 2c30e569), not copied. A
+classifier has no boxes, so the box rules see each sample as one box whose score is the best class's probability. The
+three traps of the original (ValueError for a probability of 0, ZeroDivisionError for one class, ValueError for numpy
+input) are not repeated: they would only make the comparison easier for us.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def cross_entropy(p: Probabilities, t: float = 0.5) -> Hard:
 
 
 def ibt(p: Probabilities, t_box: float = 0.5, t_img: float = 0.5) -> Hard:
-    """Hard when the share of boxes with a score <= t_box is at least 1 - t_img: with one box, when its score is <= t_box."""
+    """Hard when the share of boxes with a score <= t_box is >= 1 - t_img: with one box, when its score is <= t_box."""
     low = (p.max(axis=1) <= t_box).astype(np.float64)
     return np.asarray(low >= 1.0 - t_img)
 

@@ -13,7 +13,7 @@ _MAX_REPLY = 64 * 1024 * 1024
 
 
 class ClientError(Exception):
-    """The daemon cannot be reached or refused; the text is a sentence for people. `status` is 0 if it was not reached."""
+    """The daemon was not reached (status 0) or refused (its HTTP status); the text is a sentence for people."""
 
     def __init__(self, text: str, status: int = 0) -> None:
         super().__init__(text)

@@ -109,15 +109,5 @@ def find_config(given: Path | None, state: Path) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def database_url(settings: Settings, state: Path) -> str:
-    """SQLAlchemy URL of the rows."""
-    return settings.database or f"sqlite+aiosqlite:///{state / 'cloudd.db'}"
-
-
-def blobs_url(settings: Settings, state: Path) -> str:
-    """URL of the object store."""
-    return settings.blobs or (state / "blobs").absolute().as_uri()
-
-
 def _is_loopback(host: str) -> bool:
     return ipaddress.ip_address(host).is_loopback

@@ -32,6 +32,8 @@ from typing import Annotated, NamedTuple
 import msgspec
 from msgspec import Meta
 
+from edged.link.address import cloud_url
+from edged.link.errors import LinkError
 from edgekit import toml
 
 MAX_CONFIG = 65_536
@@ -61,26 +63,26 @@ class _Table(msgspec.Struct, frozen=True, kw_only=True):
     """Base of every table in edged.toml."""
 
 
-class InferenceConfig(_Table):
+class InferenceConfig(_Table, frozen=True, kw_only=True):
     address: str = "127.0.0.1:8700"
 
 
-class PageConfig(_Table):
+class PageConfig(_Table, frozen=True, kw_only=True):
     address: str = "127.0.0.1:8701"
     hosts: list[Annotated[str, Meta(min_length=1, max_length=253)]] = []
 
 
-class CloudConfig(_Table):
+class CloudConfig(_Table, frozen=True, kw_only=True):
     url: Annotated[str, Meta(max_length=1024)] = ""
     discover: bool = True
 
 
-class SpoolConfig(_Table):
+class SpoolConfig(_Table, frozen=True, kw_only=True):
     quota_mb: Megabytes = 1024
     reserve_mb: Megabytes = 256
 
 
-class Config(_Table):
+class Config(_Table, frozen=True, kw_only=True):
     """The content of edged.toml."""
 
     name: Annotated[str, Meta(max_length=64)] = ""
@@ -161,7 +163,7 @@ def load(flags: Flags, environ: Mapping[str, str] = os.environ) -> Settings:
             inference=parse_address(flags.inference or config.inference.address, "inference.address"),
             page=parse_address(flags.page or config.page.address, "page.address"),
             page_hosts=list(config.page.hosts),
-            cloud_url=check_url(flags.cloud_url if flags.cloud_url is not None else config.cloud.url),
+            cloud_url=_cloud_url(flags.cloud_url if flags.cloud_url is not None else config.cloud.url),
             discover=flags.discover if flags.discover is not None else config.cloud.discover,
             spool_quota=config.spool.quota_mb << 20,
             spool_reserve=config.spool.reserve_mb << 20,
@@ -197,13 +199,11 @@ def parse_address(text: str, key: str) -> Address:
     return Address(host, int(port))
 
 
-def check_url(url: str) -> str:
-    """Return cloudd's URL without a trailing slash. Raises toml.TomlError."""
-    url = url.strip().rstrip("/")
-    scheme, _, rest = url.partition("://")
-    if url and (scheme != "https" or not rest or "/" in rest or "@" in rest):
-        raise toml.TomlError(f'"cloud.url" is {toml.show(url)}, but a URL like "https://10.0.0.5:8440" belongs there')
-    return url
+def _cloud_url(text: str) -> str:
+    try:
+        return cloud_url(text) if text.strip() else ""
+    except LinkError as error:
+        raise toml.TomlError(f'"cloud.url": {error}') from None
 
 
 def _config_path(flags: Flags, environ: Mapping[str, str], state: Path) -> Path:

@@ -124,7 +124,7 @@ class DesiredStore:
         return str(row["value"]) if row else ""
 
     def apply(self, change: Change) -> None:
-        """Make `change` durable, then write its files. Raises sqlite3.Error or OSError (disk full): nothing is half-done."""
+        """Make `change` durable, then write its files. Raises sqlite3.Error or OSError; then nothing is half-done."""
         removed = [name for name in change.remove if name not in change.put]
         with self._database.transaction() as connection:
             for name, text in change.put.items():
@@ -148,9 +148,7 @@ class DesiredStore:
 
     def mark_refused(self, name: str, key: str, why: str) -> None:
         """This combination did not become ready; it is not tried again until somebody changes something."""
-        self._database.execute(
-            "UPDATE services SET refused_key = ?, refused_why = ? WHERE name = ?", (key, why, name)
-        )
+        self._database.execute("UPDATE services SET refused_key = ?, refused_why = ? WHERE name = ?", (key, why, name))
 
     def forgive(self) -> None:
         """Let everything that was refused be tried again."""

@@ -1,8 +1,8 @@
 """Keeps one worker running what the plan says: starts, watches, swaps, restarts. It never gives up.
 
-A changed plan means a successor: it starts beside the present worker, has to become ready with every changed service, and
-only then the present one drains. A successor that fails is ended, the service that spoiled it is marked as refused, and
-its last good definition goes on. A crash without a change is answered by a restart with growing delays.
+A changed plan means a successor: it starts beside the present worker, has to become ready with every changed service,
+and only then the present one drains. A successor that fails is ended, the service that spoiled it is marked as refused,
+and its last good definition goes on. A crash without a change is answered by a restart with growing delays.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import psutil
 
@@ -62,7 +62,7 @@ class Runner:
         health: Health,
         command: Callable[[int, int], Sequence[str]] = worker_command,
     ) -> None:
-        """`http` is the listening inference socket, `directory` an empty one to run in, `packages` what is installed."""
+        """`http` is the listening inference socket, `directory` an empty one to run in, `packages` tells the installed."""
         self._http, self._directory, self._command = http, directory, command
         self._desired, self._packages, self._configure = desired, packages, configure
         self._health = health
@@ -168,7 +168,7 @@ class Runner:
         self._settled.set()
         retry_at = time.monotonic() + RETRY_FAILED_S if self._failed() else float("inf")
         while worker.alive and not self._changed.is_set():
-            await self._change_or(worker.exited, 5.0)
+            await self._change_or(5.0, worker.exited)
             if worker.alive and time.monotonic() - worker.last_seen > SILENCE_S:
                 text = f"The worker has been silent for {SILENCE_S:.0f} s; it is replaced."
                 self._health.note("error", "worker.silent", text)
@@ -210,11 +210,11 @@ class Runner:
                 self.worker = None
 
     async def _until_ready(self, candidate: Worker, plan: Plan) -> Ready | str:
-        """The candidate's Ready, or how it failed, or "" if a newer plan made it pointless. Without Ready it is ended."""
+        """The candidate's Ready, how it failed, or "" if a newer plan made it pointless. Without Ready it is ended."""
         deadline = time.monotonic() + READY_TIMEOUT_S
         failure = f"was not ready within {READY_TIMEOUT_S:.0f} s"
         while time.monotonic() < deadline:
-            await self._change_or(candidate.ready, deadline - time.monotonic(), candidate.exited)
+            await self._change_or(deadline - time.monotonic(), candidate.ready, candidate.exited)
             if candidate.ready.done():
                 return candidate.ready.result()
             if not candidate.alive:
@@ -320,11 +320,11 @@ class Runner:
     def _failed(self) -> bool:
         return any(report.state == "failed" for report in self._live_reports())
 
-    async def _change_or(self, future: asyncio.Future[object], timeout_s: float, *more: asyncio.Future[object]) -> None:
+    async def _change_or(self, timeout_s: float, *futures: asyncio.Future[Any]) -> None:
         """Wait for a change, one of the futures, or the time."""
-        change = asyncio.ensure_future(self._changed.wait())
+        change: asyncio.Future[Any] = asyncio.ensure_future(self._changed.wait())
         try:
-            await asyncio.wait([change, future, *more], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([change, *futures], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             change.cancel()
 

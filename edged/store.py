@@ -33,6 +33,11 @@ def is_disk_full(error: BaseException) -> bool:
     return isinstance(error, sqlite3.DatabaseError) and _primary_code(error) in _FULL
 
 
+def _says_disk_full(error: sqlite3.Error) -> bool:
+    """While opening, a full disk also shows as "unable to open": the file for the shared index cannot be made."""
+    return is_disk_full(error) or _primary_code(error) == sqlite3.SQLITE_CANTOPEN
+
+
 def _primary_code(error: sqlite3.Error) -> int:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
@@ -45,23 +50,34 @@ class Database:
     One connection behind one lock: safe to use from several threads; several processes may open the same file.
     """
 
-    def __init__(self, path: Path, migrations: Sequence[str], *, wall: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        path: Path,
+        migrations: Sequence[str],
+        *,
+        wall: Callable[[], float] = time.time,
+        make_room: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Open or create `path` (0600). `migrations[i]` is an SQL script that lifts version i to i + 1; never edit one.
 
+        Even opening writes a little. `make_room` is called when the disk is full, frees some of it (True if it did),
+        and opening or the statement of `execute` is tried once more.
         Raises StoreError if the file was written by a newer version or cannot be opened.
         """
         self.path = path
         self.quarantined: Path | None = None
         self._migrations = tuple(migrations)
+        self._make_room = make_room
         self._lock = threading.RLock()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             try:
                 self._connection = self._open()
             except sqlite3.DatabaseError as error:
-                if not is_corrupt(error):
+                if is_corrupt(error):
+                    self.quarantined = quarantine(path, wall())
+                elif not (_says_disk_full(error) and make_room()):
                     raise
-                self.quarantined = quarantine(path, wall())
                 self._connection = self._open()
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"cannot open the database {path}: {error}") from error
@@ -120,8 +136,14 @@ class Database:
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> int:
         """Run one statement as its own durable transaction; the number of rows it changed."""
-        with self.transaction() as connection:
-            return connection.execute(sql, parameters).rowcount
+        try:
+            with self.transaction() as connection:
+                return connection.execute(sql, parameters).rowcount
+        except sqlite3.OperationalError as error:
+            if not (is_disk_full(error) and self._make_room()):
+                raise
+            with self.transaction() as connection:
+                return connection.execute(sql, parameters).rowcount
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:

@@ -104,8 +104,7 @@ class Worker:
         on_event: Callable[[Event], None],
         command: Callable[[int, int], Sequence[str]] = worker_command,
     ) -> Worker:
-        """Spawn a worker in the empty `directory` and send its configuration. Raises OSError if it cannot be started."""
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Spawn a worker in the existing, empty `directory` and configure it. Raises OSError if it cannot be started."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         try:

@@ -1,7 +1,7 @@
-"""Named crash points: a test sets `EDGED_CRASH_AT=name` (or `name:3` for the third pass) and the process kills itself there.
+"""Named crash points: with `EDGED_CRASH_AT=name` (or `name:3`, the third pass) the process kills itself there.
 
-SIGKILL is the honest model of a power cut for one process: no handler, no flush, no `finally` runs. Without the variable
-a crash point costs one dictionary look-up at import and one comparison per pass.
+SIGKILL is the honest model of a power cut for one process: no handler, no flush, no `finally` runs. Without the
+variable a crash point costs one look-up at import and one comparison per pass.
 """
 
 from __future__ import annotations

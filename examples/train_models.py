@@ -16,33 +16,27 @@ import os
 import subprocess
 import sys
 import tempfile
+from itertools import islice
 from pathlib import Path
 
-import cv2
 import numpy as np
 
-from edgekit.packages import InputSpec, Manifest, OutputSpec, ProofSample, Variant, seal_package
+from edgekit.packages import InputSpec, Manifest, OutputSpec, Variant
 from examples.line_simulator.joints import CLASSES, SIDE
-from examples.line_simulator.line import training_set
+from examples.line_simulator.line import boards, training_set
+from examples.packaging import seal_with_proofs
 
 ROOT = Path(__file__).resolve().parent / "models"
 SMALL_SIDE = 32
-PROOFS = 5
 
 
 def package(name: str, side: int, onnx: Path, description: str) -> None:
     """Write one package: the model, its labels, and one proof sample a class."""
     root = ROOT / name
-    (root / "samples").mkdir(parents=True, exist_ok=True)
-    (root / "package.toml").unlink(missing_ok=True)
+    root.mkdir(parents=True, exist_ok=True)
     (root / "model.onnx").write_bytes(onnx.read_bytes())
     (root / "labels.txt").write_text("".join(f"{label}\n" for label in CLASSES))
-    proofs = []
-    for kind, picture in zip(CLASSES, proof_pictures(), strict=True):
-        file = f"samples/{kind}.jpg"
-        cv2.imwrite(str(root / file), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 92])
-        proofs.append(ProofSample(file=file, label=kind))
-    manifest = Manifest(
+    draft = Manifest(
         name=name,
         version="1",
         task="classification",
@@ -56,22 +50,14 @@ def package(name: str, side: int, onnx: Path, description: str) -> None:
             dtype="float32",
             resize="stretch",
             interpolation="area",
-            mean=[127.5] * 3,
-            scale=[1 / 127.5] * 3,
+            mean=[127.5],
+            scale=[1 / 127.5],
         ),
         output=OutputSpec(kind="logits"),
         variants=[Variant(file="model.onnx", runtime="onnxruntime", precision="fp32")],
-        samples=proofs,
     )
-    seal_package(root, manifest)
-
-
-def proof_pictures() -> list[np.ndarray]:
-    """One clear picture a class, always the same ones."""
-    from examples.line_simulator.joints import Look, Wear, draw_joint
-
-    rng = np.random.default_rng(5)
-    return [draw_joint(kind, 0.9, Look(square_share=0.0), Wear(), rng) for kind in CLASSES]
+    joints = [joint for board in islice(boards("north", 99), 50) for joint in board.joints]
+    seal_with_proofs(root, draft, ((joint.jpeg(), joint.label) for joint in joints if joint.severity > 0.6))
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""The PyTorch half of train_models: `train_networks.py FOLDER EPOCHS` reads train.npz and test.npz, writes *.onnx there."""
+"""The PyTorch half of train_models: `train_networks.py FOLDER EPOCHS` reads *.npz there and writes *.onnx."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def train(model: nn.Module, side: int, rate: float) -> None:
         print(f"epoch {epoch + 1} of {epochs}: test accuracy {accuracy:.3f}", flush=True)
 
 
-for name, side, width, depth, rate in (("small", SMALL_SIDE, 6, 1, 6e-3), ("large", 64, 16, 2, 3e-3)):
+for name, side, width, depth, rate in (("small", SMALL_SIDE, 8, 1, 6e-3), ("large", 64, 16, 2, 3e-3)):
     model = network(width, depth, 5)
     print(f"{name}: {sum(p.numel() for p in model.parameters())} parameters, {side}x{side} pixels", flush=True)
     train(model, side, rate)

@@ -1,1 +1,1 @@
-"""The dashboard: one page on loopback that shows devices, services and hard samples, and the same numbers for machines."""
+"""The dashboard: one page on loopback with devices, services and hard samples, and the same numbers for machines."""

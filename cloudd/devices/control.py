@@ -80,7 +80,7 @@ class ControlHub:
         if channel is None or row is None or row.desired is None:
             return False
         try:
-            await channel.send(Desired(revision=row.desired_revision, services=row.desired))
+            await channel.send(Desired(revision=row.revision, services=row.desired))
         except (ConnectionError, TimeoutError, RuntimeError):
             return False
         return True
@@ -142,8 +142,8 @@ class ControlHub:
         if row is None:
             return await self._revoked(channel)
         await channel.send(Welcome(heartbeat_s=self._heartbeat_s, time=self._wall(), name=self._name))
-        if row.desired is not None and row.desired_revision != hello.revision:
-            await channel.send(Desired(revision=row.desired_revision, services=row.desired))
+        if row.desired is not None and row.revision != hello.revision:
+            await channel.send(Desired(revision=row.revision, services=row.desired))
         while True:
             message = await self._receive(channel, silence_s)
             if isinstance(message, Report):

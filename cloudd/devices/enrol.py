@@ -64,7 +64,7 @@ def routes(
         certificate, serial, device = _issue(authority, asked.csr_pem, wall())
         if device != present:
             raise HttpProblem(403, "the certificate request carries another key than the certificate in use")
-        await fleet.renewed(device, serial, certificate.not_after)
+        await fleet.renewed(device, serial, certificate.not_after, wall())
         return json_response(certificate)
 
     return [

@@ -1,4 +1,4 @@
-"""The certificate of the device API: names and addresses of this host, issued anew when they change or time runs out."""
+"""The certificate of the device API: names and addresses of this host, issued anew when they change or it ages."""
 
 from __future__ import annotations
 

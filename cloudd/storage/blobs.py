@@ -11,7 +11,8 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import AsyncIterable, AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -32,6 +33,8 @@ class Blobs:
     def __init__(self, store: ObjectStore, directory: Path | None) -> None:
         self._store = store
         self._directory = directory  # of a local store, which must be synced by hand
+        self._held: Counter[str] = Counter()
+        self._removing: dict[str, asyncio.Event] = {}
 
     @classmethod
     async def open(cls, url: str) -> Blobs:
@@ -47,7 +50,9 @@ class Blobs:
         try:
             return cls(from_url(url), None)
         except (BaseError, ValueError) as error:
-            raise StorageError(f"the blob store {parts.scheme}://{parts.hostname or ''} cannot be used: {error}") from None
+            raise StorageError(
+                f"the blob store {parts.scheme}://{parts.hostname or ''} cannot be used: {error}"
+            ) from None
 
     async def put(self, data: bytes) -> str:
         """Store bytes; returns their SHA-256 in hex."""
@@ -116,10 +121,32 @@ class Blobs:
         with _explained("read"):
             return await self._has(sha256)
 
-    async def delete(self, sha256: str) -> None:
-        """Remove a blob; nothing happens if there is none. Remove the rows that name it first."""
-        with _explained("removed"), contextlib.suppress(FileNotFoundError):
-            await obstore.delete_async(self._store, _place(sha256))
+    @contextlib.asynccontextmanager
+    async def holding(self, sha256: str) -> AsyncIterator[None]:
+        """Keep a blob from being removed while no row names it yet: put the blob and commit its row inside."""
+        while sha256 in self._removing:
+            await self._removing[sha256].wait()
+        self._held[sha256] += 1
+        try:
+            yield
+        finally:
+            self._held[sha256] -= 1
+            if not self._held[sha256]:
+                del self._held[sha256]
+
+    async def remove(self, sha256: str, used: Callable[[str], Awaitable[bool]]) -> bool:
+        """Remove a blob unless it is held or `used` says that a row names it; whether it is gone."""
+        if sha256 in self._held or sha256 in self._removing:
+            return False
+        self._removing[sha256] = asyncio.Event()
+        try:
+            if await used(sha256):
+                return False
+            with _explained("removed"), contextlib.suppress(FileNotFoundError):
+                await obstore.delete_async(self._store, _place(sha256))
+            return True
+        finally:
+            self._removing.pop(sha256).set()
 
     async def list(self) -> AsyncIterator[str]:
         """The SHA-256 of every blob, in no order."""
@@ -166,7 +193,7 @@ def _place(sha256: str) -> str:
 
 
 @contextlib.contextmanager
-def _explained(done: str, sha256: str = "") -> contextlib.AbstractContextManager[None]:  # type: ignore[misc]
+def _explained(done: str, sha256: str = "") -> Iterator[None]:
     """Turn what the store raises into StorageError, or KeyError for a missing blob."""
     try:
         yield

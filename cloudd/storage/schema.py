@@ -1,4 +1,4 @@
-"""Every table of cloudd, as SQLAlchemy Core. A change here needs a migration in `migrations/versions` (a test compares).
+"""Every table of cloudd, as SQLAlchemy Core. A change needs a migration in `migrations/versions` (a test compares).
 
 Times are seconds since 1970 (wall clock). Structured values that SQL never looks into (reports, verdicts) are JSON.
 Blobs are named by their SHA-256 in hex; a row may name a blob only after the blob is durable.

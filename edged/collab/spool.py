@@ -1,8 +1,8 @@
 """The spool: hard samples wait on disk for the link, encrypted, bounded, and durable before `put` returns.
 
 Files hold everything (the header is inside the encrypted file), SQLite rows are an index that can be rebuilt from them.
-Order of writing: file, then row. Order of removal: row marked as finished, file, row. So wherever the power fails, recovery
-completes what is left without losing a sample or delivering one that was answered.
+Order of writing: file, then row. Order of removal: row marked as finished, file, row. So wherever the power fails,
+recovery completes what is left without losing a sample or delivering one that was answered.
 """
 
 from __future__ import annotations
@@ -77,8 +77,7 @@ class Spool:
         self._on_event = on_event
         self._on_lost = on_lost
         self._lock = threading.RLock()
-        self._writing = 0  # puts between reservation and row
-        self._reserved = 0  # their bytes
+        self._writing: dict[object, int] = {}  # bytes that each put under way will take
         self._troubled = False
         self._recovered = False
         self._files = SampleFiles(root)
@@ -102,14 +101,12 @@ class Spool:
         self._files.path(header.sample_id)
         sealed = self._kek.seal(seal(header, picture), self._device_id, header.sample_id)
         size = blocks(len(sealed))
-        reserved = 0
+        ticket = object()
         try:
             with self._lock:
-                self._writing += 1
                 self._make_room(size, value)
-                self._reserved += size
-                reserved = size
-            self._store(header, sealed, size, value)
+                self._writing[ticket] = size
+            self._store(header, sealed, value, ticket)
         except sqlite3.Error as error:
             self._files.remove(header.sample_id)
             self._trouble(f"the index cannot be written ({error})")
@@ -119,10 +116,10 @@ class Spool:
             raise SpoolFull(f"the disk refuses the sample ({error.strerror})") from error
         finally:
             with self._lock:
-                self._writing -= 1
-                self._reserved -= reserved
+                self._writing.pop(ticket, None)
 
-    def _store(self, header: HardSample, sealed: bytes, size: int, value: float) -> None:
+    def _store(self, header: HardSample, sealed: bytes, value: float, ticket: object) -> None:
+        size = self._writing[ticket]
         try:
             self._files.write(header.sample_id, sealed)
         except OSError as error:
@@ -133,19 +130,23 @@ class Spool:
                 self._evict(size, value)
             self._files.write(header.sample_id, sealed)
         crash_point("spool.written")
-        self._run(lambda: self._index.add(header, size, value))
+        with self._lock:
+            self._run(lambda: self._index.add(header, size, value))
+            del self._writing[ticket]  # from here on the index counts it
         crash_point("spool.indexed")
 
     def _make_room(self, size: int, value: float) -> None:
-        over_quota = self._run(lambda: self._index.bytes) + self._reserved + size - self._quota
-        below_reserve = self._reserve + self._reserved + size - self._files.free()
+        size += sum(self._writing.values())
+        over_quota = self._run(lambda: self._index.bytes) + size - self._quota
+        reserve = self._reserve + (0 if self._ballast.present else self._ballast.size)  # its room is not for samples
+        below_reserve = reserve + size - self._files.free()
         need = max(over_quota, below_reserve)
         if need <= 0:
             return
         why = (
             f"the quota of {self._quota} bytes is used up"
             if over_quota >= below_reserve
-            else f"the disk has {self._files.free()} bytes left and {self._reserve} are reserved"
+            else f"the disk has {self._files.free()} bytes left and {reserve} are reserved"
         )
         self._trouble(why)
         if not self._evict(need, value):
@@ -250,7 +251,7 @@ class Spool:
     def maintain(self) -> None:
         """Call about once a minute: recover if that had to wait, re-make the ballast, notice that trouble is over."""
         with self._lock:
-            if not self._recovered and self._writing == 0 and self._alone():
+            if not self._recovered and not self._writing and self._alone():
                 try:
                     self._recover(sweep=True)
                     self._recovered = True
@@ -310,13 +311,13 @@ class Spool:
             )
 
     def _open_database(self) -> Database:
-        database = Database(self._database_path, MIGRATIONS, wall=self._wall)
+        database = Database(self._database_path, MIGRATIONS, wall=self._wall, make_room=self._ballast.release)
         if database.quarantined is not None:
             self._recovered = False
             self._say(
                 "warning",
                 "spool.index-rebuilt",
-                f"The spool's index was damaged and is rebuilt from the samples; it was moved to {database.quarantined}.",
+                f"The spool's index was damaged and is rebuilt from the samples; see {database.quarantined}.",
             )
         return database
 

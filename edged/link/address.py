@@ -15,7 +15,9 @@ _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?\.?")
 def cloud_url(text: str) -> str:
     """`https://host:port` for a host, host:port or https URL; the default port is 8440. Raises LinkError."""
     plain = text.strip()
-    help_text = f"{text[:100]!r} is no address of a cloudd; write a host name or address like cloudd.plant:{DEFAULT_PORT}"
+    help_text = (
+        f"{text[:100]!r} is no address of a cloudd; write a host name or address like cloudd.plant:{DEFAULT_PORT}"
+    )
     if "://" not in plain:
         plain = f"https://{plain}"
     try:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -12,8 +10,6 @@ MAX_SERVICES = 32
 """Advertisements remembered. A plant has one or two; more means that somebody floods the network."""
 MAX_ADDRESSES = 4
 """Addresses used of one advertisement."""
-PIN_DIGITS = 16
-"""Hex digits of the authority's fingerprint in an advertisement."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +27,12 @@ class Advertisement:
 
     instance: str
     urls: tuple[str, ...]
-    pin: str  # first 16 hex digits of the authority's fingerprint, "" if the record has none
+    pin: str  # as edgekit.dnssd.pin_of writes it, "" if the record has none
     name: str
 
 
 class Advertisements:
-    """The advertisements seen on the LAN, bounded; those that claim the wanted authority are never pushed out by others."""
+    """The advertisements seen on the LAN, bounded; one that claims another authority is the first to go."""
 
     def __init__(self, limit: int = MAX_SERVICES) -> None:
         self._limit = limit
@@ -74,14 +70,6 @@ def order(manual: str, last_known: str, lan: Iterable[Advertisement]) -> list[Ca
         for url in advertisement.urls[:MAX_ADDRESSES]:
             ordered.setdefault(url, Candidate(url, "lan", advertisement.name))
     return list(ordered.values())
-
-
-def pin_of(fingerprint: str) -> str:
-    """The 16 hex digits that an advertisement shows of a base64url fingerprint; "" if it is not one."""
-    try:
-        return base64.urlsafe_b64decode(fingerprint + "=" * (-len(fingerprint) % 4)).hex()[:PIN_DIGITS]
-    except (binascii.Error, ValueError):
-        return ""
 
 
 def _fits(advertisement: Advertisement, wanted_pin: str) -> bool:

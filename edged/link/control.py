@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final, Protocol
+from collections.abc import Coroutine
+from typing import Any, Final, Protocol
 
 import aiohttp
 import msgspec
 
 from edged.link.errors import LinkError, Refused, Unreachable
 from edged.link.http import sorted_errors
-from edgekit.messages import Desired, Hello, Notice, Report, ToCloud, ToEdge, Welcome
+from edgekit.messages import Desired, Hello, Level, Notice, Report, ToCloud, ToEdge, Welcome
 
 MAX_MESSAGE: Final = 4 * 1024 * 1024
 """Bytes of one message of cloudd. A device with 100 services has a desired state of 100 KiB."""
@@ -34,7 +35,7 @@ class Host(Protocol):
     def desired(self, desired: Desired) -> None:
         """cloudd wants this."""
 
-    def notice(self, level: str, code: str, text: str) -> None:
+    def notice(self, level: Level, code: str, text: str) -> None:
         """Something for a person."""
 
 
@@ -47,7 +48,7 @@ async def converse(
     attempt_s: float = 5.0,
     ping_s: float = 10.0,
 ) -> None:
-    """Hold the control channel to the cloudd at `url` until `ended` is set (then it returns) or it breaks (then it raises).
+    """Hold the control channel to the cloudd at `url`; return when `ended` is set, raise when it breaks.
 
     A ping goes out after `ping_s` seconds of silence and must be answered within half of that: a half-open connection,
     which TCP alone would keep for hours, ends after 1.5 * `ping_s`. Setting `nudge` sends a report at once. Raises
@@ -61,20 +62,19 @@ async def converse(
                 max_msg_size=MAX_MESSAGE,
                 timeout=aiohttp.ClientWSTimeout(ws_close=2.0),
             )
-        async with socket:
+    async with socket:
+        with sorted_errors(url):
             async with asyncio.timeout(2 * attempt_s):
                 await _send(socket, host.hello())
                 welcome = await _await_welcome(socket, host)
-            host.welcomed(welcome)
-            heartbeat = min(max(welcome.heartbeat_s, _MIN_HEARTBEAT_S), _MAX_HEARTBEAT_S)
-            await _first_of(
-                _receive(socket, host), _report(socket, host, heartbeat, nudge), _until(ended)
-            )
+        host.welcomed(welcome)
+        heartbeat = min(max(welcome.heartbeat_s, _MIN_HEARTBEAT_S), _MAX_HEARTBEAT_S)
+        await _first_of(_receive(socket, host), _report(socket, url, host, heartbeat, nudge), ended.wait())
 
 
-async def _first_of(*works: object) -> None:
+async def _first_of(*works: Coroutine[Any, Any, object]) -> None:
     """Run until one ends, and end as that one did."""
-    tasks = [asyncio.ensure_future(work) for work in works]  # type: ignore[call-overload]
+    tasks = [asyncio.create_task(work) for work in works]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -83,10 +83,6 @@ async def _first_of(*works: object) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
     for task in done:
         task.result()
-
-
-async def _until(event: asyncio.Event) -> None:
-    await event.wait()
 
 
 async def _await_welcome(socket: aiohttp.ClientWebSocketResponse, host: Host) -> Welcome:
@@ -108,7 +104,8 @@ async def _next(socket: aiohttp.ClientWebSocketResponse, host: Host) -> ToEdge:
         frame = await socket.receive()
         if frame.type is aiohttp.WSMsgType.TEXT:
             try:
-                return msgspec.json.decode(frame.data, type=ToEdge)
+                message: ToEdge = msgspec.json.decode(frame.data, type=ToEdge)
+                return message
             except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
                 host.notice("warning", "link.message", f"cloudd sent a message that this edged cannot read: {error}")
         elif frame.type is not aiohttp.WSMsgType.BINARY:
@@ -123,11 +120,13 @@ def _handle(message: ToEdge, host: Host) -> None:
 
 
 async def _report(
-    socket: aiohttp.ClientWebSocketResponse, host: Host, heartbeat_s: float, nudge: asyncio.Event
+    socket: aiohttp.ClientWebSocketResponse, url: str, host: Host, heartbeat_s: float, nudge: asyncio.Event
 ) -> None:
     while True:
         nudge.clear()
-        await _send(socket, host.state())
+        report = host.state()
+        with sorted_errors(url):
+            await _send(socket, report)
         try:
             await asyncio.wait_for(nudge.wait(), heartbeat_s)
         except TimeoutError:

@@ -17,7 +17,7 @@ class _State(msgspec.Struct, frozen=True, kw_only=True):
     """Base of the tree: its own fields are always present in JSON. Messages inside (reports) leave out defaults."""
 
 
-class HealthItem(_State):
+class HealthItem(_State, frozen=True, kw_only=True):
     """Something that is wrong now. `code` is stable, `text` is a sentence with what to do."""
 
     code: str
@@ -26,7 +26,7 @@ class HealthItem(_State):
     since: float
 
 
-class HealthEvent(_State):
+class HealthEvent(_State, frozen=True, kw_only=True):
     """Something that happened: a health item that came or went, or a line from the worker."""
 
     at: float
@@ -35,14 +35,14 @@ class HealthEvent(_State):
     text: str
 
 
-class Health(_State):
+class Health(_State, frozen=True, kw_only=True):
     level: Level = "ok"
     verdict: str = "Everything works."  # one sentence: the first line of the page
     items: list[HealthItem] = []  # errors first, then the oldest
     events: list[HealthEvent] = []  # newest first, at most 20
 
 
-class Machine(_State):
+class Machine(_State, frozen=True, kw_only=True):
     """What this device is and how it feels."""
 
     hostname: str = ""
@@ -57,13 +57,13 @@ class Machine(_State):
     temperature_c: float | None = None  # the hottest sensor
 
 
-class Addresses(_State):
+class Addresses(_State, frozen=True, kw_only=True):
     inference: str = ""  # host:port
     page: str = ""  # host:port
     api: str = ""  # path of the unix socket
 
 
-class CloudState(_State):
+class CloudState(_State, frozen=True, kw_only=True):
     """The link to cloudd as the supervisor sees it."""
 
     joined: bool = False
@@ -76,7 +76,7 @@ class CloudState(_State):
     detail: str = ""  # one sentence: why the link is down, or what it does now
 
 
-class WorkerState(_State):
+class WorkerState(_State, frozen=True, kw_only=True):
     """The process that runs the models."""
 
     state: Literal["ready", "starting", "waiting", "stopped"] = "stopped"  # waiting: for the next restart
@@ -89,7 +89,7 @@ class WorkerState(_State):
     swapping: bool = False  # a successor is loading while this one serves
 
 
-class ServiceState(_State):
+class ServiceState(_State, frozen=True, kw_only=True):
     """One service: what was asked for, and what the worker reports."""
 
     name: str
@@ -106,7 +106,7 @@ class ServiceState(_State):
     last_good: bool = False  # the definition in use is the last good one
 
 
-class ModelState(_State):
+class ModelState(_State, frozen=True, kw_only=True):
     """One installed package."""
 
     name: str
@@ -119,7 +119,7 @@ class ModelState(_State):
     used_by: list[str] = []  # names of services
 
 
-class StatusState(_State):
+class StatusState(_State, frozen=True, kw_only=True):
     version: str
     name: str  # what people call the device
     device_id: str

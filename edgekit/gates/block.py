@@ -7,8 +7,8 @@ evicts by value). So the set is fixed by what was *sent*, not by what was answer
 - the block is the next `size` samples that the gate sees; no later sample can replace one of them;
 - it closes when each of them has been answered or is lost, however slow the spool is;
 - a lost sample (evicted, purged, refused) counts as one that differs, which can only make the threshold stricter;
-- if twice the block's size of other answers came after the block was full and some of its own are still out, those are
-  lost too: a forgotten sample delays a certificate but cannot block it for ever;
+- if ten times the block's size of other answers came after the block was full and some of its own are still out,
+  those are lost too: a forgotten sample delays a certificate but cannot block it for ever;
 - if so many are lost that the certificate would be worthless, the block is dropped *without looking at the answers*, so
   that dropping costs no confidence, and the next block begins.
 
@@ -22,7 +22,7 @@ from collections.abc import Container
 
 import msgspec
 
-_PATIENCE = 2
+_PATIENCE = 10  # a long outage fills the spool with many samples from after the block
 
 
 class Entry(msgspec.Struct, array_like=True):

@@ -61,11 +61,12 @@ class GateSettings(msgspec.Struct, frozen=True, kw_only=True):
     pair: str = ""  # names of the edge and the answering model: a certificate of another pair is worth nothing
 
     def __post_init__(self) -> None:
-        for name, value in (("risk", self.risk), ("confidence", self.confidence), ("budget", self.budget)):
+        for name, value in (("risk", self.risk), ("confidence", self.confidence)):
             if not 0.0 < value < 1.0:
+                raise ValueError(f"{name} must be over 0 and under 1, not {value}")
+        for name, value in (("budget", self.budget), ("audit_share", self.audit_share)):
+            if not 0.0 <= value <= 1.0:
                 raise ValueError(f"{name} must lie between 0 and 1, not {value}")
-        if not 0.0 <= self.audit_share < 1.0:
-            raise ValueError(f"audit_share must be at least 0 and under 1, not {self.audit_share}")
         if self.calibration < 1:
             raise ValueError(f"calibration must be at least 1, not {self.calibration}")
 
@@ -276,6 +277,8 @@ class Gate:
             self._audits.clear()
             self._scores = RecentScores(BUDGET_WINDOW, self._drift.recent)
             self._drift = None
+        if self.settings.budget == 0.0:
+            return GateDecision(False, None, False, score, 0.0)
         if known < WARM_UP:
             return GateDecision(True, "calibrating", False, score, score)
         if score > threshold:
@@ -303,8 +306,9 @@ class Gate:
         certificate, confidence = self._certificate, f"{self.settings.confidence:.0%} confidence"
         if certificate is not None:
             sentence = (
-                X
-                f" cloud's answer, at {confidence} ({certificate.n:,} answers); about {certificate.send_share:.0%} are sent."
+                f"Certified: at most {certificate.bound:.1%} of all samples are answered here and differ from the"
+                f" cloud's answer, at {confidence} ({certificate.n:,} answers);"
+                f" about {certificate.send_share:.0%} are sent."
             )
             return GateStatus("certified", 0, certificate.threshold, certificate.bound, sentence, self._alarms)
         block = self._block

@@ -37,6 +37,9 @@ class InputSpec(_Table, frozen=True, kw_only=True):
 
     `mean` and `scale` have one entry for all channels or one per channel (in the order of `colour`). With dtype uint8
     or int8 the model's own quantisation is applied afterwards when the runtime reports one.
+
+    `interpolation` should be what the model was trained with: "antialias" is the bilinear resize of Pillow and
+    torchvision, "linear" that of OpenCV; "area" averages and is the fastest for large pictures.
     """
 
     width: Annotated[int, Meta(ge=1, le=MAX_SIDE)]  # pixels
@@ -45,7 +48,7 @@ class InputSpec(_Table, frozen=True, kw_only=True):
     layout: Literal["nchw", "nhwc"] = "nchw"
     dtype: Literal["float32", "uint8", "int8"] = "float32"
     resize: Literal["stretch", "crop", "letterbox"] = "stretch"
-    interpolation: Literal["linear", "area"] = "area"
+    interpolation: Literal["linear", "area", "antialias"] = "area"
     mean: list[float] = msgspec.field(default_factory=lambda: [0.0])
     scale: list[float] = msgspec.field(default_factory=lambda: [1.0])
     name: str = ""  # input tensor, "" for the only one

@@ -126,7 +126,7 @@ class Classifier:
     def tensor(self, data: bytes) -> NDArray[Any]:
         """A JPEG or PNG as the batch of one that the model wants. Raises ImageError and ModelError as `classify`."""
         spec = self._input_spec
-        # Decoding at 1/2 or less averages blocks of pixels, as an area resize does, and unlike a linear one.
+        # Decoding at 1/2 or less averages blocks of pixels, as an area resize does and the others do not.
         reduce_to = (spec.width, spec.height) if spec.interpolation == "area" else None
         return prepare(decode(data, spec.colour, reduce_to=reduce_to), spec, self._input)
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.runtimes.base import ModelError, TensorInfo, shape_text
+from edgekit.vision.resample import antialiased
 
 if TYPE_CHECKING:
     from edgekit.packages import InputSpec
@@ -72,6 +73,8 @@ def fit(image: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.uint8]:
 def _resize(image: NDArray[np.uint8], width: int, height: int, spec: InputSpec) -> NDArray[np.uint8]:
     if image.shape[1] == width and image.shape[0] == height:
         return image
+    if spec.interpolation == "antialias":
+        return antialiased(image, width, height)
     # An area resize averages what falls into one pixel; upwards there is nothing to average and it would show blocks.
     shrinks = width <= image.shape[1] and height <= image.shape[0]
     method = cv2.INTER_AREA if spec.interpolation == "area" and shrinks else cv2.INTER_LINEAR

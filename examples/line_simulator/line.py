@@ -97,10 +97,18 @@ def varied_look(rng: np.random.Generator) -> Look:
 
 
 def training_set(count: int, seed: int) -> tuple[Image, np.ndarray]:
-    """`count` joints, classes balanced: pictures (count, SIDE, SIDE, 3) uint8 RGB and class indices (count,) int64."""
+    """`count` joints: pictures (count, SIDE, SIDE, 3) uint8 RGB and class indices (count,) int64.
+
+    Half of them are good, as good joints must not drown in rare defects nor be taken for them; every picture has been
+    through JPEG, as on a real line.
+    """
     rng = np.random.default_rng(seed)
     pictures = np.empty((count, SIDE, SIDE, 3), np.uint8)
-    labels = rng.integers(0, len(CLASSES), count)
+    labels = np.where(rng.random(count) < 0.5, 0, rng.integers(1, len(CLASSES), count))
     for index, label in enumerate(labels):
-        pictures[index] = draw_joint(CLASSES[label], float(rng.uniform(0.1, 1)), varied_look(rng), Wear(), rng)
+        joint = Joint(
+            0, CLASSES[label], 0.0, draw_joint(CLASSES[label], rng.uniform(0.1, 1), varied_look(rng), Wear(), rng)
+        )
+        decoded = cv2.imdecode(np.frombuffer(joint.jpeg(int(rng.integers(85, 97))), np.uint8), cv2.IMREAD_COLOR)
+        pictures[index] = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
     return pictures, labels

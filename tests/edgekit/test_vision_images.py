@@ -195,7 +195,7 @@ def test_huge_dimensions_are_refused_before_anything_is_decoded() -> None:
     started = time.perf_counter()
     with pytest.raises(ImageError, match="30000x30000 pixels exceed"):
         decode(data)
-    with pytest.raises(ImageError, match="65535x65535 pixels exceed"):
+    with pytest.raises(ImageError, match="65535x65535 pixels"):
         decode(resize_header(JPEG, 65535, 65535))
     with pytest.raises(ImageError, match="64x48 pixels exceed the limit of 3000"):
         decode(JPEG, max_pixels=3000)

@@ -1,8 +1,8 @@
 """Tiny classification packages whose answers a test can predict: they sort pictures by mean brightness.
 
 The model computes the mean brightness m in 0..1 and gives label i the logit -sharpness * (m - centre_i)^2 with
-centre_i = (i + 0.5) / number of labels: dark pictures get the first label, bright ones the last, and a brightness halfway
-between two centres is a hard sample. Two labels of a sharp model and a blunt one differ in margin, never in label.
+centre_i = (i + 0.5) / number of labels: dark pictures get the first label, bright ones the last, and a brightness
+halfway between two centres is a hard sample. A sharp model and a blunt one differ in margin, never in label.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def make_package(
     """Write and seal a package in `directory` (made if missing).
 
     `kind`: "gemm" takes the mean with ReduceMean, "conv" with one convolution over the whole picture. `flip` gives the
-    labels in the opposite order of brightness (another opinion). `batch` leaves the batch dimension free. `work` adds that
-    many 256x256 matrix products (about 0.3 ms each on a desktop core), for tests that need a slow model.
+    labels in the opposite order of brightness (another opinion). `batch` leaves the batch dimension free. `work` adds
+    that many 256x256 matrix products (about 0.3 ms each on a desktop core), for tests that need a slow model.
     """
     names = labels or ["dark", "bright"]
     directory.mkdir(parents=True, exist_ok=True)

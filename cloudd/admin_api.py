@@ -1,0 +1,91 @@
+"""The admin API: JSON over HTTP on a unix socket whose mode (0660) says who may use it. The commands are its client."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import struct
+
+import msgspec
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from cloudd.operations import InviteRequest, Operations
+from cloudd.web import json_response, new_app, read_json
+
+log = logging.getLogger("cloudd.admin")
+
+_PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
+
+
+class DesiredRequest(msgspec.Struct, kw_only=True):
+    """Body of POST /devices/ID/desired: service definition texts (TOML)."""
+
+    services: list[str]
+
+
+class RevokeRequest(msgspec.Struct, kw_only=True):
+    """Body of POST /devices/ID/revoke."""
+
+    reason: str = ""
+
+
+def application(operations: Operations) -> web.Application:
+    """All routes of the admin socket."""
+    app = new_app(_log_writes)
+
+    async def status(_request: web.Request) -> web.Response:
+        return json_response(await operations.status())
+
+    async def state(_request: web.Request) -> web.Response:
+        return json_response(await operations.dashboard())
+
+    async def invite(request: web.Request) -> web.Response:
+        return json_response(await operations.invite(await read_json(request, InviteRequest)))
+
+    async def devices(_request: web.Request) -> web.Response:
+        return json_response(await operations.devices())
+
+    async def device(request: web.Request) -> web.Response:
+        return json_response(await operations.device(request.match_info["id"]))
+
+    async def revoke(request: web.Request) -> web.Response:
+        asked = await read_json(request, RevokeRequest)
+        return json_response(await operations.revoke(request.match_info["id"], asked.reason))
+
+    async def restore(request: web.Request) -> web.Response:
+        return json_response(await operations.restore(request.match_info["id"]))
+
+    async def desired(request: web.Request) -> web.Response:
+        asked = await read_json(request, DesiredRequest)
+        return json_response(await operations.set_desired(request.match_info["id"], asked.services))
+
+    app.add_routes(
+        [
+            web.get("/status", status),
+            web.get("/state", state),
+            web.post("/invites", invite),
+            web.get("/devices", devices),
+            web.get("/devices/{id}", device),
+            web.post("/devices/{id}/revoke", revoke),
+            web.post("/devices/{id}/restore", restore),
+            web.post("/devices/{id}/desired", desired),
+        ]
+    )
+    return app
+
+
+@web.middleware
+async def _log_writes(request: web.Request, handler: Handler) -> web.StreamResponse:
+    if request.method not in {"GET", "HEAD"}:
+        log.info("%s %s by uid %d", request.method, request.path, _peer_uid(request))
+    return await handler(request)
+
+
+def _peer_uid(request: web.Request) -> int:
+    sock = request.transport.get_extra_info("socket") if request.transport is not None else None
+    if sock is None:
+        return -1
+    packed = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+    _pid, uid, _gid = _PEER.unpack(packed)
+    return int(uid)

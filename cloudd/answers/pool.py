@@ -1,0 +1,234 @@
+"""The pool of answer workers: a bounded queue in front of processes that may die at any time.
+
+Waiting devices come before samples from a spool, for which nobody waits. A worker that dies, hangs or exceeds its
+memory costs at most the request it worked on; it is replaced, after a growing pause if it dies again and again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import itertools
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cloudd.answers.process import Worker, WorkerDied
+from edgekit.messages import Verdict
+
+log = logging.getLogger("cloudd.answers")
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 30.0
+_MODEL_REST_S = 30.0
+"""How long a model that cannot be loaded is not tried again."""
+_REMEMBERED = 256
+_DEATHS = 2
+
+
+class Busy(Exception):
+    """Not now; `retry_after_s` is a fair guess when."""
+
+    def __init__(self, text: str, retry_after_s: float) -> None:
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
+
+
+class PictureRefused(Exception):
+    """The picture cannot be answered, now or later."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the model says, and a JPEG that the worker drew."""
+
+    verdict: Verdict
+    compute_ms: float
+    thumbnail: bytes
+
+
+@dataclass(frozen=True)
+class PoolSettings:
+    """Limits of the pool."""
+
+    workers: int = 1
+    threads: int = 1  # of each worker
+    memory: int = 4 << 30  # bytes of address space of each worker; onnxruntime reserves far more than it uses
+    queue: int = 32  # questions that may wait; half of them from spools
+    load_s: float = 120.0  # to load and prove a model
+    answer_s: float = 20.0  # to answer one picture
+    wait_s: float = 30.0  # that a question may wait in the queue
+
+
+@dataclass(order=True)
+class _Question:
+    late: bool
+    number: int
+    model: str = field(compare=False)
+    directory: str = field(compare=False)
+    picture: bytes = field(compare=False)
+    until: float = field(compare=False)  # monotonic
+    result: asyncio.Future[Result] = field(compare=False)
+
+
+class AnswerPool:
+    """Runs `workers` processes; `ask` is the one question. `empty` is a directory that stays empty, their cwd."""
+
+    def __init__(
+        self, empty: Path, settings: PoolSettings | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.settings = settings or PoolSettings()
+        self._empty, self._clock = empty, clock
+        self._queue: asyncio.PriorityQueue[_Question] = asyncio.PriorityQueue()
+        self._numbers = itertools.count()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._live: dict[int, Worker] = {}
+        self._deaths: OrderedDict[tuple[str, bytes], int] = OrderedDict()  # (model, picture hash) -> workers it ended
+        self._resting: dict[str, tuple[float, str]] = {}  # model -> (until, why)
+        self._mean_s = 0.1
+        self.restarts = 0
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the live workers."""
+        return [worker.pid for worker in self._live.values()]
+
+    async def start(self) -> None:
+        """Start the workers' keepers; a worker process starts with its first question."""
+        await asyncio.to_thread(self._empty.mkdir, mode=0o700, parents=True, exist_ok=True)
+        self._tasks = [asyncio.create_task(self._keep(slot)) for slot in range(self.settings.workers)]
+
+    async def stop(self) -> None:
+        """End the workers; questions that wait are Busy."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while not self._queue.empty():
+            _fail(self._queue.get_nowait(), Busy("cloudd is stopping", 5.0))
+
+    def check(self, late: bool) -> None:
+        """Raise Busy if a question asked now would not be taken; cheap, so ask before reading a body."""
+        limit = self.settings.queue // 2 if late else self.settings.queue
+        waiting = self._queue.qsize()
+        if waiting >= limit:
+            guess = max(1.0, waiting * self._mean_s / self.settings.workers)
+            raise Busy(f"{waiting} samples wait for an answer already", guess)
+
+    async def ask(self, model: str, directory: Path, picture: bytes, late: bool = False) -> Result:
+        """Classify a picture with the package in `directory`; `model` is its name@version.
+
+        Raises Busy (queue full, model cannot be loaded at the moment, worker died) or PictureRefused.
+        """
+        self.check(late)
+        if self._deaths.get((model, _key(picture)), 0) >= _DEATHS:
+            raise PictureRefused("the picture ended the answer worker twice; it is not tried again")
+        question = _Question(
+            late=late,
+            number=next(self._numbers),
+            model=model,
+            directory=str(directory),
+            picture=picture,
+            until=self._clock() + self.settings.wait_s,
+            result=asyncio.get_running_loop().create_future(),
+        )
+        self._queue.put_nowait(question)
+        return await question.result
+
+    async def _keep(self, slot: int) -> None:
+        """Own one worker: take questions, replace the worker when it dies."""
+        pause = 0.0
+        try:
+            while True:
+                question = await self._queue.get()
+                if question.result.done():  # the device went away
+                    continue
+                if self._clock() > question.until:
+                    _fail(question, Busy("the sample waited too long for a worker", 2.0))
+                    continue
+                try:
+                    await self._work(slot, question)
+                    pause = 0.0
+                except (WorkerDied, OSError) as error:
+                    self._live.pop(slot, None)
+                    self.restarts += 1
+                    log.warning("%s; starting another", error)
+                    pause = min(_LONGEST_PAUSE_S, pause * 2 or _FIRST_PAUSE_S)
+                    _fail(question, Busy("the answer worker failed on this sample; try again", pause + 1.0))
+                    await asyncio.sleep(pause)
+                finally:
+                    _fail(question, Busy("cloudd is stopping", 5.0))  # only if nothing else answered it
+        finally:
+            worker = self._live.pop(slot, None)
+            if worker is not None:
+                await worker.end()
+
+    async def _work(self, slot: int, question: _Question) -> None:
+        """Answer one question. Raises WorkerDied or OSError if the slot needs a new worker."""
+        self._check_rest(question)
+        if question.result.done():
+            return
+        worker = self._live.get(slot)
+        if worker is None:
+            settings = self.settings
+            worker = self._live[slot] = await Worker.start(self._empty, settings.memory, settings.threads)
+        if question.directory not in worker.loaded and not await self._load(worker, question):
+            return
+        started = self._clock()
+        try:
+            answer, thumbnail = await worker.ask(
+                question.model, question.directory, question.picture, self.settings.answer_s
+            )
+        except WorkerDied:
+            self._count_death(question)
+            raise
+        self._mean_s += 0.1 * (self._clock() - started - self._mean_s)
+        if answer.fault == "picture":
+            _fail(question, PictureRefused(answer.error))
+        elif answer.verdict is None:
+            _fail(question, Busy(f"the model {question.model} failed: {answer.error}", _MODEL_REST_S))
+        elif not question.result.done():
+            question.result.set_result(Result(answer.verdict, answer.compute_ms, thumbnail))
+
+    async def _load(self, worker: Worker, question: _Question) -> bool:
+        """Load the model by itself, so that a model that kills its worker is not taken for a bad picture."""
+        try:
+            answer, _ = await worker.ask(question.model, question.directory, b"", self.settings.load_s)
+            error = answer.error
+        except WorkerDied as died:
+            self._rest(question, str(died))
+            raise
+        if error:
+            self._rest(question, error)
+        return not error
+
+    def _rest(self, question: _Question, why: str) -> None:
+        log.error("the model %s cannot be loaded: %s", question.model, why)
+        self._resting[question.directory] = (self._clock() + _MODEL_REST_S, why)
+        self._check_rest(question)
+
+    def _check_rest(self, question: _Question) -> None:
+        until, why = self._resting.get(question.directory, (0.0, ""))
+        left = until - self._clock()
+        if left > 0:
+            _fail(question, Busy(f"the model {question.model} cannot be loaded: {why}", left))
+        else:
+            self._resting.pop(question.directory, None)
+
+    def _count_death(self, question: _Question) -> None:
+        key = (question.model, _key(question.picture))
+        self._deaths[key] = self._deaths.pop(key, 0) + 1
+        while len(self._deaths) > _REMEMBERED:
+            self._deaths.popitem(last=False)
+
+
+def _key(picture: bytes) -> bytes:
+    return hashlib.sha256(picture).digest()
+
+
+def _fail(question: _Question, error: Exception) -> None:
+    """Answer with an error unless the question has its answer, or nobody waits for it."""
+    with contextlib.suppress(asyncio.InvalidStateError):
+        question.result.set_exception(error)

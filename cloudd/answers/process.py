@@ -1,0 +1,130 @@
+"""A handle to one worker process: start it, ask it one thing at a time, end it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+import cloudd
+from edgekit.envelope import EnvelopeError, FrameReader, seal
+from edgekit.messages import AskModel, ModelAnswer
+
+_MAX_THUMBNAIL = 1 << 20
+_END_S = 2.0
+# What a worker may inherit. Secrets in cloudd's environment (database and store credentials) are none of its business.
+_INHERITED = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "EDGED_CRASH_AT")
+
+
+class WorkerDied(Exception):
+    """The worker ended, hung or answered nonsense; it is gone now. `code` is its exit status if it ended alone."""
+
+    def __init__(self, text: str, code: int | None = None) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class Worker:
+    """One running worker process. Use `start`, not the constructor."""
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._process, self._reader, self._writer = process, reader, writer
+        self._frames = FrameReader(_MAX_THUMBNAIL)
+        self._tickets = itertools.count(1)
+        self.loaded: set[str] = set()  # package directories that it has loaded once, so they are not what kills it
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    @classmethod
+    async def start(cls, empty: Path, memory: int, threads: int) -> Worker:
+        """Start a worker in the empty directory `empty` with at most `memory` bytes of address space. Raises OSError."""
+        ours, theirs = socket.socketpair()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-P",  # the working directory is not a place to import from
+                "-m",
+                "cloudd.answers",
+                f"--control-fd={theirs.fileno()}",
+                f"--memory={memory}",
+                f"--threads={threads}",
+                pass_fds=(theirs.fileno(),),
+                stdin=asyncio.subprocess.DEVNULL,
+                cwd=empty,
+                env=_environment(os.environ),
+            )
+            ours.setblocking(False)
+            reader, writer = await asyncio.open_connection(sock=ours)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        return cls(process, reader, writer)
+
+    async def ask(self, model: str, directory: str, picture: bytes, timeout: float) -> tuple[ModelAnswer, bytes]:
+        """The answer and the thumbnail. After WorkerDied, or a cancellation, the worker is ended and must be replaced."""
+        ticket = next(self._tickets)
+        try:
+            async with asyncio.timeout(timeout):
+                self._writer.write(seal(AskModel(ticket=ticket, model=model, directory=directory), picture))
+                await self._writer.drain()
+                answer, thumbnail = await self._receive()
+            if answer.ticket != ticket:
+                raise WorkerDied("the answer worker mixed up its answers")
+        except TimeoutError:
+            await self.end()
+            raise WorkerDied(f"the answer worker did not answer within {timeout:.0f} seconds") from None
+        except (ConnectionError, EnvelopeError, msgspec.DecodeError, EOFError) as error:
+            code = await self.end()
+            raise WorkerDied(f"the answer worker ended ({_ending(code)})", code) from error
+        except BaseException:
+            await self.end()
+            raise
+        if not answer.error:
+            self.loaded.add(directory)
+        return answer, thumbnail
+
+    async def end(self) -> int:
+        """Kill the process if it still runs; returns its exit status. There is nothing in it that could be lost."""
+        self._writer.close()
+        with contextlib.suppress(ProcessLookupError, TimeoutError):
+            async with asyncio.timeout(_END_S if self._process.returncode is None else 0):
+                # A worker that crashed closes its socket before it can be reaped: let it say how it ended.
+                if self._reader.at_eof():
+                    return await self._process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        return await self._process.wait()
+
+    async def _receive(self) -> tuple[ModelAnswer, bytes]:
+        while data := await self._reader.read(1 << 18):
+            for header, payload in self._frames.feed(data):
+                return msgspec.json.decode(header, type=ModelAnswer), payload
+        raise EOFError
+
+
+def _environment(own: Mapping[str, str]) -> dict[str, str]:
+    kept = {key: own[key] for key in _INHERITED if key in own}
+    return kept | {
+        "PYTHONPATH": str(Path(cloudd.__file__).parents[1]),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "ORT_DISABLE_TELEMETRY": "1",
+        "MALLOC_ARENA_MAX": "2",  # each further arena takes 64 MiB of the limited address space
+    }
+
+
+def _ending(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit status {code}"

@@ -1,0 +1,71 @@
+"""`POST /v1/answers`: a hard sample in one envelope, its answer as JSON."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+from aiohttp import web
+
+from cloudd.answers.pool import Busy, PictureRefused
+from cloudd.answers.service import Answers, UnknownModel
+from cloudd.answers.worker_limits import MAX_PICTURE
+from cloudd.storage import StorageError
+from cloudd.web import HttpProblem, json_response, read_body
+from edgekit.envelope import EnvelopeError, unseal
+from edgekit.messages import HardSample
+from edgekit.packages import PackageError
+from edgekit.vision.sniff import ImageError, sniff
+
+_MAX_HEADER = 16_384  # of this envelope; a HardSample takes 500 bytes
+_MAX_TEXT = 200
+_UPLOAD_S = 60.0
+_STORAGE_RETRY_S = 15.0
+
+
+def routes(answers: Answers, uploads: int = 32) -> list[web.RouteDef]:
+    """Routes to mount on the device API, behind the middleware that sets request["device_id"].
+
+    At most `uploads` bodies (16 MiB each) are in memory at a time; further devices get 503 and come back.
+    """
+    room = asyncio.Semaphore(uploads)
+
+    async def answer(request: web.Request) -> web.Response:
+        if room.locked():
+            raise HttpProblem(503, "too many samples are being uploaded at the moment", 1.0)
+        async with room:
+            try:
+                answers.check()
+                sample, picture = _open(await read_body(request, MAX_PICTURE + _MAX_HEADER, _UPLOAD_S))
+                return json_response(await answers.answer(request["device_id"], sample, picture))
+            except (EnvelopeError, PackageError) as error:
+                raise HttpProblem(400, str(error)) from None
+            except UnknownModel as error:
+                raise HttpProblem(404, str(error)) from None
+            except (ImageError, PictureRefused) as error:
+                raise HttpProblem(422, str(error)) from None
+            except Busy as error:
+                raise HttpProblem(503, str(error), error.retry_after_s) from None
+            except (StorageError, OSError) as error:
+                if isinstance(error, ConnectionError):
+                    raise
+                raise HttpProblem(503, f"the sample cannot be kept at the moment: {error}", _STORAGE_RETRY_S) from None
+
+    return [web.post("/v1/answers", answer)]
+
+
+def _open(body: bytes) -> tuple[HardSample, bytes]:
+    """The sample and its picture. Raises EnvelopeError, ImageError, or HttpProblem for a header that cannot be used."""
+    header, picture = unseal(body)
+    try:
+        sample = msgspec.json.decode(header, type=HardSample)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise HttpProblem(400, f"the header of the sample cannot be used: {error}") from None
+    texts = (sample.sample_id, sample.service, sample.answer_model, sample.edge.label, sample.edge.model)
+    if not all(0 < len(text) <= _MAX_TEXT and text.isprintable() for text in texts):
+        raise HttpProblem(400, f"sample_id, service, models and labels have 1 to {_MAX_TEXT} printable characters")
+    if len(picture) > MAX_PICTURE:
+        raise HttpProblem(413, f"the picture has {len(picture)} bytes; {MAX_PICTURE} are allowed")
+    sniff(picture)
+    serial = "".join(c if c.isprintable() else "?" for c in sample.serial[:_MAX_TEXT])  # as a scanner read it
+    return msgspec.structs.replace(sample, serial=serial), picture

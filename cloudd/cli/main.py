@@ -1,0 +1,48 @@
+"""`cloudd VERB ...`: parse, run the verb, turn refusals into one sentence and a fitting exit status."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from cloudd.cli import answers, devices, invite, models, run, status, version
+from cloudd.client import ClientError
+from cloudd.config import ConfigError
+
+VERBS: tuple[ModuleType, ...] = (run, invite, devices, models, answers, status, version)
+
+_ABOUT = """\
+cloudd answers the hard samples of edge devices with a larger model, and keeps models and the fleet.
+
+  cloudd run                     start it; nothing needs to be configured
+  cloudd invite                  print a token and the command that joins a device
+  cloudd models add DIRECTORY    register a model package
+  cloudd status                  addresses, health and numbers
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point. Exit status: 0 done, 1 refused or failed, 2 wrong usage, 3 the daemon is not reachable."""
+    parser = argparse.ArgumentParser(
+        prog="cloudd", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    for verb in VERBS:
+        verb.add(verbs)
+    args = parser.parse_args(arguments)
+    try:
+        return int(args.do(args))
+    except ClientError as error:
+        print(f"cloudd: {error}", file=sys.stderr)
+        return 1 if error.status else 3
+    except (ConfigError, OSError) as error:
+        print(f"cloudd: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""The dashboard: verdict, totals, devices with their services, the last hard samples with both verdicts, models.
+
+Pure: a DashboardState goes in, HTML comes out. See edgekit.html for the frame, edgekit.webguard for who may press what.
+"""
+
+from __future__ import annotations
+
+from cloudd.dashboard.state import DashboardState, DeviceView, ModelView, SampleView
+from edgekit.html import SCRIPT, STYLE, age, badge, bar, count, megabytes, page, table, text
+from edgekit.messages import ServiceReport, Verdict
+
+STYLES = (STYLE,)
+SCRIPTS = (SCRIPT,)
+
+
+def render(state: DashboardState) -> str:
+    """The page for a browser. Touches nothing outside `state`."""
+    main = "".join(
+        (
+            _verdict(state),
+            _totals(state),
+            _devices(state),
+            _samples(state),
+            _models(state.models),
+            _operator(state),
+        )
+    )
+    footer = (
+        f"cloudd {text(state.version)} · authority <code>{text(state.fingerprint)}</code> · "
+        f"devices connect to {text(state.device_url)}"
+    )
+    return page(f"cloudd · {state.name}", "found on this network" if state.advertised else "", main, footer)
+
+
+def _verdict(state: DashboardState) -> str:
+    verdict = "Everything works." if state.health == "ok" else "Needs attention:"
+    items = "".join(f"<li>{text(problem)}</li>" for problem in state.problems)
+    details = f"<ul>{items}</ul>" if items else ""
+    return f'<section class="card verdict {state.health}" id="verdict">{verdict}{details}</section>'
+
+
+def _decided(edge: int, cloud: int, degraded: int) -> str:
+    total = max(1, edge + cloud + degraded)
+    words = f"edge {count(edge)}, cloud {count(cloud)}, edge-degraded {count(degraded)}"
+    shares = [(edge / total, "edge"), (cloud / total, "cloud"), (degraded / total, "warning")]
+    return bar(shares, words) + f'<span class="soft">{words}</span>'
+
+
+def _totals(state: DashboardState) -> str:
+    totals = state.totals
+    agreement = f"{totals.agreed / totals.answered:.1%} agree with the edge" if totals.answered else ""
+    facts = [
+        ("devices", f"{count(totals.online)} online of {count(totals.devices)}"),
+        ("services", count(totals.services)),
+        ("inspected", count(totals.inspected)),
+        ("decided at", _decided(totals.decided_edge, totals.decided_cloud, totals.decided_degraded)),
+        ("answered here", f"{count(totals.answered)} {agreement}"),
+        ("waiting on devices", count(totals.spooled)),
+    ]
+    listing = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts)
+    return f'<section class="card" id="totals"><h2>Fleet</h2><dl>{listing}</dl></section>'
+
+
+def _devices(state: DashboardState) -> str:
+    head = [("device", False), ("link", False), ("health", False), ("services", False), ("spool", True), ("", False)]
+    rows = [_device_row(device, state) for device in state.devices]
+    listing = table(head, rows, "No device has joined yet. Make a token for one: cloudd invite")
+    return f'<section class="card" id="devices"><h2>Devices</h2>{listing}</section>'
+
+
+def _device_row(device: DeviceView, state: DashboardState) -> list[str]:
+    if device.revoked:
+        link = badge("revoked", "error")
+    elif device.online:
+        link = badge("online", "ok")
+    else:
+        link = badge("offline", "warning")
+    health = badge(device.health, device.health) if device.health else badge("no report yet")
+    problems = "".join(f'<br><span class="soft">{text(problem)}</span>' for problem in device.problems)
+    sync = "" if device.in_sync else '<br><span class="soft">does not follow its desired state yet</span>'
+    button = ""
+    if state.logged_in and not device.revoked:
+        button = (
+            f'<form method="post" action="/api/devices/{text(device.device_id)}/revoke"><button>Revoke</button></form>'
+        )
+    return [
+        f"<strong>{text(device.name)}</strong><br><code>{text(device.short_id)}</code> "
+        f'<span class="soft">{text(device.machine)} {text(device.version)}</span>',
+        f'{link}<br><span class="soft">seen {age(state.now, device.seen_at)}</span>',
+        health + problems + sync,
+        "".join(_service(service) for service in device.services) or '<span class="soft">none</span>',
+        count(device.spool.items) if device.spool else "–",
+        button,
+    ]
+
+
+def _service(service: ServiceReport) -> str:
+    kind = {"ready": "ok", "loading": "warning", "failed": "error"}[service.state]
+    return (
+        f"<div><strong>{text(service.name)}</strong> {badge(service.state, kind)} <code>{text(service.model)}</code> "
+        f"{count(service.inspected)} inspected{_decided(service.edge, service.cloud, service.degraded)}"
+        f'<br><span class="soft">{text(service.gate)}</span></div>'
+    )
+
+
+def _opinion(verdict: Verdict, kind: str) -> str:
+    return (
+        f'<span class="{kind}">{text(verdict.label)}</span> {verdict.score:.0%}'
+        f'<br><span class="soft"><code>{text(verdict.model)}</code></span>'
+    )
+
+
+def _samples(state: DashboardState) -> str:
+    head = [
+        ("picture", False), ("edge says", False), ("cloud says", False), ("", False), ("why it came", False),
+        ("from", False), ("when", False), ("answered in", True),
+    ]  # fmt: skip
+    listing = table(head, [_sample_row(sample, state.now) for sample in state.samples], "No hard sample has come yet.")
+    return f'<section class="card" id="samples"><h2>Last hard samples</h2>{listing}</section>'
+
+
+def _sample_row(sample: SampleView, now: float) -> list[str]:
+    picture = f'<img class="sample" src="{text(sample.thumbnail)}" alt="" loading="lazy">' if sample.thumbnail else ""
+    serial = f'<br><span class="soft">{text(sample.serial)}</span>' if sample.serial else ""
+    return [
+        picture,
+        _opinion(sample.edge, "edge"),
+        _opinion(sample.cloud, "cloud"),
+        badge("agree", "ok") if sample.agree else badge("differ", "warning"),
+        text(sample.reason) + (" (late)" if sample.late else ""),
+        f"{text(sample.device)}<br>{text(sample.service)}{serial}",
+        age(now, sample.answered_at),
+        f"{sample.compute_ms:.1f} ms",
+    ]
+
+
+def _models(models: list[ModelView]) -> str:
+    head = [("model", False), ("files", True), ("size", True), ("digest", False)]
+    rows = [
+        [
+            f"<code>{text(model.name)}@{text(model.version)}</code>",
+            str(model.files),
+            megabytes(model.size),
+            f"<code>{text(model.digest[:16])}</code>",
+        ]
+        for model in models
+    ]
+    listing = table(head, rows, "No model is registered. Add one: cloudd models add DIRECTORY")
+    return f'<section class="card" id="models"><h2>Models</h2>{listing}</section>'
+
+
+def _operator(state: DashboardState) -> str:
+    if state.logged_in:
+        form = (
+            '<form method="post" action="/api/invites"><button>Make a join token</button></form> '
+            '<form method="post" action="/logout"><button>Log out</button></form>'
+        )
+    else:
+        form = (
+            '<form method="post" action="/login"><label>Page token '
+            '<input name="token" type="password" autocomplete="off" required></label> <button>Log in</button></form> '
+            '<span class="soft">to revoke devices or make join tokens; the token is in the file page-token '
+            "of cloudd's state directory</span>"
+        )
+    return f'<section class="card" id="operator"><h2>Operator</h2>{form}</section>'

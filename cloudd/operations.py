@@ -1,0 +1,218 @@
+"""What an operator can see and do, once: the admin socket and the dashboard are two thin fronts of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from cloudd.dashboard.state import DashboardState, DeviceView, ModelView, SampleView, Totals
+from cloudd.devices.control import CLOSE_REVOKED, ControlHub
+from cloudd.devices.enrol import clean_name
+from cloudd.devices.fleet import Device, Fleet
+from cloudd.devices.invites import DEFAULT_TTL_S, MAX_TTL_S, Invites
+from edgekit import VERSION
+from edgekit.identity import short_id
+from edgekit.messages import Level, Notice
+
+
+class About(msgspec.Struct, frozen=True, kw_only=True):
+    """What does not change while this process lives."""
+
+    name: str
+    version: str = VERSION
+    pid: int
+    started_at: float
+    state_dir: str
+    device_url: str  # https://host:port that people give to devices
+    dashboard_url: str
+    fingerprint: str  # of the authority
+    advertised: bool
+
+
+class InviteRequest(msgspec.Struct, kw_only=True):
+    """Wish for a join token: its life in seconds and what the device shall be called ("": it decides)."""
+
+    ttl_s: Annotated[float, Meta(gt=0.0, le=MAX_TTL_S)] = DEFAULT_TTL_S
+    name: Annotated[str, Meta(max_length=64)] = ""
+
+
+class Invitation(msgspec.Struct, frozen=True, kw_only=True):
+    """A fresh token, and the command to type on the device. The token is shown once and cannot be shown again."""
+
+    token: str
+    token_id: str
+    expires_at: float
+    command: str
+    url: str
+
+
+class DeviceDetail(msgspec.Struct, frozen=True, kw_only=True):
+    """One device with the definitions that it should run (None: nobody has set any)."""
+
+    device: DeviceView
+    desired: list[str] | None
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operation on a device did."""
+
+    device_id: str
+    name: str
+    revision: str = ""
+    delivered: bool = False  # the device is connected and was told
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """Reply of GET /status."""
+
+    about: About
+    health: Level
+    problems: list[str]
+    totals: Totals
+
+
+class Operations:
+    """Every operation. Methods raise HttpProblem with a fitting status and a sentence."""
+
+    def __init__(
+        self,
+        about: About,
+        fleet: Fleet,
+        invites: Invites,
+        hub: ControlHub,
+        problems: Callable[[], Sequence[str]],
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.about = about
+        self._fleet, self._invites, self._hub = fleet, invites, hub
+        self._problems, self._wall = problems, wall
+
+    async def status(self) -> Status:
+        """Addresses, health and totals."""
+        views = [_view(one, self._wall()) for one in await self._fleet.all()]
+        problems = list(self._problems())
+        return Status(
+            about=self.about,
+            health="warning" if problems else "ok",
+            problems=problems,
+            totals=await self._totals(views),
+        )
+
+    async def dashboard(self, logged_in: bool = False) -> DashboardState:
+        """Everything the page shows."""
+        now, problems = self._wall(), list(self._problems())
+        fleet = await self._fleet.all()
+        views = [_view(one, now) for one in fleet]
+        return DashboardState(
+            name=self.about.name,
+            version=self.about.version,
+            now=now,
+            started_at=self.about.started_at,
+            device_url=self.about.device_url,
+            fingerprint=self.about.fingerprint,
+            advertised=self.about.advertised,
+            health="warning" if problems else "ok",
+            problems=problems,
+            totals=await self._totals(views),
+            devices=views,
+            samples=await self.samples(),
+            models=await self.models(),
+            logged_in=logged_in,
+        )
+
+    async def invite(self, wish: InviteRequest) -> Invitation:
+        """Make a join token."""
+        now = self._wall()
+        name = clean_name(wish.name) if wish.name else ""
+        token = await self._invites.create(now, wish.ttl_s, name)
+        return Invitation(
+            token=token.text(),
+            token_id=token.token_id,
+            expires_at=now + wish.ttl_s,
+            command=f"edged join {token.text()} --url {self.about.device_url}",
+            url=self.about.device_url,
+        )
+
+    async def devices(self) -> list[DeviceView]:
+        """The fleet, by name."""
+        return [_view(one, self._wall()) for one in await self._fleet.all()]
+
+    async def device(self, text: str) -> DeviceDetail:
+        """One device by id, first group of the id, or name."""
+        found = await self._fleet.find(text)
+        return DeviceDetail(device=_view(found, self._wall()), desired=found.desired)
+
+    async def revoke(self, text: str, reason: str = "") -> Change:
+        """Lock a device out, now: its next request is refused and its control channel is closed."""
+        device = await self._fleet.find(text)
+        await self._fleet.revoke(device.id, self._wall(), reason)
+        await self._hub.close(device.id, CLOSE_REVOKED, Notice(code="revoked", text="this device was revoked"))
+        return Change(device_id=device.id, name=device.name)
+
+    async def restore(self, text: str) -> Change:
+        """Take a revocation back. The device connects again by itself while its certificate is valid."""
+        device = await self._fleet.find(text)
+        await self._fleet.restore(device.id, self._wall())
+        return Change(device_id=device.id, name=device.name)
+
+    async def set_desired(self, text: str, services: list[str]) -> Change:
+        """Set what a device should run and tell it, if it is connected."""
+        device = await self._fleet.find(text)
+        revision = await self._fleet.set_desired(device.id, services, self._wall())
+        delivered = await self._hub.push_desired(device.id)
+        return Change(device_id=device.id, name=device.name, revision=revision, delivered=delivered)
+
+    async def samples(self) -> list[SampleView]:
+        return []
+
+    async def models(self) -> list[ModelView]:
+        return []
+
+    async def thumbnail(self, answer: str) -> bytes:
+        return b""
+
+    async def _totals(self, views: list[DeviceView]) -> Totals:
+        admitted = [one for one in views if not one.revoked]
+        services = [service for one in admitted for service in one.services]
+        return Totals(
+            devices=len(admitted),
+            online=sum(one.online for one in admitted),
+            revoked=len(views) - len(admitted),
+            services=len(services),
+            inspected=sum(one.inspected for one in services),
+            decided_edge=sum(one.edge for one in services),
+            decided_cloud=sum(one.cloud for one in services),
+            decided_degraded=sum(one.degraded for one in services),
+            spooled=sum(one.spool.items for one in admitted if one.spool is not None),
+            answered=0,
+            agreed=0,
+        )
+
+
+def _view(device: Device, now: float) -> DeviceView:
+    report = device.report
+    reported_revision = report.revision if report is not None else ""
+    return DeviceView(
+        device_id=device.id,
+        short_id=short_id(device.id),
+        name=device.name,
+        online=device.online(now),
+        revoked=device.revoked_at is not None,
+        enrolled_at=device.enrolled_at,
+        seen_at=device.seen_at,
+        certificate_until=device.not_after,
+        version=device.version,
+        machine=device.machine,
+        health=report.health if report is not None else None,
+        problems=report.problems if report is not None else [],
+        services=report.services if report is not None else [],
+        spool=report.spool if report is not None else None,
+        reported_at=device.reported_at,
+        desired_revision=device.revision,
+        reported_revision=reported_revision,
+        in_sync=device.desired is None or reported_revision == device.revision,
+    )

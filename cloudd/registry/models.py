@@ -1,0 +1,237 @@
+"""The registry: which model versions exist and which blobs they are made of."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import msgspec
+from sqlalchemy import delete, func, insert, select
+from sqlalchemy.exc import IntegrityError
+
+from cloudd.storage import Blobs, Rows, StorageError, references
+from cloudd.storage.schema import audit, model_files, models
+from edgekit import packages
+from edgekit.faults import crash_point
+from edgekit.messages import FileEntry, ModelEntry
+from edgekit.packages import MANIFEST_NAME, Package, PackageError, tree
+
+_CHUNK = 1 << 20
+
+
+class RegistryError(ValueError):
+    """The registry cannot do what was asked; the message says why."""
+
+
+class ModelSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """One registered model version, for lists."""
+
+    name: str
+    version: str
+    digest: str  # SHA-256 of package.toml
+    task: str
+    description: str
+    added_at: float
+    files: int
+    bytes: int
+
+
+class Registry:
+    """Adds, finds and materialises models.
+
+    `cache` is a directory of package directories for processes that load models by path; it can be lost at any time.
+    """
+
+    def __init__(self, rows: Rows, blobs: Blobs, cache: Path, wall: Callable[[], float] = time.time) -> None:
+        self._rows, self._blobs, self._cache, self._wall = rows, blobs, cache, wall
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._verified: dict[str, str] = {}  # ref -> digest of the directory in the cache, checked by this process
+
+    async def add(self, directory: Path) -> ModelEntry:
+        """Register the package in `directory`; adding the same package again changes nothing.
+
+        Raises PackageError if it fails a check, StorageError, RegistryError if another package has its name and version.
+        """
+        package = await asyncio.to_thread(packages.open_package, directory)
+        name, version = package.manifest.name, package.manifest.version
+        async with self._locks[package.ref]:
+            present = await self.entry(name, version)
+            if present is not None:
+                _same_digest(present, package.digest)
+                return present
+            async with AsyncExitStack() as held:
+                entry = await self._store_files(package, held)
+                crash_point("model.blobs")
+                await self._store_rows(package, entry)
+        return entry
+
+    async def entry(self, name: str, version: str | None = None) -> ModelEntry | None:
+        """One version, or the newest one (1.10 is newer than 1.9); None if there is none."""
+        async with self._rows.reading() as connection:
+            if version is None:
+                query = select(models.c.version).where(models.c.name == name)
+                versions = list((await connection.execute(query)).scalars())
+                if not versions:
+                    return None
+                version = max(versions, key=packages.version_key)
+            query = select(models.c.digest).where(models.c.name == name, models.c.version == version)
+            digest = await connection.scalar(query)
+            if digest is None:
+                return None
+            files = await connection.execute(
+                select(model_files.c.path, model_files.c.sha256, model_files.c.size)
+                .where(model_files.c.name == name, model_files.c.version == version)
+                .order_by(model_files.c.path)
+            )
+            entries = [FileEntry(path=path, sha256=sha256, size=size) for path, sha256, size in files]
+        return ModelEntry(name=name, version=version, digest=digest, files=entries)
+
+    async def resolve(self, ref: str) -> ModelEntry | None:
+        """The entry that "name" or "name@version" means. Raises PackageError if `ref` is not a model reference."""
+        name, version = packages.split_ref(ref)
+        return await self.entry(name, version)
+
+    async def all(self) -> list[ModelSummary]:
+        """Every registered version, by name, newest version first."""
+        query = (
+            select(models, func.count().label("files"), func.sum(model_files.c.size).label("bytes"))
+            .join(model_files)
+            .group_by(models.c.name, models.c.version)
+        )
+        async with self._rows.reading() as connection:
+            found = [ModelSummary(**row) for row in (await connection.execute(query)).mappings()]
+        found.sort(key=lambda model: packages.version_key(model.version), reverse=True)
+        found.sort(key=lambda model: model.name)
+        return found
+
+    async def file_size(self, sha256: str) -> int | None:
+        """Bytes of a file of any registered model; None if no model has a file with this hash."""
+        async with self._rows.reading() as connection:
+            size: int | None = await connection.scalar(
+                select(model_files.c.size).where(model_files.c.sha256 == sha256).limit(1)
+            )
+        return size
+
+    async def remove(self, name: str, version: str) -> bool:
+        """Forget a version and remove the blobs that nothing else needs; whether it was there."""
+        async with self._rows.writing() as connection:
+            query = select(model_files.c.sha256).where(model_files.c.name == name, model_files.c.version == version)
+            hashes = set((await connection.execute(query)).scalars())
+            gone = await connection.execute(delete(models).where(models.c.name == name, models.c.version == version))
+            if gone.rowcount == 0:
+                return False
+            note = {"at": self._wall(), "action": "model removed", "subject": f"{name}@{version}"}
+            await connection.execute(insert(audit).values(note))
+
+        async def used(sha256: str) -> bool:
+            return await references.is_used(self._rows, sha256)
+
+        for sha256 in hashes:
+            await self._blobs.remove(sha256, used)
+        return True
+
+    async def materialise(self, entry: ModelEntry) -> Path:
+        """The package of `entry` as a verified directory in the cache, for a process that loads models by path.
+
+        Raises StorageError if a blob is missing or damaged, OSError if the disk is full.
+        """
+        ref = f"{entry.name}@{entry.version}"
+        target = self._cache / ref
+        async with self._locks[ref]:
+            if self._verified.get(ref) == entry.digest and target.is_dir():
+                return target
+            if not await asyncio.to_thread(_is_package, target, entry.digest):
+                await asyncio.to_thread(shutil.rmtree, target, ignore_errors=True)
+                await self._fetch(entry)
+            self._verified[ref] = entry.digest
+        return target
+
+    async def _store_files(self, package: Package, held: AsyncExitStack) -> ModelEntry:
+        """Put every file as a blob and hold it until the rows name it."""
+        hashes = {**package.manifest.files, MANIFEST_NAME: package.digest}
+        entries = []
+        for path, sha256 in sorted(hashes.items()):
+            await held.enter_async_context(self._blobs.holding(sha256))
+            try:
+                _, size = await self._blobs.put_stream(_read(package.root, path), expected=sha256)
+            except ValueError as error:
+                raise PackageError(f'"{path}" changed while it was read: {error}') from None
+            entries.append(FileEntry(path=path, sha256=sha256, size=size))
+        manifest = package.manifest
+        return ModelEntry(name=manifest.name, version=manifest.version, digest=package.digest, files=entries)
+
+    async def _store_rows(self, package: Package, entry: ModelEntry) -> None:
+        manifest, now = package.manifest, self._wall()
+        try:
+            async with self._rows.writing() as connection:
+                await connection.execute(
+                    insert(models).values(
+                        name=entry.name,
+                        version=entry.version,
+                        digest=entry.digest,
+                        task=manifest.task,
+                        description=manifest.description,
+                        added_at=now,
+                    )
+                )
+                files = [
+                    {"name": entry.name, "version": entry.version, "path": f.path, "sha256": f.sha256, "size": f.size}
+                    for f in entry.files
+                ]
+                await connection.execute(insert(model_files), files)
+                note = {"at": now, "action": "model added", "subject": package.ref, "detail": entry.digest}
+                await connection.execute(insert(audit).values(note))
+        except IntegrityError:  # another cloudd on the same database was faster
+            present = await self.entry(entry.name, entry.version)
+            if present is None:
+                raise
+            _same_digest(present, entry.digest)
+
+    async def _fetch(self, entry: ModelEntry) -> None:
+        staged = self._cache / f".incoming-{secrets.token_hex(8)}"
+        try:
+            await asyncio.to_thread(staged.mkdir, parents=True)
+            for file in entry.files:
+                path = staged / file.path  # a path that was checked when the package was added
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("xb") as out:
+                    async for chunk in self._blobs.stream(file.sha256, 0, file.size):
+                        await asyncio.to_thread(out.write, chunk)
+            await asyncio.to_thread(packages.adopt, staged, self._cache)
+        except KeyError as error:
+            raise StorageError(
+                f"a file of {entry.name}@{entry.version} is missing in the blob store: {error}"
+            ) from None
+        except PackageError as error:
+            raise StorageError(f"{entry.name}@{entry.version} is damaged in the blob store: {error}") from None
+        finally:
+            await asyncio.to_thread(shutil.rmtree, staged, ignore_errors=True)
+
+
+async def _read(root: Path, path: str) -> AsyncIterator[bytes]:
+    """One file of a package in chunks, opened again without following a link."""
+    with tree.open_root(root) as directory, tree.open_file(directory, path) as (descriptor, _):
+        while chunk := await asyncio.to_thread(os.read, descriptor, _CHUNK):
+            yield chunk
+
+
+def _is_package(directory: Path, digest: str) -> bool:
+    try:
+        return packages.open_package(directory).digest == digest
+    except PackageError:
+        return False
+
+
+def _same_digest(present: ModelEntry, digest: str) -> None:
+    if present.digest != digest:
+        raise RegistryError(
+            f"another package is already registered as {present.name}@{present.version}; "
+            "give the changed model a new version"
+        )

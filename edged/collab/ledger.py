@@ -1,0 +1,126 @@
+"""The record of what left the device: written and synced before the first byte goes, never changed afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import sqlite3
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Literal
+
+from edged.collab.commits import CommitError, Commits
+from edged.store import Database
+from edgekit.messages import HardSample
+
+log = logging.getLogger("edged.collab")
+
+Outcome = Literal["answered", "rejected", "unanswered", "unsent"]
+
+MAX_RECORDS = 1_000_000
+"""About 250 MB; the oldest go first. At one hard sample every 10 s this is four months."""
+
+_MIGRATIONS = [
+    """
+    CREATE TABLE left_device (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        at REAL NOT NULL,
+        sample_id TEXT NOT NULL,
+        service TEXT NOT NULL,
+        reason TEXT NOT NULL,
+        late INTEGER NOT NULL,
+        bytes INTEGER NOT NULL,
+        sha256 TEXT NOT NULL,
+        authority TEXT NOT NULL,
+        outcome TEXT NOT NULL DEFAULT '',
+        label TEXT NOT NULL DEFAULT ''
+    );
+    CREATE TRIGGER left_device_is_append_only
+        BEFORE UPDATE OF seq, at, sample_id, service, reason, late, bytes, sha256, authority ON left_device
+        BEGIN SELECT raise(ABORT, 'the record of what left the device is append-only'); END;
+    CREATE TRIGGER left_device_outcome_is_final
+        BEFORE UPDATE OF outcome, label ON left_device WHEN OLD.outcome <> ''
+        BEGIN SELECT raise(ABORT, 'the record of what left the device is append-only'); END;
+    """,
+]
+
+
+class Ledger:
+    """One row for each attempt to send a picture; the outcome is added when it is known."""
+
+    def __init__(
+        self,
+        path: Path,
+        executor: Executor,
+        *,
+        wall: Callable[[], float] = time.time,
+        make_room: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`make_room` frees disk space for the database (see Database). Opens nothing yet."""
+        self._path = path
+        self._wall = wall
+        self._make_room = make_room
+        self._commits = Commits(self._open, executor)
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def record(self, header: HardSample, picture: bytes, authority: str) -> int:
+        """Durably note that this picture is about to leave; the number for `outcome`. Raises CommitError.
+
+        `authority` is the fingerprint of the authority whose cloudd will get it.
+        """
+        row = (
+            self._wall(),
+            header.sample_id,
+            header.service,
+            header.reason,
+            header.late,
+            len(picture),
+            hashlib.sha256(picture).hexdigest(),
+            authority,
+        )
+
+        def insert(connection: sqlite3.Connection) -> int:
+            sql = (
+                "INSERT INTO left_device (at, sample_id, service, reason, late, bytes, sha256, authority)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+            )
+            return int(connection.execute(sql, row).lastrowid or 0)
+
+        try:
+            return await self._commits.run(insert)
+        except CommitError:
+            if not self._make_room():
+                raise
+            return await self._commits.run(insert)
+
+    def outcome(self, number: int, outcome: Outcome, label: str = "") -> None:
+        """Note how it ended, in the background; after a power cut it stays open, which says "it may have left"."""
+
+        async def update() -> None:
+            sql = "UPDATE left_device SET outcome = ?, label = ? WHERE seq = ?"
+            try:
+                await self._commits.run(lambda connection: connection.execute(sql, (outcome, label, number)))
+            except CommitError as error:
+                log.warning("The outcome of a sent picture could not be recorded: %s", error)
+
+        task = asyncio.create_task(update())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def close(self) -> None:
+        """Write what is still to be written, then close."""
+        if self._background:
+            await asyncio.wait(self._background)
+        await self._commits.close()
+
+    def _open(self) -> Database:
+        database = Database(self._path, _MIGRATIONS, wall=self._wall, make_room=self._make_room)
+        if database.quarantined is not None:
+            log.error(
+                "The record of what left was damaged; it was moved to %s and a new one begun.", database.quarantined
+            )
+        database.execute("DELETE FROM left_device WHERE seq <= (SELECT max(seq) FROM left_device) - ?", (MAX_RECORDS,))
+        return database

@@ -1,0 +1,211 @@
+"""One running service: its model, its gate's collaborator, its outputs and its statistics, behind `inspect`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Collection
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from edged.capture.folder import NotNow, Refused
+from edged.capture.outputs import JsonlOutput, Notify
+from edged.serve.engine import DeadlinePassed, Engine, EngineStopped, Outcome, QueueFull
+from edged.serve.loading import LoadedModel
+from edged.serve.statistics import ServiceStatistics
+from edgekit.messages import Decision, ServiceReport, Verdict
+from edgekit.runtimes import ModelError
+from edgekit.services import Service
+from edgekit.vision.classification import Classified
+from edgekit.vision.images import ImageError
+
+log = logging.getLogger("edged.serve")
+
+
+class ServiceFailed(Exception):
+    """The service has no usable model; the text is the sentence that its report shows."""
+
+
+class Settles(Protocol):
+    """Decides whether the local answer stands or the cloud is asked; never fails for want of a link."""
+
+    async def settle(
+        self,
+        classified: Classified,
+        picture: bytes,
+        sample_id: str,
+        captured_at: float,
+        serial: str,
+        deadline: float,
+    ) -> Decision:
+        """The final decision; `deadline` is a time of the monotonic clock."""
+        ...
+
+    def sentence(self) -> str:
+        """Where the gate stands, for people."""
+        ...
+
+
+class ServiceRuntime:
+    """A service that is ready, or failed with a reason. Use it on the event loop."""
+
+    def __init__(
+        self,
+        service: Service,
+        model: LoadedModel | None,
+        failure: str,
+        engine: Engine,
+        collaborator: Settles | None,
+        outputs: dict[Path, JsonlOutput],
+        notify: Notify,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.service, self.model, self.failure = service, model, failure
+        self.outputs = outputs
+        self.statistics = ServiceStatistics(model.classifier.labels if model else [])
+        self._engine, self._collaborator, self._notify = engine, collaborator, notify
+        self._clock, self._wall = clock, wall
+        self._settling: set[asyncio.Task[Decision]] = set()
+        self._model_troubled = False
+
+    @property
+    def name(self) -> str:
+        return self.service.name
+
+    async def inspect(
+        self,
+        picture: bytes,
+        *,
+        sample_id: str,
+        captured_at: float,
+        serial: str,
+        deadline: float,
+        patient: bool = False,
+    ) -> Decision:
+        """Decide about one encoded picture; `deadline` is a time of the monotonic clock.
+
+        The decision also goes to the outputs, except for a `patient` caller, which records it itself and is never
+        dropped for being late. Raises ServiceFailed, ImageError, ModelError, QueueFull, DeadlinePassed, EngineStopped.
+        A caller that is cancelled before a model thread took the picture takes it back; after that the decision is
+        finished and recorded without it.
+        """
+        if self.model is None or self._collaborator is None:
+            raise ServiceFailed(f"{self.name} cannot run: {self.failure}")
+        received = self._clock()
+        try:
+            outcome = await self._engine.submit(
+                self.name,
+                self.service.priority,
+                deadline,
+                partial(self.model.classifier.classify, picture),
+                may_expire=not patient,
+            )
+        except (QueueFull, DeadlinePassed):
+            self.statistics.shed += 1
+            raise
+        except ImageError:
+            self.statistics.refused += 1
+            raise
+        except ModelError as error:
+            self.statistics.errors += 1
+            self._model_trouble(error)
+            raise
+        self._model_works()
+        task = asyncio.create_task(
+            self._settle(outcome, picture, sample_id, captured_at, serial, deadline, received, patient)
+        )
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+        return await asyncio.shield(task)
+
+    async def _settle(
+        self,
+        outcome: Outcome[Classified],
+        picture: bytes,
+        sample_id: str,
+        captured_at: float,
+        serial: str,
+        deadline: float,
+        received: float,
+        patient: bool,
+    ) -> Decision:
+        assert self.model is not None and self._collaborator is not None
+        classified = outcome.value
+        try:
+            decision = await self._collaborator.settle(classified, picture, sample_id, captured_at, serial, deadline)
+        except Exception as error:
+            # The local answer stands whatever the rest does; the line must not pay for our fault.
+            log.exception("%s: a sample could not be settled", self.name)
+            self.statistics.errors += 1
+            edge = Verdict(
+                label=classified.label, score=classified.score, margin=classified.margin, model=self.model.ref
+            )
+            decision = Decision(
+                sample_id=sample_id,
+                service=self.name,
+                label=edge.label,
+                score=edge.score,
+                decided="edge-degraded",
+                model=edge.model,
+                edge=edge,
+                reason=f"the hard-sample policy failed: {error}",
+                serial=serial,
+                captured_at=captured_at,
+            )
+        now = self._clock()
+        total_ms = (now - received) * 1000
+        timings = {"queue": outcome.queue_ms, **classified.timings_ms, **decision.timings_ms, "total": total_ms}
+        decision = msgspec.structs.replace(
+            decision, timings_ms={name: round(value, 3) for name, value in timings.items()}
+        )
+        self.statistics.decided(decision, total_ms, now, self._wall())
+        if not patient and self.outputs:
+            line = msgspec.json.encode(decision)
+            for output in self.outputs.values():
+                output.write(line)
+        return decision
+
+    async def inspect_file(self, picture: bytes, *, sample_id: str, captured_at: float, serial: str) -> Decision:
+        """`inspect` for the folder source, where nobody waits. Raises Refused, or NotNow for what can be tried again."""
+        deadline = self._clock() + self.service.deadline_ms / 1000
+        try:
+            return await self.inspect(
+                picture, sample_id=sample_id, captured_at=captured_at, serial=serial, deadline=deadline, patient=True
+            )
+        except (ImageError, ModelError) as error:
+            raise Refused(str(error)) from error
+        except (QueueFull, EngineStopped, ServiceFailed) as error:
+            raise NotNow(str(error)) from error
+
+    async def record(self, decision: Decision, outputs: Collection[Path]) -> None:
+        """Write a decision durably to these of the service's outputs. Raises OutputError."""
+        line = msgspec.json.encode(decision)
+        await asyncio.gather(*(self.outputs[path].write_durably(line) for path in outputs))
+
+    def report(self) -> ServiceReport:
+        """What the supervisor shows."""
+        if self.model is None or self._collaborator is None:
+            return ServiceReport(name=self.name, model=self.service.model, state="failed", detail=self.failure)
+        waiting = self._engine.waiting(self.name)
+        gate = self._collaborator.sentence()
+        return self.statistics.report(self.name, self.model.ref, gate, waiting, self._clock())
+
+    async def settled(self) -> None:
+        """Wait until no decision is under way."""
+        while self._settling:
+            await asyncio.wait(self._settling)
+
+    def _model_trouble(self, error: ModelError) -> None:
+        if not self._model_troubled:
+            self._model_troubled = True
+            self._notify("error", f"model-failing:{self.name}", f"the model of {self.name} fails: {error}")
+
+    def _model_works(self) -> None:
+        if self._model_troubled:
+            self._model_troubled = False
+            self._notify("ok", f"model-failing:{self.name}", f"the model of {self.name} works again")

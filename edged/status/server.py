@@ -1,0 +1,198 @@
+"""The page port: the status page, its JSON, the metrics, and the few writes that a page may do.
+
+    GET  /              the page            GET  /state.json, /metrics
+    POST /login         form field `token`  POST /logout
+    POST /api/services/NAME/recalibrate     POST /api/spool/purge (field or JSON key `service`)
+
+Reads are open on loopback. A page that listens elsewhere shows nothing without the token. Writes always need the token,
+as `Authorization: Bearer` or as the cookie of a login, and must not come from another origin. See edgekit.webguard.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Protocol
+
+import msgspec
+from aiohttp import web
+
+from edged.api import ApiError, Done, Problem, PurgeBody
+from edged.config import Address
+from edged.status import metrics
+from edged.status.state import StatusState
+from edgekit.webguard import LOOPBACK_HOSTS, PageGuard, Refusal, security_headers
+
+log = logging.getLogger("edged.page")
+
+MAX_BODY = 16_384
+"""Bytes. No write of the page carries more than a service name."""
+COOKIE = "edged-page"
+_LOGIN = """<!doctype html><html lang="en"><meta charset="utf-8"><title>edged</title>
+<h1>edged</h1><p>This page needs the page token: the file <code>page-token</code> in the daemon's state directory.</p>
+<form method="post" action="/login"><label>Token <input type="password" name="token" autocomplete="current-password">
+</label> <button>Log in</button></form></html>"""
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Backend(Protocol):
+    """What the page needs of the supervisor."""
+
+    def status(self) -> StatusState: ...
+    def recalibrate(self, name: str) -> Done: ...
+    def purge_spool(self, service: str) -> Done: ...
+
+
+def is_loopback(address: Address) -> bool:
+    """True if only this machine can reach the address."""
+    try:
+        return ipaddress.ip_address(address.host).is_loopback
+    except ValueError:
+        return address.host == "localhost"
+
+
+def allowed_hosts(address: Address, configured: Iterable[str]) -> list[str]:
+    """Names the page may be reached under: loopback, the address it listens on, and what the configuration adds."""
+    return [*LOOPBACK_HOSTS, address.host, *configured]
+
+
+def build(backend: Backend, token: str, address: Address, hosts: Iterable[str]) -> web.Application:
+    """The application behind the page port. `token` is the page token, `address` where the port listens."""
+    # One cookie name a port: browsers share cookies between all ports of a host.
+    guard = PageGuard(token, f"{COOKIE}-{address.port}", allowed_hosts(address, hosts))
+    page = _Page(backend, guard, open_reads=is_loopback(address))
+    app = web.Application(client_max_size=MAX_BODY, middlewares=[page.protect])
+    app.on_response_prepare.append(_no_server_header)
+    app.router.add_get("/", page.show)
+    app.router.add_get("/state.json", page.state)
+    app.router.add_get("/metrics", page.metrics)
+    app.router.add_post("/login", page.login)
+    app.router.add_post("/logout", page.logout)
+    app.router.add_post("/api/services/{name}/recalibrate", page.recalibrate)
+    app.router.add_post("/api/spool/purge", page.purge)
+    return app
+
+
+class _Page:
+    def __init__(self, backend: Backend, guard: PageGuard, open_reads: bool) -> None:
+        self._backend, self._guard, self._open_reads = backend, guard, open_reads
+
+    @web.middleware
+    async def protect(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Every request passes here first; every reply leaves with the security headers."""
+        peer = request.remote or "unknown"
+        refusal = (
+            self._guard.check_source(request.method, request.headers)
+            if request.path == "/login"
+            else self._guard.check(request.method, request.headers, peer)
+        )
+        if refusal is None and not self._open_reads and request.path != "/login":
+            refusal = self._check_read(request, peer)
+        response: web.StreamResponse
+        if refusal is not None:
+            response = self._refuse(request, refusal)
+        else:
+            try:
+                response = await handler(request)
+            except ApiError as error:
+                response = _problem(error.status, str(error))
+            except web.HTTPException as error:
+                response = _problem(error.status, _sentence(error, request)) if error.status >= 400 else error
+            except Exception:
+                log.exception("The page could not answer %s %s.", request.method, request.path)
+                response = _problem(500, "the page has an internal error; the daemon's log has the details")
+        for name, value in security_headers().items():
+            response.headers.setdefault(name, value)
+        return response
+
+    def _check_read(self, request: web.Request, peer: str) -> Refusal | None:
+        """Away from loopback reading needs the token too."""
+        if self._guard.logged_in(request.headers):
+            return None
+        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            return self._guard.login(given.strip(), peer)
+        return Refusal(401, "this page needs the page token: log in, or send it as 'Authorization: Bearer TOKEN'")
+
+    def _refuse(self, request: web.Request, refusal: Refusal) -> web.Response:
+        if refusal.status == 401 and request.method == "GET" and request.path == "/":
+            return web.Response(status=401, text=_LOGIN, content_type="text/html")
+        response = _problem(refusal.status, refusal.text)
+        if refusal.retry_after_s:
+            response.headers["Retry-After"] = str(max(1, round(refusal.retry_after_s)))
+        if refusal.status == 401:
+            response.headers["WWW-Authenticate"] = "Bearer"
+        return response
+
+    async def show(self, request: web.Request) -> web.Response:
+        from edged.status import page  # nobody may ever look, and the supervisor's memory is counted
+
+        html = page.render(self._backend.status())
+        response = web.Response(text=html, content_type="text/html")
+        response.headers.update(security_headers(page.STYLES, page.SCRIPTS))
+        return response
+
+    async def state(self, request: web.Request) -> web.Response:
+        return _json(self._backend.status())
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        text = metrics.render(self._backend.status())
+        return web.Response(body=text.encode(), headers={"Content-Type": metrics.CONTENT_TYPE})
+
+    async def login(self, request: web.Request) -> web.Response:
+        form = await request.post()
+        refusal = self._guard.login(str(form.get("token", "")), request.remote or "unknown")
+        if refusal is not None:
+            return self._refuse(request, refusal)
+        return web.Response(
+            status=303, headers={"Location": "/", "Set-Cookie": self._guard.session_cookie(request.secure)}
+        )
+
+    async def logout(self, request: web.Request) -> web.Response:
+        return web.Response(status=303, headers={"Location": "/", "Set-Cookie": self._guard.logout_cookie()})
+
+    async def recalibrate(self, request: web.Request) -> web.Response:
+        return _done(request, self._backend.recalibrate(request.match_info["name"]))
+
+    async def purge(self, request: web.Request) -> web.Response:
+        if _is_form(request):
+            service = str((await request.post()).get("service", ""))
+        else:
+            try:
+                service = msgspec.json.decode(await request.read() or b"{}", type=PurgeBody).service
+            except msgspec.DecodeError as error:
+                raise ApiError(400, f"the body cannot be read: {error}") from None
+        return _done(request, self._backend.purge_spool(service))
+
+
+def _is_form(request: web.Request) -> bool:
+    return request.content_type in ("application/x-www-form-urlencoded", "multipart/form-data")
+
+
+def _done(request: web.Request, done: Done) -> web.Response:
+    """A form goes back to the page, a script gets the sentence."""
+    return web.Response(status=303, headers={"Location": "/"}) if _is_form(request) else _json(done)
+
+
+def _json(value: msgspec.Struct, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
+
+
+def _problem(status: int, text: str) -> web.Response:
+    return _json(Problem(error=text), status)
+
+
+def _sentence(error: web.HTTPException, request: web.Request) -> str:
+    if error.status == 404:
+        return f"there is no {request.path[:100]} here"
+    if error.status == 405:
+        return f"{request.method} is not possible on {request.path[:100]}"
+    if error.status == 413:
+        return f"the body is larger than the {MAX_BODY} bytes that are allowed"
+    return error.reason
+
+
+async def _no_server_header(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers.pop("Server", None)

@@ -1,0 +1,190 @@
+"""The main job on one machine: a cloudd, two edged devices, and a line that feeds them pictures.
+
+    ./dev demo                                   two simulated plants, then the pages stay up until Ctrl-C
+    ./dev demo --boards 60 --once                end after 60 boards a plant
+    ./dev demo --drift                           lamp and lens age: watch the alarm, safe mode and recalibration
+    ./dev demo --images DIR --labels CSV         real pictures: the models' heads are fitted to their labels first
+
+Everything is on loopback, in one directory (demo-state) that is made anew. The numbers compare three ways to decide:
+the device's small model alone (edge), the large model for every joint (cloud), and what was really decided (joint).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from http.client import HTTPConnection
+from itertools import islice
+from pathlib import Path
+
+import msgspec
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+from benchmarks.daemons import Cloud, Daemon, DaemonError, Edge, stop_all
+from edgekit.messages import Decision
+from edgekit.packages import open_package
+from edgekit.vision.classification import Classifier
+from examples import feeds
+from examples.adapt import adapt
+from examples.scoreboard import LEGEND, Scoreboard, summary
+
+HERE = Path(__file__).resolve().parent
+STATE = HERE.parent / "demo-state"
+PLANTS = ("north", "south")
+
+
+@dataclass
+class Line:
+    """One plant: its device, its pictures and its score."""
+
+    edge: Edge
+    address: str  # host:port of the inference socket
+    batches: Iterator[feeds.Batch]
+    score: Scoreboard
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="./dev demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--boards", type=int, default=0, help="boards a plant (default: 80, or all real pictures)")
+    parser.add_argument("--once", action="store_true", help="end after the last board instead of keeping the pages up")
+    parser.add_argument("--drift", action="store_true", help="let the cameras age from board 40 on")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="a folder of real pictures")
+    parser.add_argument("--labels", type=Path, metavar="CSV", help="their labels: columns file,label[,board][,split]")
+    parser.add_argument("--seed", type=int, default=7)
+    options = parser.parse_args(arguments)
+    if (options.images is None) != (options.labels is None):
+        parser.error("--images and --labels go together")
+    return options
+
+
+def sources(options: argparse.Namespace) -> tuple[Path, Path, list[Iterator[feeds.Batch]]]:
+    """The small and the large package, and one iterator of batches for each plant."""
+    small, large = HERE / "models" / "solder-small", HERE / "models" / "solder-large"
+    if options.images is None:
+        drift = 0.01 if options.drift else 0.0
+        count = options.boards or (160 if options.drift else 80)
+        lines = [islice(feeds.simulated(plant, options.seed, drift), count) for plant in PLANTS]
+        return small, large, list(lines)
+    real = feeds.folder(options.images, options.labels, len(PLANTS))
+    print(f"fitting both models to {len(real.learn)} labelled pictures ...", flush=True)
+    pictures, labels = [item.data for item in real.learn], [item.label for item in real.learn]
+    fitted = [
+        adapt(source, STATE / "models" / name, name, pictures, labels).root
+        for source, name in ((small, "own-small"), (large, "own-large"))
+    ]
+    return fitted[0], fitted[1], [iter(feed[: options.boards or None]) for feed in real.feeds]
+
+
+def definition(small: str, large: str) -> str:
+    """The service definition for these two models."""
+    text = (HERE / "services" / "solder.toml").read_text()
+    return text.replace("solder-small", small).replace("solder-large", large)
+
+
+def start(small: Path, large: Path, started: list[Daemon]) -> tuple[Cloud, list[Edge]]:
+    """Bring everything up, as a user would by hand; `started` collects what must be ended again."""
+    cloud = Cloud(STATE / "cloud", name="demo cloud")
+    started.append(cloud)
+    cloud.start()
+    for package in (small, large):
+        cloud.run("models", "add", str(package))
+    url = str(cloud.status()["about"]["device_url"])
+    edges = []
+    for plant in PLANTS:
+        print(f"starting the device of plant {plant} ...", flush=True)
+        edge = Edge(STATE / plant, name=plant)
+        started.append(edge)
+        edge.start()
+        edge.join(cloud, url)
+        edge.serve(definition(small.name, large.name))
+        edges.append(edge)
+    return cloud, edges
+
+
+def inspect(line: Line, judge: Classifier) -> Iterator[str]:
+    """Feed one plant's batches to its device and yield one line of text for each."""
+    host, _, port = line.address.rpartition(":")
+    connection = HTTPConnection(host, int(port), timeout=30)
+    for batch in line.batches:
+        results = []
+        for item in batch:
+            connection.request(
+                "POST",
+                "/v1/services/solder/inspect",
+                body=item.data,
+                headers={"Content-Type": "image/jpeg", "Edged-Serial": item.serial},
+            )
+            reply = connection.getresponse()
+            body = reply.read()
+            if reply.status != 200:
+                raise DaemonError(f"{item.serial}: {reply.status} {body.decode(errors='replace')}")
+            decision = msgspec.json.decode(body, type=Decision)
+            results.append((item.label, decision, judge.classify(item.data).label))
+        yield line.score.board(batch[0].serial.rsplit("-", 1)[0], results)
+
+
+def feed(lines: list[Line], judge: Classifier) -> None:
+    """Run all plants side by side and print what happens."""
+    print(f"\n{LEGEND}\n", flush=True)
+
+    def work(line: Line) -> None:
+        for text in inspect(line, judge):
+            print(text, flush=True)
+
+    with ThreadPoolExecutor(len(lines)) as pool:
+        for future in [pool.submit(work, line) for line in lines]:
+            future.result()
+
+
+def report(cloud: Cloud, lines: list[Line]) -> None:
+    """The closing table, what each gate says, and where to look."""
+    print(f"\n{summary([line.score for line in lines])}\n")
+    for line in lines:
+        state = line.edge.status()
+        print(f"{line.score.device}: {state['services'][0]['report'].get('gate', '')}")
+    print(f"\ncloud dashboard   {cloud.status()['about']['dashboard_url']}")
+    for line in lines:
+        print(f"device {line.score.device:10} http://{line.edge.status()['addresses']['page']}/")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    shutil.rmtree(STATE, ignore_errors=True)
+    STATE.mkdir()
+    started: list[Daemon] = []
+    try:
+        small, large, batches = sources(options)
+        cloud, edges = start(small, large, started)
+        lines = [
+            Line(edge, str(edge.status()["addresses"]["inference"]), batch, Scoreboard(plant))
+            for edge, batch, plant in zip(edges, batches, PLANTS, strict=True)
+        ]
+        judge = Classifier.load(open_package(large))
+        feed(lines, judge)
+        time.sleep(1.5)  # the devices report once a second
+        report(cloud, lines)
+        if not options.once and sys.stdin.isatty():
+            print("\nThe pages stay up; press Ctrl-C to end.", flush=True)
+            while True:
+                time.sleep(3600)
+    except KeyboardInterrupt:
+        print("\nending ...")
+    except (DaemonError, feeds.FeedError, ValueError) as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+    finally:
+        stop_all(started)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
