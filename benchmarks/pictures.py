@@ -72,7 +72,7 @@ def input_spec(side: int = SIDE) -> InputSpec:
 
 def decode(data: bytes, side: int = SIDE) -> Grey:
     """An encoded picture as the models see it, by the daemon's own code: grey, side x side."""
-    return preprocess.fit(images.decode(data, "grey"), input_spec(side))
+    return preprocess.fit(images.decode(data, "grey", reduce_to=(side, side)), input_spec(side))
 
 
 # --- solder-tht: one joint a picture, five joints a board------------------------------------------------------

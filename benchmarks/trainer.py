@@ -2,8 +2,8 @@
 
     python benchmarks/trainer.py DATA.npz OUT.onnx '{"net": "tiny", "width": 8, ...}' [OUT2.onnx '{...}']
 
-DATA.npz: `x` uint8 (n, 80, 80), `y` int64 (n,), `classes`, `rotatable`. Options: see `Options`. Prints one JSON line for
-each model. The views of a picture are cut, mirrored, turned, lit and blurred anew in every epoch.
+DATA.npz: `x` uint8 (n, 80, 80), `y` int64 (n,), `classes`, `rotatable`. Options: see `Options`. Prints one JSON line
+for each model. The views of a picture are cut, mirrored, turned, lit and blurred anew in every epoch.
 """
 
 from __future__ import annotations

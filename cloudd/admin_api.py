@@ -11,10 +11,11 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from cloudd.operations import InviteRequest, Operations
-from cloudd.web import json_response, new_app, read_json
+from cloudd.web import HttpProblem, json_response, new_app, read_json
 
 log = logging.getLogger("cloudd.admin")
 
+_MAX_ANSWERS = 1000
 _PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 
@@ -28,6 +29,12 @@ class RevokeRequest(msgspec.Struct, kw_only=True):
     """Body of POST /devices/ID/revoke."""
 
     reason: str = ""
+
+
+class ModelRequest(msgspec.Struct, kw_only=True):
+    """Body of POST /models: an absolute path on this host."""
+
+    path: str
 
 
 def application(operations: Operations) -> web.Application:
@@ -60,6 +67,26 @@ def application(operations: Operations) -> web.Application:
         asked = await read_json(request, DesiredRequest)
         return json_response(await operations.set_desired(request.match_info["id"], asked.services))
 
+    async def models(_request: web.Request) -> web.Response:
+        return json_response(await operations.models())
+
+    async def model(request: web.Request) -> web.Response:
+        return json_response(await operations.model(request.match_info["ref"]))
+
+    async def add_model(request: web.Request) -> web.Response:
+        return json_response(await operations.add_model((await read_json(request, ModelRequest)).path))
+
+    async def answers(request: web.Request) -> web.Response:
+        limit = _number(request.query.get("limit", "50"))
+        before = _number(request.query["before"]) if "before" in request.query else None
+        return json_response(await operations.answers(min(limit, _MAX_ANSWERS), before))
+
+    async def answer(request: web.Request) -> web.Response:
+        return json_response(await operations.answer(_number(request.match_info["id"])))
+
+    async def picture(request: web.Request) -> web.Response:
+        return web.Response(body=await operations.picture(_number(request.match_info["id"])))
+
     app.add_routes(
         [
             web.get("/status", status),
@@ -70,9 +97,21 @@ def application(operations: Operations) -> web.Application:
             web.post("/devices/{id}/revoke", revoke),
             web.post("/devices/{id}/restore", restore),
             web.post("/devices/{id}/desired", desired),
+            web.get("/models", models),
+            web.get("/models/{ref}", model),
+            web.post("/models", add_model),
+            web.get("/answers", answers),
+            web.get("/answers/{id}", answer),
+            web.get("/answers/{id}/picture", picture),
         ]
     )
     return app
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 15):
+        raise HttpProblem(400, f"{text[:40]!r} is not a whole number")
+    return int(text)
 
 
 @web.middleware

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import ipaddress
 import logging
 import os
 import signal
@@ -12,16 +13,21 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 
 from cloudd import admin_api, config
+from cloudd.answers import routes as answer_routes
+from cloudd.answers.pool import AnswerPool, PoolSettings
+from cloudd.answers.service import Answers
+from cloudd.answers.store import AnswerStore
 from cloudd.config import ConfigError, Settings
 from cloudd.dashboard import server as dashboard
 from cloudd.devices import enrol
 from cloudd.devices.access import require_device
+from cloudd.devices.advertise import Advertiser
 from cloudd.devices.control import ControlHub
 from cloudd.devices.fleet import Fleet
 from cloudd.devices.invites import Invites
@@ -85,17 +91,25 @@ async def serve(settings: Settings, state: Path, announce: Callable[[About], Non
         identity.refresh(host_names(settings.names), time.time())
         tls = identity.context()
 
+        store = AnswerStore(rows, blobs)
+        pool = AnswerPool(state / "run" / "empty", PoolSettings(workers=settings.answer_workers))
+        answers = Answers(registry, pool, store)
+        await pool.start()
+        stack.push_async_callback(answers.close)
+        stack.push_async_callback(pool.stop)
+
         inherited = systemd.listen_fds()
         device_socket = _tcp(inherited.get("device"), settings.listen, "listen")
         dashboard_socket = _tcp(inherited.get("dashboard"), settings.dashboard, "dashboard")
         admin_socket = _unix(inherited.get("admin"), config.runtime_dir(state))
         about = _about(settings, state, authority, device_socket, dashboard_socket)
-        operations = Operations(about, fleet, invites, hub, list)
+        operations = Operations(about, fleet, invites, hub, registry, store)
 
         device_app = new_app(require_device(fleet))
         device_app.add_routes(enrol.routes(authority, invites, fleet, settings.name, TryLimiter()))
         device_app.add_routes(hub.routes())
         device_app.add_routes(registry_routes.routes(registry, blobs))
+        device_app.add_routes(answer_routes.routes(answers))
         guard = PageGuard(page_token(state), "cloudd-session", [*LOOPBACK_HOSTS, dashboard_socket.getsockname()[0]])
         listeners = [
             Listener(admin_api.application(operations), admin_socket),
@@ -107,9 +121,11 @@ async def serve(settings: Settings, state: Path, announce: Callable[[About], Non
             stack.push_async_callback(listener.stop)
         stack.push_async_callback(hub.stop)  # before its listener, which waits for open requests
 
-        for work in (_upkeep(identity, tls, settings), _watchdog()):
-            task = asyncio.create_task(work)
-            stack.callback(task.cancel)
+        background = [_upkeep(identity, tls, settings), _watchdog()]
+        if settings.advertise:
+            background.append(_advertiser(settings.name, authority, device_socket).run())
+        for work in background:
+            stack.push_async_callback(_cancel, asyncio.create_task(work))
         announce(about)
         systemd.notify(f"READY=1\nSTATUS=device API {about.device_url}, dashboard {about.dashboard_url}")
         await stop.wait()
@@ -126,6 +142,20 @@ async def _upkeep(identity: ServerIdentity, tls: ssl.SSLContext, settings: Setti
                 identity.reload(tls)
         except (OSError, IdentityError):
             log.exception("the server certificate could not be renewed; the present one stays in use")
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+def _advertiser(name: str, authority: Authority, device: socket.socket) -> Advertiser:
+    """Announces what devices can reach: every address, or only the one that the device API listens on."""
+    host, port = device.getsockname()[:2]
+    if ipaddress.ip_address(host).is_unspecified:
+        return Advertiser(name, port, authority.fingerprint)
+    return Advertiser(name, port, authority.fingerprint, lambda: [host], [host])
 
 
 async def _watchdog() -> None:
@@ -149,7 +179,7 @@ def page_token(state: Path) -> str:
 
 
 @contextlib.contextmanager
-def _only_one(state: Path):  # type: ignore[no-untyped-def]
+def _only_one(state: Path) -> Iterator[None]:
     """Hold the state directory's lock. Raises ConfigError if another process has it."""
     with (state / "lock").open("a+") as file:
         try:

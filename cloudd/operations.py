@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
+from cloudd.answers.store import AnswerStore, StoredAnswer
 from cloudd.dashboard.state import DashboardState, DeviceView, ModelView, SampleView, Totals
 from cloudd.devices.control import CLOSE_REVOKED, ControlHub
 from cloudd.devices.enrol import clean_name
 from cloudd.devices.fleet import Device, Fleet
 from cloudd.devices.invites import DEFAULT_TTL_S, MAX_TTL_S, Invites
+from cloudd.registry import ModelSummary, Registry, RegistryError
+from cloudd.web import HttpProblem
 from edgekit import VERSION
 from edgekit.identity import short_id
-from edgekit.messages import Level, Notice
+from edgekit.messages import Level, ModelEntry, Notice
+from edgekit.packages import PackageError
+
+_SHOWN = 50  # answers on the dashboard
+_CERTIFICATE_WARNING_S = 5 * 86_400.0  # devices renew ten days before the end
+_DISK_WARNING = 500_000_000  # bytes
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,17 +94,19 @@ class Operations:
         fleet: Fleet,
         invites: Invites,
         hub: ControlHub,
-        problems: Callable[[], Sequence[str]],
+        registry: Registry,
+        store: AnswerStore,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.about = about
         self._fleet, self._invites, self._hub = fleet, invites, hub
-        self._problems, self._wall = problems, wall
+        self._registry, self._store, self._wall = registry, store, wall
 
     async def status(self) -> Status:
         """Addresses, health and totals."""
-        views = [_view(one, self._wall()) for one in await self._fleet.all()]
-        problems = list(self._problems())
+        now = self._wall()
+        views = [_view(one, now) for one in await self._fleet.all()]
+        problems = self._problems(views, now)
         return Status(
             about=self.about,
             health="warning" if problems else "ok",
@@ -104,9 +116,9 @@ class Operations:
 
     async def dashboard(self, logged_in: bool = False) -> DashboardState:
         """Everything the page shows."""
-        now, problems = self._wall(), list(self._problems())
-        fleet = await self._fleet.all()
+        now, fleet = self._wall(), await self._fleet.all()
         views = [_view(one, now) for one in fleet]
+        problems = self._problems(views, now)
         return DashboardState(
             name=self.about.name,
             version=self.about.version,
@@ -119,8 +131,8 @@ class Operations:
             problems=problems,
             totals=await self._totals(views),
             devices=views,
-            samples=await self.samples(),
-            models=await self.models(),
+            samples=_samples(await self._store.recent(_SHOWN), fleet),
+            models=[_model(one) for one in await self._registry.all()],
             logged_in=logged_in,
         )
 
@@ -166,16 +178,65 @@ class Operations:
         delivered = await self._hub.push_desired(device.id)
         return Change(device_id=device.id, name=device.name, revision=revision, delivered=delivered)
 
-    async def samples(self) -> list[SampleView]:
-        return []
+    async def models(self) -> list[ModelSummary]:
+        """Every registered model version."""
+        return await self._registry.all()
 
-    async def models(self) -> list[ModelView]:
-        return []
+    async def model(self, ref: str) -> ModelEntry:
+        """One model by "name" or "name@version"."""
+        try:
+            entry = await self._registry.resolve(ref)
+        except PackageError as error:
+            raise HttpProblem(400, str(error)) from None
+        if entry is None:
+            raise HttpProblem(404, f"no model {ref!r} is registered; `cloudd models list` shows them all")
+        return entry
 
-    async def thumbnail(self, answer: str) -> bytes:
-        return b""
+    async def add_model(self, directory: str) -> ModelEntry:
+        """Register the package in a directory of this host."""
+        path = Path(directory)
+        if not path.is_absolute():
+            raise HttpProblem(400, f"{directory!r} is not an absolute path")
+        try:
+            return await self._registry.add(path)
+        except PackageError as error:
+            raise HttpProblem(422, str(error)) from None
+        except RegistryError as error:
+            raise HttpProblem(409, str(error)) from None
+
+    async def answers(self, limit: int, before: int | None = None) -> list[SampleView]:
+        """The newest answers, newest first; `before` (an id) continues a list."""
+        return _samples(await self._store.recent(limit, before), await self._fleet.all())
+
+    async def answer(self, number: int) -> SampleView:
+        """One answer."""
+        found = await self.answers(1, number + 1)
+        if not found or found[0].id != str(number):
+            raise HttpProblem(404, f"there is no answer {number}; `cloudd answers list` shows the newest")
+        return found[0]
+
+    async def picture(self, number: int, thumbnail: bool = False) -> bytes:
+        """The picture as the device sent it (hostile bytes), or our own JPEG thumbnail of it."""
+        data = await self._store.picture(number, thumbnail)
+        if data is None:
+            raise HttpProblem(404, f"the picture of answer {number} is not kept (any more)")
+        return data
+
+    def _problems(self, views: list[DeviceView], now: float) -> list[str]:
+        """The health list: what needs a person."""
+        found = [
+            f"the certificate of device {one.name} ({one.short_id}) was not renewed and ends within "
+            f"{max(0.0, (one.certificate_until - now) / 86_400):.0f} days"
+            for one in views
+            if not one.revoked and one.certificate_until - now < _CERTIFICATE_WARNING_S
+        ]
+        disk = shutil.disk_usage(self.about.state_dir)
+        if disk.free < _DISK_WARNING:
+            found.append(f"only {disk.free / 1e6:.0f} MB are free on the disk of {self.about.state_dir}")
+        return found
 
     async def _totals(self, views: list[DeviceView]) -> Totals:
+        counts = await self._store.counts()
         admitted = [one for one in views if not one.revoked]
         services = [service for one in admitted for service in one.services]
         return Totals(
@@ -188,9 +249,37 @@ class Operations:
             decided_cloud=sum(one.cloud for one in services),
             decided_degraded=sum(one.degraded for one in services),
             spooled=sum(one.spool.items for one in admitted if one.spool is not None),
-            answered=0,
-            agreed=0,
+            answered=counts.answered,
+            agreed=counts.agreed,
         )
+
+
+def _model(one: ModelSummary) -> ModelView:
+    return ModelView(name=one.name, version=one.version, digest=one.digest, files=one.files, size=one.bytes)
+
+
+def _samples(stored: list[StoredAnswer], fleet: list[Device]) -> list[SampleView]:
+    names = {device.id: device.name for device in fleet}
+    return [
+        SampleView(
+            id=str(one.id),
+            sample_id=one.sample_id,
+            device_id=one.device_id,
+            device=names.get(one.device_id, short_id(one.device_id)),
+            service=one.service,
+            serial=one.serial,
+            reason=one.reason,
+            late=one.late,
+            captured_at=one.captured_at,
+            answered_at=one.answered_at,
+            edge=one.edge,
+            cloud=one.cloud,
+            agree=one.agrees,
+            compute_ms=one.compute_ms,
+            thumbnail=f"/samples/{one.id}.jpg" if one.thumbnail is not None else "",
+        )
+        for one in stored
+    ]
 
 
 def _view(device: Device, now: float) -> DeviceView:

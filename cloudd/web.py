@@ -15,7 +15,9 @@ from weakref import WeakSet
 import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
+from sqlalchemy.exc import SQLAlchemyError
 
+from cloudd.storage import StorageError
 from edgekit.messages import Problem
 
 log = logging.getLogger("cloudd.web")
@@ -93,6 +95,9 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         return reply
     except (ConnectionError, asyncio.CancelledError):
         raise
+    except (StorageError, SQLAlchemyError) as error:
+        log.error("%s %s: %s", request.method, request.path, error)
+        return problem(503, "cloudd's storage cannot be used at the moment; its log says why", 15.0)
     except Exception:
         log.exception("%s %s failed", request.method, request.path)
         return problem(500, "cloudd failed to handle this request; its log says why")

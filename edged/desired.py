@@ -150,9 +150,12 @@ class DesiredStore:
         """This combination did not become ready; it is not tried again until somebody changes something."""
         self._database.execute("UPDATE services SET refused_key = ?, refused_why = ? WHERE name = ?", (key, why, name))
 
-    def forgive(self) -> None:
-        """Let everything that was refused be tried again."""
-        self._database.execute("UPDATE services SET refused_key = '', refused_why = '' WHERE refused_key != ''")
+    def forgive(self, *, hopeless_only: bool = False) -> None:
+        """Let what was refused be tried again; `hopeless_only`: where there is no last good definition to lose."""
+        self._database.execute(
+            "UPDATE services SET refused_key = '', refused_why = '' WHERE refused_key != '' AND (? OR good_text = '')",
+            (not hopeless_only,),
+        )
 
     def _write_pending(self) -> None:
         rows = self._database.query("SELECT name, text FROM pending_files")

@@ -60,17 +60,23 @@ class Runner:
         packages: Callable[[], dict[str, Path]],
         configure: Callable[[Plan], Configure],
         health: Health,
+        on_plan: Callable[[], None] = lambda: None,
         command: Callable[[int, int], Sequence[str]] = worker_command,
     ) -> None:
-        """`http` is the listening inference socket, `directory` an empty one to run in, `packages` tells the installed."""
+        """`http` is the listening inference socket, `directory` an empty one to run in, `packages` tells the installed.
+
+        `on_plan` is called after every look at the wishes: `entries` and `missing` may have changed.
+        """
         self._http, self._directory, self._command = http, directory, command
         self._desired, self._packages, self._configure = desired, packages, configure
-        self._health = health
+        self._health, self._on_plan = health, on_plan
         self.worker: Worker | None = None
         self.restarts = 0
         self.swapping = False
         self.missing: frozenset[str] = frozenset()
         """Model references that wanted services need and that are not installed."""
+        self.entries: dict[str, Entry] = {}
+        self._candidate: Worker | None = None
         self._accepted: dict[str, Choice] = {}  # what the present worker became ready with
         self._starting: dict[str, Choice] = {}  # what the newest worker was started with
         self._held: dict[str, ServiceReport] = {}
@@ -96,11 +102,11 @@ class Runner:
         self._changed.set()
 
     def send(self, message: ToWorker) -> bool:
-        """Pass a message to the present worker; False if there is none."""
-        if self.worker is None or not self.worker.alive:
-            return False
-        self.worker.send(message)
-        return True
+        """Pass a message to the present worker and to one that is loading; False if there is none."""
+        workers = [worker for worker in {self.worker, self._candidate} if worker is not None and worker.alive]
+        for worker in workers:
+            worker.send(message)
+        return bool(workers)
 
     def reports(self) -> list[ServiceReport]:
         """The newest report of every wanted service, by name."""
@@ -153,7 +159,8 @@ class Runner:
     async def _plan(self) -> tuple[Plan, dict[str, Entry]]:
         entries = {entry.name: entry for entry in await asyncio.to_thread(self._desired.entries)}
         plan = make_plan(entries.values(), self._packages(), self._accepted, self._one_by_one)
-        self.missing, self._held = plan.missing, plan.held
+        self.entries, self.missing, self._held = entries, plan.missing, plan.held
+        self._on_plan()
         return plan, entries
 
     async def _rest(self, plan: Plan) -> None:
@@ -194,6 +201,7 @@ class Runner:
             self.swapping = False
             return
         self._starting = {choice.name: choice for choice in plan.choices}
+        self._candidate = candidate
         if self.worker is None:
             self.worker = candidate
         try:
@@ -203,7 +211,7 @@ class Runner:
             elif outcome:
                 await self._blame(outcome, candidate.exited.result(), unproven(plan, entries, self._accepted))
         finally:
-            self.swapping = False
+            self.swapping, self._candidate = False, None
             if candidate is not self.worker or not candidate.ready.done():
                 candidate.kill()
             if candidate is self.worker and not candidate.ready.done():

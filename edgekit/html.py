@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable
 from html import escape as text
 
-__all__ = ["SCRIPT", "STYLE", "age", "badge", "bar", "count", "megabytes", "page", "table", "text"]
+__all__ = ["SCRIPT", "STYLE", "age", "badge", "bar", "button", "count", "login", "megabytes", "page", "table", "text"]
 
 STYLE = """
 :root{--bg:#f4f5f7;--card:#fff;--ink:#16191d;--soft:#5c6670;--line:#dfe3e8;--ok:#1a7f4b;--warn:#9a5b00;--bad:#b3261e;
@@ -114,6 +114,25 @@ def bar(parts: Iterable[tuple[float, str]], label: str, width: int = 160) -> str
         f'<svg class="bar" width="{width}" height="10" role="img" aria-label="{text(label)}">'
         f"<title>{text(label)}</title>{''.join(pieces)}</svg>"
     )
+
+
+def button(action: str, label: str) -> str:
+    """A button that posts to `action`."""
+    return f'<form method="post" action="{text(action)}"><button>{text(label)}</button></form>'
+
+
+def login(logged_in: bool, daemon: str, purpose: str, actions: str = "") -> str:
+    """The operator's card: a login form, or (logged in) the ready HTML `actions` and the way out."""
+    if logged_in:
+        form = f"{actions} {button('/logout', 'Log out')}"
+    else:
+        form = (
+            '<form method="post" action="/login"><label>Page token '
+            '<input name="token" type="password" autocomplete="off" required></label> <button>Log in</button></form> '
+            f'<span class="soft">{text(purpose)}; the token is in the file <code>page-token</code> of '
+            f"{text(daemon)}'s state directory</span>"
+        )
+    return f'<section class="card" id="operator"><h2>Operator</h2>{form}</section>'
 
 
 def age(now: float, then: float | None) -> str:

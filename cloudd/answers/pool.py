@@ -60,7 +60,7 @@ class PoolSettings:
     queue: int = 32  # questions that may wait; half of them from spools
     load_s: float = 120.0  # to load and prove a model
     answer_s: float = 20.0  # to answer one picture
-    wait_s: float = 30.0  # that a question may wait in the queue
+    total_s: float = 50.0  # from question to answer, the queue included
 
 
 @dataclass(order=True)
@@ -70,7 +70,6 @@ class _Question:
     model: str = field(compare=False)
     directory: str = field(compare=False)
     picture: bytes = field(compare=False)
-    until: float = field(compare=False)  # monotonic
     result: asyncio.Future[Result] = field(compare=False)
 
 
@@ -131,11 +130,14 @@ class AnswerPool:
             model=model,
             directory=str(directory),
             picture=picture,
-            until=self._clock() + self.settings.wait_s,
             result=asyncio.get_running_loop().create_future(),
         )
         self._queue.put_nowait(question)
-        return await question.result
+        try:
+            async with asyncio.timeout(self.settings.total_s):
+                return await question.result
+        except TimeoutError:
+            raise Busy("no worker came to this sample in time", 2.0) from None
 
     async def _keep(self, slot: int) -> None:
         """Own one worker: take questions, replace the worker when it dies."""
@@ -143,10 +145,7 @@ class AnswerPool:
         try:
             while True:
                 question = await self._queue.get()
-                if question.result.done():  # the device went away
-                    continue
-                if self._clock() > question.until:
-                    _fail(question, Busy("the sample waited too long for a worker", 2.0))
+                if question.result.done():  # nobody waits for it any more
                     continue
                 try:
                     await self._work(slot, question)
@@ -171,10 +170,15 @@ class AnswerPool:
         if question.result.done():
             return
         worker = self._live.get(slot)
+        if worker is not None and worker.ended:
+            await worker.end()
+            worker = None
         if worker is None:
             settings = self.settings
             worker = self._live[slot] = await Worker.start(self._empty, settings.memory, settings.threads)
         if question.directory not in worker.loaded and not await self._load(worker, question):
+            return
+        if question.result.done():
             return
         started = self._clock()
         try:

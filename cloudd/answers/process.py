@@ -14,21 +14,17 @@ from pathlib import Path
 import msgspec
 
 import cloudd
+from cloudd.answers.limits import MAX_THUMBNAIL
 from edgekit.envelope import EnvelopeError, FrameReader, seal
 from edgekit.messages import AskModel, ModelAnswer
 
-_MAX_THUMBNAIL = 1 << 20
 _END_S = 2.0
 # What a worker may inherit. Secrets in cloudd's environment (database and store credentials) are none of its business.
 _INHERITED = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "EDGED_CRASH_AT")
 
 
 class WorkerDied(Exception):
-    """The worker ended, hung or answered nonsense; it is gone now. `code` is its exit status if it ended alone."""
-
-    def __init__(self, text: str, code: int | None = None) -> None:
-        super().__init__(text)
-        self.code = code
+    """The worker ended, hung or answered nonsense; it is gone now."""
 
 
 class Worker:
@@ -38,7 +34,7 @@ class Worker:
         self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         self._process, self._reader, self._writer = process, reader, writer
-        self._frames = FrameReader(_MAX_THUMBNAIL)
+        self._frames = FrameReader(MAX_THUMBNAIL)
         self._tickets = itertools.count(1)
         self.loaded: set[str] = set()  # package directories that it has loaded once, so they are not what kills it
 
@@ -47,9 +43,14 @@ class Worker:
         """Process id."""
         return self._process.pid
 
+    @property
+    def ended(self) -> bool:
+        """It is gone, or going: killed from outside, or by the kernel when memory ran out."""
+        return self._process.returncode is not None or self._reader.at_eof()
+
     @classmethod
     async def start(cls, empty: Path, memory: int, threads: int) -> Worker:
-        """Start a worker in the empty directory `empty` with at most `memory` bytes of address space. Raises OSError."""
+        """Start a worker in the empty directory `empty` and `memory` bytes of address space. Raises OSError."""
         ours, theirs = socket.socketpair()
         try:
             process = await asyncio.create_subprocess_exec(
@@ -75,7 +76,7 @@ class Worker:
         return cls(process, reader, writer)
 
     async def ask(self, model: str, directory: str, picture: bytes, timeout: float) -> tuple[ModelAnswer, bytes]:
-        """The answer and the thumbnail. After WorkerDied, or a cancellation, the worker is ended and must be replaced."""
+        """The answer and the thumbnail. After WorkerDied or a cancellation the worker is gone and must be replaced."""
         ticket = next(self._tickets)
         try:
             async with asyncio.timeout(timeout):
@@ -89,7 +90,7 @@ class Worker:
             raise WorkerDied(f"the answer worker did not answer within {timeout:.0f} seconds") from None
         except (ConnectionError, EnvelopeError, msgspec.DecodeError, EOFError) as error:
             code = await self.end()
-            raise WorkerDied(f"the answer worker ended ({_ending(code)})", code) from error
+            raise WorkerDied(f"the answer worker ended ({_ending(code)})") from error
         except BaseException:
             await self.end()
             raise
@@ -98,12 +99,11 @@ class Worker:
         return answer, thumbnail
 
     async def end(self) -> int:
-        """Kill the process if it still runs; returns its exit status. There is nothing in it that could be lost."""
+        """End the process; returns its exit status. There is nothing in it that could be lost."""
         self._writer.close()
-        with contextlib.suppress(ProcessLookupError, TimeoutError):
-            async with asyncio.timeout(_END_S if self._process.returncode is None else 0):
-                # A worker that crashed closes its socket before it can be reaped: let it say how it ended.
-                if self._reader.at_eof():
+        if self._reader.at_eof():  # it ends by itself: wait a moment, because its own status says more than our kill
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_END_S):
                     return await self._process.wait()
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()

@@ -7,9 +7,9 @@ import asyncio
 import msgspec
 from aiohttp import web
 
+from cloudd.answers.limits import MAX_PICTURE
 from cloudd.answers.pool import Busy, PictureRefused
 from cloudd.answers.service import Answers, UnknownModel
-from cloudd.answers.worker_limits import MAX_PICTURE
 from cloudd.storage import StorageError
 from cloudd.web import HttpProblem, json_response, read_body
 from edgekit.envelope import EnvelopeError, unseal

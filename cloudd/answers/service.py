@@ -47,7 +47,7 @@ class Answers:
         if running is None:
             running = asyncio.create_task(self._answer_once(device_id, sample, picture))
             self._running[key] = running
-            running.add_done_callback(lambda _: self._running.pop(key, None))
+            running.add_done_callback(lambda task: self._done(key, task))
         # Shielded: the device may hang up, but the work is done, and its repetition then finds the answer.
         return await asyncio.shield(running)
 
@@ -71,6 +71,11 @@ class Answers:
         kept = await self._store.keep(device_id, sample, picture, answer, result.thumbnail, self._wall())
         self._trim_sometimes()
         return kept
+
+    def _done(self, key: tuple[str, str], task: asyncio.Task[Answer]) -> None:
+        del self._running[key]
+        if not task.cancelled():
+            task.exception()  # seen: when the device hung up, nobody else looks at it
 
     def _trim_sometimes(self) -> None:
         self._kept += 1

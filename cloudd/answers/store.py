@@ -160,9 +160,7 @@ class AnswerStore:
         kept = answers.c.picture.is_not(None)
         async with self._rows.writing() as connection:
             count, size = (
-                await connection.execute(
-                    select(func.count(), func.coalesce(func.sum(answers.c.bytes), 0)).where(kept)
-                )
+                await connection.execute(select(func.count(), func.coalesce(func.sum(answers.c.bytes), 0)).where(kept))
             ).one()
             oldest = await connection.execute(
                 select(answers.c.id, answers.c.picture, answers.c.thumbnail, answers.c.bytes)

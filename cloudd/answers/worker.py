@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from cloudd.answers.limits import MAX_PICTURE, THUMBNAIL_SIDE
 from edgekit.envelope import FrameReader, seal
 from edgekit.faults import crash_point
 from edgekit.messages import AskModel, ModelAnswer, Verdict
@@ -17,10 +18,6 @@ from edgekit.runtimes import ModelError, SessionOptions
 from edgekit.vision.classification import Classifier
 from edgekit.vision.images import ImageError, decode, thumbnail
 
-MAX_PICTURE = 16 << 20
-"""Bytes of one picture."""
-THUMBNAIL_SIDE = 240
-"""Pixels of the longer side of the thumbnail on the dashboard."""
 _KEEP_MODELS = 2
 _MAX_ERROR = 500
 

@@ -6,7 +6,7 @@ Pure: a DashboardState goes in, HTML comes out. See edgekit.html for the frame, 
 from __future__ import annotations
 
 from cloudd.dashboard.state import DashboardState, DeviceView, ModelView, SampleView
-from edgekit.html import SCRIPT, STYLE, age, badge, bar, count, megabytes, page, table, text
+from edgekit.html import SCRIPT, STYLE, age, badge, bar, button, count, login, megabytes, page, table, text
 from edgekit.messages import ServiceReport, Verdict
 
 STYLES = (STYLE,)
@@ -22,7 +22,12 @@ def render(state: DashboardState) -> str:
             _devices(state),
             _samples(state),
             _models(state.models),
-            _operator(state),
+            login(
+                state.logged_in,
+                "cloudd",
+                "to revoke devices and to make join tokens",
+                button("/api/invites", "Make a join token"),
+            ),
         )
     )
     footer = (
@@ -78,11 +83,9 @@ def _device_row(device: DeviceView, state: DashboardState) -> list[str]:
     health = badge(device.health, device.health) if device.health else badge("no report yet")
     problems = "".join(f'<br><span class="soft">{text(problem)}</span>' for problem in device.problems)
     sync = "" if device.in_sync else '<br><span class="soft">does not follow its desired state yet</span>'
-    button = ""
+    revoke = ""
     if state.logged_in and not device.revoked:
-        button = (
-            f'<form method="post" action="/api/devices/{text(device.device_id)}/revoke"><button>Revoke</button></form>'
-        )
+        revoke = button(f"/api/devices/{device.device_id}/revoke", "Revoke")
     return [
         f"<strong>{text(device.name)}</strong><br><code>{text(device.short_id)}</code> "
         f'<span class="soft">{text(device.machine)} {text(device.version)}</span>',
@@ -90,7 +93,7 @@ def _device_row(device: DeviceView, state: DashboardState) -> list[str]:
         health + problems + sync,
         "".join(_service(service) for service in device.services) or '<span class="soft">none</span>',
         count(device.spool.items) if device.spool else "–",
-        button,
+        revoke,
     ]
 
 
@@ -147,19 +150,3 @@ def _models(models: list[ModelView]) -> str:
     ]
     listing = table(head, rows, "No model is registered. Add one: cloudd models add DIRECTORY")
     return f'<section class="card" id="models"><h2>Models</h2>{listing}</section>'
-
-
-def _operator(state: DashboardState) -> str:
-    if state.logged_in:
-        form = (
-            '<form method="post" action="/api/invites"><button>Make a join token</button></form> '
-            '<form method="post" action="/logout"><button>Log out</button></form>'
-        )
-    else:
-        form = (
-            '<form method="post" action="/login"><label>Page token '
-            '<input name="token" type="password" autocomplete="off" required></label> <button>Log in</button></form> '
-            '<span class="soft">to revoke devices or make join tokens; the token is in the file page-token '
-            "of cloudd's state directory</span>"
-        )
-    return f'<section class="card" id="operator"><h2>Operator</h2>{form}</section>'

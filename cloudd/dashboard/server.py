@@ -56,7 +56,7 @@ def application(operations: Operations, guard: PageGuard) -> web.Application:
         return web.Response(body=text.encode(), headers={"Content-Type": metrics.CONTENT_TYPE})
 
     async def show_thumbnail(request: web.Request) -> web.Response:
-        data = await operations.thumbnail(request.match_info["id"])
+        data = await operations.picture(int(request.match_info["id"]), thumbnail=True)
         return web.Response(body=data, content_type="image/jpeg")
 
     async def login(request: web.Request) -> web.Response:
@@ -115,6 +115,7 @@ def _message(status: int, title: str, body: str) -> web.Response:
     document = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.text(title)}</title>'
         f"<style>{html.STYLE}</style></head><body><header><h1>{html.text(title)}</h1></header>"
-        f'<main><section class="card"><p>{body}</p><p><a href="/">Back to the dashboard</a></p></section></main></body></html>'
+        f'<main><section class="card"><p>{body}</p><p><a href="/">Back to the dashboard</a></p></section></main>'
+        "</body></html>"
     )
     return web.Response(status=status, text=document, content_type="text/html", charset="utf-8")

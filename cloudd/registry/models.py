@@ -57,7 +57,8 @@ class Registry:
     async def add(self, directory: Path) -> ModelEntry:
         """Register the package in `directory`; adding the same package again changes nothing.
 
-        Raises PackageError if it fails a check, StorageError, RegistryError if another package has its name and version.
+        Raises PackageError if it fails a check, RegistryError if another package has its name and version, or
+        StorageError.
         """
         package = await asyncio.to_thread(packages.open_package, directory)
         name, version = package.manifest.name, package.manifest.version

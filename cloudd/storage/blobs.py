@@ -63,6 +63,12 @@ class Blobs:
             await self._settle(sha256)
         return sha256
 
+    @contextlib.asynccontextmanager
+    async def putting(self, data: bytes) -> AsyncIterator[str]:
+        """Store bytes and hold them (see `holding`) until the block ends; gives their SHA-256."""
+        async with self.holding(hashlib.sha256(data).hexdigest()):
+            yield await self.put(data)
+
     async def put_stream(self, chunks: AsyncIterable[bytes], expected: str | None = None) -> tuple[str, int]:
         """Store a stream without holding it in memory; returns (SHA-256, bytes).
 

@@ -6,7 +6,8 @@
     async with rows.writing() as connection:          # one transaction: commits at the end, rolls back on an error
         await connection.execute(insert(schema.devices).values(...))
 
-After `writing()` has ended without an error, what was written survives a power cut.
+After `writing()` has ended without an error, what was written survives a power cut. Both raise StorageError when the
+database itself fails.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, NoSuchModuleError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from cloudd.storage import migrate
@@ -62,10 +63,9 @@ class Rows:
         try:
             async with rows.writing() as connection:
                 await connection.run_sync(migrate.upgrade)
-        except (DBAPIError, OSError) as error:
+        except OSError as error:  # a server that refuses the connection
             await engine.dispose()
-            reason = error.orig if isinstance(error, DBAPIError) else error
-            raise StorageError(f"the database {_shown(url)} cannot be opened: {reason}") from None
+            raise StorageError(f"the database {_shown(url)} cannot be reached: {error}") from None
         except BaseException:
             await engine.dispose()
             raise
@@ -74,20 +74,33 @@ class Rows:
     @contextlib.asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
         """A connection for SELECTs, on one consistent snapshot."""
-        async with self.engine.connect() as connection:
-            yield connection
+        with _explained():
+            async with self.engine.connect() as connection:
+                yield connection
 
     @contextlib.asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
         """A transaction. Keep it short, and never await a network peer or a blob inside: other writers wait."""
-        async with self._write_lock or contextlib.nullcontext(), self.engine.connect() as connection:
-            connection = await connection.execution_options(cloudd_write=True)
-            async with connection.begin():
-                yield connection
+        with _explained():
+            async with self._write_lock or contextlib.nullcontext(), self.engine.connect() as connection:
+                connection = await connection.execution_options(cloudd_write=True)
+                async with connection.begin():
+                    yield connection
 
     async def close(self) -> None:
         """Close every connection. For SQLite this also folds the write-ahead log into the file."""
         await self.engine.dispose()
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """A database that fails (disk full, file damaged, server gone) becomes StorageError; a wrong statement does not."""
+    try:
+        yield
+    except (IntegrityError, ProgrammingError):
+        raise
+    except DBAPIError as error:
+        raise StorageError(f"the database failed: {error.orig}") from error
 
 
 def _private_file(database: str | None) -> None:

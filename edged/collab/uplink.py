@@ -1,4 +1,4 @@
-"""Asks cloudd over one persistent mTLS session. Every wait has an end, every reply a size limit, and nothing is guessed."""
+"""Asks cloudd over one persistent mTLS session. Every wait has an end and every reply a size limit."""
 
 from __future__ import annotations
 

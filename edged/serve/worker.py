@@ -9,7 +9,7 @@ import resource
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,7 +25,7 @@ from edged.serve.loading import LoadedService, Loader
 from edged.serve.service_runtime import ServiceRuntime
 from edged.serve.wiring import Collaboration
 from edgekit.envelope import EnvelopeError
-from edgekit.messages import Configure, Drain, Event, LinkChanged, PurgeSpool, Ready, Recalibrate, WorkerReport
+from edgekit.messages import Configure, Drain, LinkChanged, PurgeSpool, Ready, Recalibrate, ToWorker, WorkerReport
 from edgekit.services import Service, ServiceError
 
 log = logging.getLogger("edged.serve")
@@ -85,6 +85,170 @@ class Worker:
         self._outputs: dict[Path, JsonlOutput] = {}
         self._folders: list[FolderSource] = []
 
-    async def listen(self, messages: "asyncio.StreamReader | object") -> None:
-        raise AssertionError
+    async def listen(self, messages: AsyncIterator[ToWorker]) -> None:
+        """Act on every message of the supervisor. Its end of the channel closing means: drain."""
+        try:
+            async for message in messages:
+                if isinstance(message, Drain):
+                    self._draining.set()
+                elif isinstance(message, LinkChanged):
+                    self._link = message.link
+                    if self._collaboration is not None:
+                        self._collaboration.set_link(message.link)
+                elif self._collaboration is not None and isinstance(message, PurgeSpool):
+                    await self._collaboration.purge(message.service)
+                elif self._collaboration is not None and isinstance(message, Recalibrate):
+                    self._collaboration.recalibrate(message.service)
+        except (EnvelopeError, msgspec.MsgspecError) as error:
+            log.error("the supervisor sent something that is no message: %s", error)
+        self._draining.set()
 
+    async def run(self) -> int:
+        """Load, serve until told to drain, drain; the exit status."""
+        stop = asyncio.create_task(self._draining.wait())
+        loading = _in_thread(self._load)
+        await asyncio.wait([stop, loading], return_when=asyncio.FIRST_COMPLETED)
+        if not loading.done():
+            return 0
+        try:
+            loaded = loading.result()
+        except ServiceError as error:
+            log.error("the configuration cannot be used: %s", error)
+            return 1
+        engine = Engine(self._configure.threads or len(os.sched_getaffinity(0)))
+        self._collaboration = await Collaboration.start(self._configure, self._link, loaded, self._channel.notify)
+        for entry in loaded:
+            self._services[entry.service.name] = self._runtime(entry, engine)
+        api = Api(self._services, engine, BodyReader())
+        server = JsonServer(api.handle, handler_cancellation=True, access_log=None, lingering_time=2.0, logger=log)
+        loop = asyncio.get_running_loop()
+        listening = await loop.create_server(server, sock=self._listener, backlog=BACKLOG)
+        watching = {asyncio.create_task(folder.run()) for folder in self._folders}
+        self._channel.send(Ready(services=[service.report() for service in self._services.values()]))
+        while not self._draining.is_set():
+            self._channel.send(self._report())
+            await asyncio.wait([stop], timeout=REPORT_S)
+        api.draining = True
+        listening.close()  # this descriptor only: the socket stays open in the supervisor and the next worker
+        for folder in self._folders:
+            folder.stop()
+        await self._idle(server, api)
+        server.pre_shutdown()
+        await server.shutdown(DRAIN_S)
+        if watching:
+            await asyncio.wait(watching, timeout=DRAIN_S)
+        await self._finish(engine, watching)
+        return 0
+
+    async def _idle(self, server: JsonServer, api: Api) -> None:
+        """Wait until nothing is in flight and idle clients have gone, or have had their time to."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        while server.connections and loop.time() - started < DRAIN_S:
+            if not api.in_flight and loop.time() - started > GRACE_S:
+                return
+            await asyncio.sleep(0.02)
+
+    async def _finish(self, engine: Engine, watching: set[asyncio.Task[None]]) -> None:
+        """Everything is answered: settle, flush and close what is below, each within bounds."""
+        settled = [asyncio.create_task(service.settled()) for service in self._services.values()]
+        if settled:
+            await asyncio.wait(settled, timeout=FLUSH_S)
+        closing = [asyncio.create_task(output.close()) for output in self._outputs.values()]
+        if closing:
+            await asyncio.wait(closing, timeout=FLUSH_S)
+        if watching:  # a folder that waited for an output has been told by now that there is none
+            await asyncio.wait(watching, timeout=FLUSH_S)
+        assert self._collaboration is not None
+        for last in (engine.stop(), self._collaboration.close()):
+            try:
+                await asyncio.wait_for(last, FLUSH_S)
+            except TimeoutError:
+                log.warning("something did not end in time while the worker drained")
+        self._channel.send(self._report())
+
+    def _load(self) -> list[LoadedService]:
+        def announce(name: str) -> None:
+            self._channel.notify("ok", "service-loading", f"{name} is loading its model")
+
+        return Loader(self._configure.packages, announce).load_all(self._configure.services)
+
+    def _runtime(self, entry: LoadedService, engine: Engine) -> ServiceRuntime:
+        assert self._collaboration is not None
+        service = entry.service
+        outputs = {path: self._output(path) for path in _output_paths(service)} if entry.model else {}
+        runtime = ServiceRuntime(
+            service,
+            entry.model,
+            entry.failure,
+            engine,
+            self._collaboration.of(service.name),
+            outputs,
+            self._channel.notify,
+        )
+        if entry.model is not None and service.source.kind == "folder":
+            self._folders.append(
+                FolderSource(
+                    service.name,
+                    service.source,
+                    list(outputs),
+                    runtime.inspect_file,
+                    runtime.record,
+                    self._channel.notify,
+                    Path(self._configure.state_dir, "kept-files.db"),
+                )
+            )
+        return runtime
+
+    def _output(self, path: Path) -> JsonlOutput:
+        """One writer a file, also where several services share it."""
+        if path not in self._outputs:
+            self._outputs[path] = JsonlOutput(path, self._channel.notify)
+        return self._outputs[path]
+
+    def _report(self) -> WorkerReport:
+        assert self._collaboration is not None
+        return WorkerReport(
+            services=[service.report() for service in self._services.values()],
+            spool=self._collaboration.spool_report(),
+            rss=_resident_bytes(),
+            uplink_bytes=self._collaboration.uplink_bytes,
+            breaker=self._collaboration.breaker,
+        )
+
+
+def _output_paths(service: Service) -> list[Path]:
+    """The service's outputs. A folder without one gets a file of its own: a decision must be somewhere before it moves."""
+    paths = [Path(output.path) for output in service.outputs]
+    if not paths and service.source.kind == "folder":
+        paths.append(Path(service.source.path) / "decisions.jsonl")
+    return paths
+
+
+def _resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_bytes().split()[1])
+    return pages * resource.getpagesize()
+
+
+def _in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
+    """Run `work` in a daemon thread: a load that hangs must not keep the process from ending."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: Exception | None) -> None:
+        if future.cancelled():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type] # None only where T allows it
+
+    def run() -> None:
+        try:
+            outcome: tuple[T | None, Exception | None] = (work(), None)
+        except Exception as error:
+            outcome = (None, error)
+        loop.call_soon_threadsafe(settle, *outcome)
+
+    threading.Thread(target=run, name="loading", daemon=True).start()
+    return future

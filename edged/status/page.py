@@ -6,21 +6,22 @@ Pure: a StatusState goes in, HTML comes out. Rendered whole on the server; see e
 from __future__ import annotations
 
 from edged.status.state import CloudState, ServiceState, StatusState, WorkerState
-from edgekit.html import SCRIPT, STYLE, age, badge, bar, count, megabytes, page, table, text
+from edgekit.html import SCRIPT, STYLE, age, badge, bar, button, count, login, megabytes, page, table, text
 
 STYLES = (STYLE,)
 SCRIPTS = (SCRIPT,)
 
 
-def render(state: StatusState) -> str:
-    """The page for a browser. Takes no time worth measuring and touches nothing outside `state`."""
+def render(state: StatusState, logged_in: bool = False) -> str:
+    """The page for a browser; with buttons for an operator who has logged in. Touches nothing outside `state`."""
     main = "".join(
         (
             _verdict(state),
-            _services(state),
+            _services(state, logged_in),
             f'<div class="grid">{_cloud(state.cloud, state.now)}{_spool(state)}{_worker(state)}{_machine(state)}</div>',
             _models(state),
             _events(state),
+            login(logged_in, "edged", "to recalibrate services"),
         )
     )
     footer = f"edged {text(state.version)} · <code>{text(state.device_id)}</code>"
@@ -38,17 +39,17 @@ def _verdict(state: StatusState) -> str:
     return f'<section class="card verdict {health.level}" id="verdict">{text(health.verdict)}{details}</section>'
 
 
-def _services(state: StatusState) -> str:
+def _services(state: StatusState, logged_in: bool) -> str:
     head = [
         ("service", False), ("model", False), ("state", False), ("inspected", True), ("decided at", False),
         ("offload", True), ("agreement", True), ("p50 / p99", True), ("hard samples", False),
     ]  # fmt: skip
-    rows = [_service_row(service) for service in state.services]
+    rows = [_service_row(service, logged_in) for service in state.services]
     listing = table(head, rows, "No service runs here yet. Add one: edged services add FILE.toml")
     return f'<section class="card" id="services"><h2>Services</h2>{listing}</section>'
 
 
-def _service_row(service: ServiceState) -> list[str]:
+def _service_row(service: ServiceState, logged_in: bool) -> list[str]:
     report = service.report
     kind = {"ready": "ok", "loading": "warning", "failed": "error"}[report.state]
     notes = [note for note in (report.detail, service.refused) if note]
@@ -66,6 +67,9 @@ def _service_row(service: ServiceState) -> list[str]:
         if report.p50_ms is not None and report.p99_ms is not None
         else "–"
     )
+    again = ""
+    if logged_in and service.hard_samples == "risk":
+        again = "<br>" + button(f"/api/services/{service.name}/recalibrate", "Recalibrate")
     labels = ", ".join(
         f"{text(label)} {count(number)}" for label, number in sorted(report.labels.items(), key=lambda item: -item[1])
     )
@@ -79,7 +83,7 @@ def _service_row(service: ServiceState) -> list[str]:
         f"{report.offload_share:.0%}",
         "–" if report.agreement is None else f"{report.agreement:.1%}",
         milliseconds,
-        text(report.gate or service.hard_samples),
+        text(report.gate or service.hard_samples) + again,
     ]
 
 

@@ -129,7 +129,7 @@ class _Page:
     async def show(self, request: web.Request) -> web.Response:
         from edged.status import page  # nobody may ever look, and the supervisor's memory is counted
 
-        html = page.render(self._backend.status())
+        html = page.render(self._backend.status(), self._guard.logged_in(request.headers))
         response = web.Response(text=html, content_type="text/html")
         response.headers.update(security_headers(page.STYLES, page.SCRIPTS))
         return response

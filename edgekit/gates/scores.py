@@ -12,13 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Probabilities over the last axis. Shape (..., classes) in and out; computed in float64 and never overflows."""
-    z = np.asarray(logits, dtype=np.float64)
-    e = np.exp(z - z.max(axis=-1, keepdims=True))
-    return np.asarray(e / e.sum(axis=-1, keepdims=True), dtype=np.float64)
-
-
 def margins(probabilities: NDArray[np.floating]) -> NDArray[np.float64]:
     """Best minus second best probability over the last axis: shape (..., classes) -> (...), values 0..1.
 

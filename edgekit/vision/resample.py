@@ -14,26 +14,23 @@ from numpy.typing import NDArray
 
 
 def antialiased(image: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
-    """Resize uint8 HxW or HxWxC to `height` x `width`, as Pillow's BILINEAR does.
+    """Resize uint8 HxW or HxWxC to `height` x `width`; equals Pillow's BILINEAR to within one grey level.
 
-    Horizontally first, rounded to bytes, then vertically: the order and the rounding are Pillow's, so the result is
-    too, but for a grey level in some ten thousand where its fixed-point weights round the other way.
+    Pillow rounds to bytes between its two passes. Keeping floats, and shrinking the long rows first, is twice as fast.
     """
-    columns = np.ascontiguousarray(image.swapaxes(0, 1))  # W x H (x C): the axis to shrink comes first
-    narrow = _along_first_axis(columns, width).swapaxes(0, 1)
-    return _along_first_axis(np.ascontiguousarray(narrow), height)
+    rows = _along_first_axis(image.reshape(image.shape[0], -1), height)  # height x (W * C)
+    columns = rows.reshape(height, image.shape[1], -1).swapaxes(0, 1).reshape(image.shape[1], -1)  # W x (height * C)
+    result = _along_first_axis(columns, width).reshape(width, height, *image.shape[2:]).swapaxes(0, 1)
+    # The weights sum to 1, so nothing leaves 0..255 but by a rounding error far below the added half.
+    return np.ascontiguousarray((result + 0.5).astype(np.uint8))
 
 
-def _along_first_axis(values: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    if values.shape[0] == size:
-        return values
-    flat = values.reshape(values.shape[0], -1)
-    result = np.empty((size, flat.shape[1]), np.uint8)
+def _along_first_axis(values: NDArray[np.uint8] | NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    result = np.empty((size, values.shape[1]), np.float32)
     for row, (start, weights) in enumerate(_triangles(values.shape[0], size)):
-        window = flat[start : start + len(weights)].astype(np.float32)
-        # einsum is as fast as BLAS here and starts no threads. The weights sum to 1, so the sum stays within a byte.
-        result[row] = np.einsum("k,kc->c", weights, window) + 0.5
-    return result.reshape(size, *values.shape[1:])
+        window = values[start : start + len(weights)].astype(np.float32, copy=False)
+        np.einsum("k,kc->c", weights, window, out=result[row])  # as fast as BLAS here, and starts no threads
+    return result
 
 
 @lru_cache(maxsize=64)

@@ -9,13 +9,7 @@ from hypothesis import strategies as st
 
 from edgekit.gates.budget import RecentScores, budget_threshold
 from edgekit.gates.drift import WINDOW, AuditAlarm, DriftAlarm, reference
-from edgekit.gates.scores import hardness, margins, softmax
-
-
-def test_softmax_survives_huge_logits() -> None:
-    p = softmax(np.array([[1e4, 0.0, -1e4], [0.0, 0.0, 0.0]], np.float32))
-    assert p[0].tolist() == [1.0, 0.0, 0.0]
-    assert p[1] == pytest.approx([1 / 3] * 3)
+from edgekit.gates.scores import hardness, margins
 
 
 def test_margin_is_best_minus_second_best() -> None:

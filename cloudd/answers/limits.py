@@ -1,0 +1,10 @@
+"""Bounds that both sides of the answer worker's socket keep."""
+
+from __future__ import annotations
+
+MAX_PICTURE = 16 << 20
+"""Bytes of one picture."""
+MAX_THUMBNAIL = 1 << 20
+"""Bytes of a thumbnail; a JPEG of its size takes 20 KiB."""
+THUMBNAIL_SIDE = 240
+"""Pixels of its longer side."""

@@ -1,0 +1,140 @@
+"""What the gates have learned, kept over restarts: every answer as a row, and the gate's state as of some row."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from pathlib import Path
+
+import msgspec
+
+from edged.collab.commits import Commits
+from edged.store import Database
+from edgekit.messages import SendReason
+
+log = logging.getLogger("edged.collab")
+
+KEEP = 20_000
+"""Answers kept for each pair of models."""
+
+_MIGRATIONS = [
+    """
+    CREATE TABLE observations (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        pair TEXT NOT NULL,
+        sample_id TEXT NOT NULL,
+        score REAL NOT NULL,
+        differs INTEGER NOT NULL,
+        reason TEXT NOT NULL,
+        answered_by TEXT NOT NULL,
+        at REAL NOT NULL,
+        UNIQUE (pair, sample_id)
+    );
+    CREATE TABLE gates (
+        pair TEXT PRIMARY KEY,
+        seq INTEGER NOT NULL,
+        answered_by TEXT NOT NULL,
+        snapshot BLOB NOT NULL,
+        at REAL NOT NULL
+    ) WITHOUT ROWID;
+    """,
+]
+
+
+class Observation(msgspec.Struct, frozen=True):
+    """One answer of the cloud, as the gate takes it."""
+
+    seq: int
+    sample_id: str
+    score: float  # hardness of the edge's answer, 0..1
+    differs: bool  # the cloud's label is not the edge's
+    reason: SendReason
+
+
+class Recalled(msgspec.Struct, frozen=True):
+    """What is known about one pair of models."""
+
+    snapshot: bytes = b""  # b"": none
+    answered_by: str = ""  # name@version of the model that answered last
+    seq: int = 0  # last observation that the snapshot contains
+    later: list[Observation] = []  # observations after it
+
+
+def pair_key(service: str, edge_model: str, answer_model: str) -> str:
+    """A gate's knowledge belongs to one service, one edge model and one answering model."""
+    return msgspec.json.encode((service, edge_model, answer_model)).decode()
+
+
+class GateMemory:
+    """gate.db. Belongs to one event loop; every method raises CommitError when the disk does not play along."""
+
+    def __init__(
+        self,
+        path: Path,
+        executor: Executor,
+        *,
+        wall: Callable[[], float] = time.time,
+        make_room: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Opens nothing yet. `make_room` frees disk space for the database (see Database)."""
+        self._path = path
+        self._wall = wall
+        self._make_room = make_room
+        self._commits = Commits(self._open, executor)
+
+    async def add(
+        self, pair: str, sample_id: str, score: float, differs: bool, reason: SendReason, answered_by: str
+    ) -> int | None:
+        """Append one answer durably; its number, or None if this sample's answer was known already."""
+        row = (pair, sample_id, score, differs, reason, answered_by, self._wall())
+
+        def insert(connection: sqlite3.Connection) -> int | None:
+            cursor = connection.execute(
+                "INSERT OR IGNORE INTO observations (pair, sample_id, score, differs, reason, answered_by, at)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                row,
+            )
+            return cursor.lastrowid if cursor.rowcount == 1 else None
+
+        return await self._commits.run(insert)
+
+    async def save(self, pair: str, snapshot: bytes, seq: int, answered_by: str) -> None:
+        """Store the gate's state, which contains every observation up to `seq`."""
+        row = (pair, seq, answered_by, snapshot, self._wall())
+        sql = "INSERT OR REPLACE INTO gates (pair, seq, answered_by, snapshot, at) VALUES (?, ?, ?, ?, ?)"
+        await self._commits.run(lambda connection: connection.execute(sql, row))
+
+    async def recall(self, pair: str) -> Recalled:
+        """Everything stored about a pair; observations beyond the newest KEEP are dropped on the way."""
+
+        def read(connection: sqlite3.Connection) -> Recalled:
+            connection.execute(
+                "DELETE FROM observations WHERE pair = ?1 AND seq <="
+                " (SELECT seq FROM observations WHERE pair = ?1 ORDER BY seq DESC LIMIT 1 OFFSET ?2)",
+                (pair, KEEP),
+            )
+            gate = connection.execute("SELECT * FROM gates WHERE pair = ?", (pair,)).fetchone()
+            seq = gate["seq"] if gate else 0
+            rows = connection.execute(
+                "SELECT seq, sample_id, score, differs, reason FROM observations WHERE pair = ? AND seq > ? ORDER BY seq",
+                (pair, seq),
+            ).fetchall()
+            later = [msgspec.convert(dict(row), Observation, strict=False) for row in rows]
+            if gate is None:
+                return Recalled(later=later)
+            return Recalled(bytes(gate["snapshot"]), gate["answered_by"], seq, later)
+
+        return await self._commits.run(read)
+
+    async def close(self) -> None:
+        """Finish what is under way, then close."""
+        await self._commits.close()
+
+    def _open(self) -> Database:
+        database = Database(self._path, _MIGRATIONS, wall=self._wall, make_room=self._make_room)
+        if database.quarantined is not None:
+            log.error("The gates' memory was damaged; it was moved to %s, they calibrate anew.", database.quarantined)
+        return database

@@ -1,0 +1,200 @@
+"""The local API: JSON over HTTP on a unix socket. Whoever may open the socket (mode 0660) may do everything.
+
+    GET  /version /status /doctor /metrics
+    POST /join                          {token, url?, name?}
+    GET  /services  /services/NAME      POST /services (TOML)   DELETE /services/NAME   POST /services/NAME/recalibrate
+    GET  /models                        POST /models {path}|{ref} (lines of progress)   DELETE /models/REF
+    GET  /spool?limit=&service=         POST /spool/purge {service}
+
+A browser cannot reach a unix socket; a request that carries an Origin all the same is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from edged.api import ApiError, Done, Finding, JoinBody, JoinReply, ModelBody, Problem, Progress, PurgeBody, ServiceText
+from edged.collab.spool_view import SpooledSample
+from edged.status import metrics
+from edged.status.state import ModelState, ServiceState, StatusState
+from edgekit import VERSION
+from edgekit.services import MAX_SERVICE
+
+log = logging.getLogger("edged.api")
+
+T = TypeVar("T")
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+MAX_BODY = 2 * MAX_SERVICE
+PROGRESS_S = 0.25
+"""Seconds between two lines of progress."""
+
+
+class Backend(Protocol):
+    """What the API needs of the device. Methods raise ApiError."""
+
+    def status(self) -> StatusState: ...
+    async def doctor(self) -> list[Finding]: ...
+    async def join(self, token: str, url: str, name: str) -> JoinReply: ...
+    def services(self) -> list[ServiceState]: ...
+    def service_text(self, name: str) -> ServiceText: ...
+    async def add_service(self, text: str, wait_s: float) -> ServiceState: ...
+    async def remove_service(self, name: str) -> Done: ...
+    def recalibrate(self, name: str) -> Done: ...
+    def models(self) -> list[ModelState]: ...
+    async def add_model(self, path: str) -> str: ...
+    async def pull_model(self, ref: str, progress: Callable[[int, int], None]) -> str: ...
+    async def remove_model(self, ref: str) -> Done: ...
+    async def spool(self, service: str, limit: int) -> list[SpooledSample]: ...
+    def purge_spool(self, service: str) -> Done: ...
+
+
+def build(backend: Backend) -> web.Application:
+    """The application behind the unix socket."""
+    api = _Api(backend)
+    app = web.Application(client_max_size=MAX_BODY, middlewares=[_errors])
+    app.router.add_get("/version", api.version)
+    app.router.add_get("/status", api.status)
+    app.router.add_get("/doctor", api.doctor)
+    app.router.add_get("/metrics", api.metrics)
+    app.router.add_post("/join", api.join)
+    app.router.add_get("/services", api.services)
+    app.router.add_post("/services", api.add_service)
+    app.router.add_get("/services/{name}", api.service)
+    app.router.add_delete("/services/{name}", api.remove_service)
+    app.router.add_post("/services/{name}/recalibrate", api.recalibrate)
+    app.router.add_get("/models", api.models)
+    app.router.add_post("/models", api.add_model)
+    app.router.add_delete("/models/{ref}", api.remove_model)
+    app.router.add_get("/spool", api.spool)
+    app.router.add_post("/spool/purge", api.purge)
+    return app
+
+
+class _Api:
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    async def version(self, request: web.Request) -> web.Response:
+        return _json(Done(text=VERSION))
+
+    async def status(self, request: web.Request) -> web.Response:
+        return _json(self._backend.status())
+
+    async def doctor(self, request: web.Request) -> web.Response:
+        return _json(await self._backend.doctor())
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        text = metrics.render(self._backend.status())
+        return web.Response(body=text.encode(), headers={"Content-Type": metrics.CONTENT_TYPE})
+
+    async def join(self, request: web.Request) -> web.Response:
+        body = await _body(request, JoinBody)
+        return _json(await self._backend.join(body.token, body.url, body.name))
+
+    async def services(self, request: web.Request) -> web.Response:
+        return _json(self._backend.services())
+
+    async def service(self, request: web.Request) -> web.Response:
+        return _json(self._backend.service_text(request.match_info["name"]))
+
+    async def add_service(self, request: web.Request) -> web.Response:
+        try:
+            text = (await request.read()).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ApiError(400, f"the definition is not UTF-8 text (byte {error.start})") from None
+        return _json(await self._backend.add_service(text, _number(request, "wait_s", 120.0, 0.0, 600.0)))
+
+    async def remove_service(self, request: web.Request) -> web.Response:
+        return _json(await self._backend.remove_service(request.match_info["name"]))
+
+    async def recalibrate(self, request: web.Request) -> web.Response:
+        return _json(self._backend.recalibrate(request.match_info["name"]))
+
+    async def models(self, request: web.Request) -> web.Response:
+        return _json(self._backend.models())
+
+    async def add_model(self, request: web.Request) -> web.StreamResponse:
+        """Lines of Progress while it works; the last one has `ref` or `error`."""
+        body = await _body(request, ModelBody)
+        if bool(body.path) == bool(body.ref):
+            raise ApiError(400, 'name either a directory ("path") or a model of cloudd ("ref")')
+        done = [0, 0]
+
+        def progress(now: int, total: int) -> None:
+            done[:] = now, total
+
+        work = asyncio.ensure_future(
+            self._backend.add_model(body.path) if body.path else self._backend.pull_model(body.ref, progress)
+        )
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        try:
+            await response.prepare(request)
+            while not (await asyncio.wait([work], timeout=PROGRESS_S))[0]:
+                await response.write(_line(Progress(done=done[0], total=done[1])))
+            try:
+                last = Progress(done=done[1], total=done[1], ref=work.result())
+            except ApiError as error:
+                last = Progress(error=str(error))
+            await response.write(_line(last))
+        finally:
+            if not work.done():
+                work.cancel()  # the client went away; what was fetched stays for the next try
+        return response
+
+    async def remove_model(self, request: web.Request) -> web.Response:
+        return _json(await self._backend.remove_model(request.match_info["ref"]))
+
+    async def spool(self, request: web.Request) -> web.Response:
+        limit = int(_number(request, "limit", 100, 1, 100_000))
+        return _json(await self._backend.spool(request.query.get("service", ""), limit))
+
+    async def purge(self, request: web.Request) -> web.Response:
+        return _json(self._backend.purge_spool((await _body(request, PurgeBody)).service))
+
+
+@web.middleware
+async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        if "Origin" in request.headers:
+            raise ApiError(403, "this API is not for browsers")
+        return await handler(request)
+    except ApiError as error:
+        return _json(Problem(error=str(error)), error.status)
+    except web.HTTPException as error:
+        text = {404: f"there is no {request.path} here", 413: f"the body has more than {MAX_BODY} bytes"}
+        return _json(Problem(error=text.get(error.status, error.reason)), error.status)
+    except Exception:
+        log.exception("The local API could not answer %s %s.", request.method, request.path)
+        return _json(Problem(error="edged has an internal error; its log has the details"), 500)
+
+
+async def _body(request: web.Request, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(await request.read(), type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ApiError(400, f"the body cannot be read: {error}") from None
+
+
+def _number(request: web.Request, name: str, default: float, low: float, high: float) -> float:
+    try:
+        value = float(request.query.get(name, default))
+    except ValueError:
+        value = float("nan")
+    if not low <= value <= high:
+        raise ApiError(400, f"{name} must be a number from {low:g} to {high:g}")
+    return value
+
+
+def _json(value: object, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
+
+
+def _line(progress: Progress) -> bytes:
+    return msgspec.json.encode(progress) + b"\n"

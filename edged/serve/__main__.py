@@ -1,0 +1,52 @@
+"""Entry of the worker process: `python -m edged.serve --control-fd N --http-fd M`. Started by the supervisor only."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import logging
+import os
+import signal
+import sys
+
+# Before anything heavy is imported: these libraries read their environment once.
+_GUARDS = {
+    "ORT_DISABLE_TELEMETRY": "1",
+    "OPENCV_IO_MAX_IMAGE_PIXELS": str(1 << 25),
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+}
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> int:
+    """Guard the process, then serve until drained; the exit status."""
+    parser = argparse.ArgumentParser(prog="edged.serve", description="The inference worker of edged; not for people.")
+    parser.add_argument("--control-fd", type=int, required=True)
+    parser.add_argument("--http-fd", type=int, required=True)
+    arguments = parser.parse_args()
+    os.environ.update(_GUARDS)
+    _die_with_parent()
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+
+    import asyncio
+
+    from edged.serve.worker import serve
+
+    return asyncio.run(serve(arguments.control_fd, arguments.http_fd))
+
+
+def _die_with_parent() -> None:
+    """SIGKILL when the parent dies: its successor needs the port and the folders at once, and we survive a kill anyway.
+
+    A parent that died before this call is noticed by the closed control channel.
+    """
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+
+
+if __name__ == "__main__":
+    status = main()
+    logging.shutdown()
+    # Not sys.exit: a thread stuck in a network share or a runtime's teardown must not keep a drained worker alive.
+    os._exit(status)

@@ -1,0 +1,60 @@
+"""The dashboard as HTML: escaped, self-contained, with both verdicts beside each picture."""
+
+from __future__ import annotations
+
+import re
+
+from cloudd.dashboard.page import SCRIPTS, render
+from cloudd.dashboard.state import DashboardState, DeviceView, ModelView, SampleView, Totals
+from edgekit.messages import ServiceReport, SpoolReport, Verdict
+
+HOSTILE = "<img src=x onerror=alert(1)>\"'&"
+
+
+def state(text: str = "north", logged_in: bool = False, samples: int = 1) -> DashboardState:
+    report = ServiceReport(name=text, model=text, state="ready", inspected=50, edge=30, cloud=15, degraded=5, gate=text)
+    device = DeviceView(
+        device_id="ABCDEFG-HIJKLMN", short_id="ABCDEFG", name=text, online=True, revoked=False, enrolled_at=1.0,
+        seen_at=99.0, certificate_until=1e9, version=text, machine=text, health="warning", problems=[text],
+        services=[report], spool=SpoolReport(items=3, bytes=1, quota=2), reported_at=99.0, desired_revision="",
+        reported_revision="", in_sync=True,
+    )  # fmt: skip
+    sample = SampleView(
+        id="1", sample_id="S", device_id="ABCDEFG-HIJKLMN", device=text, service=text, serial=text, reason="hard",
+        late=True, captured_at=90.0, answered_at=95.0, agree=False, compute_ms=2.5, thumbnail="/samples/1.jpg",
+        edge=Verdict(label="bridge", score=0.51, margin=0.1, model=text),
+        cloud=Verdict(label="normal", score=0.97, margin=0.9, model=text),
+    )  # fmt: skip
+    totals = Totals(
+        devices=1, online=1, revoked=0, services=1, inspected=50, decided_edge=30, decided_cloud=15, decided_degraded=5,
+        spooled=3, answered=20, agreed=18,
+    )  # fmt: skip
+    return DashboardState(
+        name=text, version="1", now=100.0, started_at=1.0, device_url="https://127.0.0.1:8440", fingerprint=text,
+        advertised=True, health="ok", problems=[], totals=totals, devices=[device], samples=[sample] * samples,
+        models=[ModelView(name="m", version="1", digest="ab" * 32, files=3, size=1_500_000)], logged_in=logged_in,
+    )  # fmt: skip
+
+
+def test_both_verdicts_stand_beside_the_picture() -> None:
+    html = render(state())
+    for expected in ('src="/samples/1.jpg"', "bridge", "51%", "normal", "97%", "differ", "hard (late)", "90.0%"):
+        assert expected in html, expected
+
+
+def test_whatever_comes_from_devices_is_escaped() -> None:
+    html = render(state(HOSTILE, logged_in=True))
+    assert "<img src=x" not in html
+    assert "&lt;img src=x" in html
+
+
+def test_the_page_fetches_nothing_from_elsewhere() -> None:
+    html = render(state())
+    assert all(f"<script>{script}</script>" in html for script in SCRIPTS)
+    assert not re.findall(r'(?:src|href|action)="(?:https?:)?//', html)
+    assert not re.findall(r"<[^>]+\s(?:style|on\w+)=", html)
+
+
+def test_revoking_needs_a_login() -> None:
+    assert "/revoke" not in render(state())
+    assert '/api/devices/ABCDEFG-HIJKLMN/revoke"' in render(state(logged_in=True))
