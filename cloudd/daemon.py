@@ -256,5 +256,5 @@ def _log_to_stderr(verbose: bool) -> None:
         level=logging.DEBUG if verbose else logging.INFO,
         format="%(name)s: %(message)s" if under_journal else "%(asctime)s %(levelname).1s %(name)s: %(message)s",
     )
-    logging.getLogger("aiosqlite").setLevel(logging.WARNING)
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    for chatty in ("aiosqlite", "alembic", "asyncio"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

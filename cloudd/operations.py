@@ -162,7 +162,7 @@ class Operations:
         """Lock a device out, now: its next request is refused and its control channel is closed."""
         device = await self._fleet.find(text)
         await self._fleet.revoke(device.id, self._wall(), reason)
-        await self._hub.close(device.id, CLOSE_REVOKED, Notice(code="revoked", text="this device was revoked"))
+        self._hub.close(device.id, CLOSE_REVOKED, Notice(code="revoked", text="this device was revoked"))
         return Change(device_id=device.id, name=device.name)
 
     async def restore(self, text: str) -> Change:

@@ -99,14 +99,13 @@ class Client:
         finally:
             connection.close()
 
-    def _call(
-        self, method: str, path: str, reply: type[T], body: msgspec.Struct | str | None, timeout_s: float
-    ) -> T:
+    def _call(self, method: str, path: str, reply: type[T], body: msgspec.Struct | str | None, timeout_s: float) -> T:
         response, connection = self._request(method, path, body, timeout_s)
         try:
             return msgspec.json.decode(response.read(MAX_REPLY), type=reply)
         except msgspec.DecodeError as error:
-            raise ApiError(502, f"edged answered something this command cannot read ({error}): is it another version?") from None
+            text = f"edged answered something that this command cannot read ({error}): is it another version?"
+            raise ApiError(502, text) from None
         except (OSError, http.client.HTTPException) as error:
             raise NotRunning(f"edged went away in the middle of its answer: {error}") from None
         finally:

@@ -1,4 +1,4 @@
-"""One way of logging for the daemon and its workers: plain sentences on stderr, with levels that journald understands."""
+"""How the daemon and its workers log: plain sentences on stderr, with levels that journald understands."""
 
 from __future__ import annotations
 

@@ -54,6 +54,10 @@ class ModelStore:
         """name@version -> directory, without damaged packages."""
         return {ref: path for ref, path in self._packages.items() if self._states[ref].digest}
 
+    def refs(self) -> list[str]:
+        """name@version of every package, damaged ones too."""
+        return list(self._packages)
+
     def states(self, used_by: Mapping[str, list[str]]) -> list[ModelState]:
         """What the page shows; `used_by` maps name@version to the services that run it."""
         return [msgspec.structs.replace(state, used_by=used_by.get(ref, [])) for ref, state in self._states.items()]

@@ -31,6 +31,8 @@ READY_TIMEOUT_S = 180.0
 """Longest load, warm-up and proof of all models; a Cortex-A53 with an accelerator's compiler needs most of a minute."""
 SILENCE_S = 20.0
 """A ready worker reports every second. After this much silence it is taken for hung and replaced."""
+LOOK_S = 5.0
+"""How often a resting supervisor looks for that silence."""
 DRAIN_S = 15.0
 """In-flight inspections have deadlines far below this; systemd's TimeoutStopSec=30 leaves room for the kill."""
 OVERLAP = 1.3
@@ -175,7 +177,7 @@ class Runner:
         self._settled.set()
         retry_at = time.monotonic() + RETRY_FAILED_S if self._failed() else float("inf")
         while worker.alive and not self._changed.is_set():
-            await self._change_or(5.0, worker.exited)
+            await self._change_or(LOOK_S, worker.exited)
             if worker.alive and time.monotonic() - worker.last_seen > SILENCE_S:
                 text = f"The worker has been silent for {SILENCE_S:.0f} s; it is replaced."
                 self._health.note("error", "worker.silent", text)

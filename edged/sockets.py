@@ -31,7 +31,7 @@ def adopt(fds: list[int]) -> socket.socket:
     """Wrap the first socket that the service manager handed down. Raises SocketError if it does not listen."""
     taken = socket.socket(fileno=fds[0])
     if taken.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) != 1:
-        raise SocketError("the service manager handed down a socket that does not listen; use ListenStream= in the unit")
+        raise SocketError("the socket that the service manager handed down does not listen; use ListenStream=")
     taken.setblocking(False)
     return taken
 

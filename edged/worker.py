@@ -104,7 +104,7 @@ class Worker:
         on_event: Callable[[Event], None],
         command: Callable[[int, int], Sequence[str]] = worker_command,
     ) -> Worker:
-        """Spawn a worker in the existing, empty `directory` and configure it. Raises OSError if it cannot be started."""
+        """Spawn a worker in the existing, empty `directory` and configure it. Raises OSError if it cannot start."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         try:

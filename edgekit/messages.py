@@ -253,6 +253,7 @@ class Configure(Message, frozen=True, kw_only=True, tag="configure"):
     spool_quota: int
     spool_reserve: int
     threads: int = 0  # model worker threads, 0 = allowed CPUs
+    device_id: str = ""  # bound into the encryption of spooled samples
 
 
 class LinkChanged(Message, frozen=True, kw_only=True, tag="link"):

@@ -19,16 +19,12 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from http.client import HTTPConnection
 from itertools import islice
 from pathlib import Path
 
-import msgspec
-
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-from benchmarks.daemons import Cloud, Daemon, DaemonError, Edge, stop_all
-from edgekit.messages import Decision
+from benchmarks.daemons import DaemonError, Edge, Fleet
 from edgekit.packages import open_package
 from edgekit.vision.classification import Classifier
 from examples import feeds
@@ -45,7 +41,6 @@ class Line:
     """One plant: its device, its pictures and its score."""
 
     edge: Edge
-    address: str  # host:port of the inference socket
     batches: Iterator[feeds.Batch]
     score: Scoreboard
 
@@ -90,44 +85,24 @@ def definition(small: str, large: str) -> str:
     return text.replace("solder-small", small).replace("solder-large", large)
 
 
-def start(small: Path, large: Path, started: list[Daemon]) -> tuple[Cloud, list[Edge]]:
-    """Bring everything up, as a user would by hand; `started` collects what must be ended again."""
-    cloud = Cloud(STATE / "cloud", name="demo cloud")
-    started.append(cloud)
-    cloud.start()
+def start(fleet: Fleet, small: Path, large: Path) -> None:
+    """Bring everything up: the cloud with both models, then each device, which joins and fetches its model."""
+    cloud = fleet.start_cloud(flags=["--name", "demo cloud"])
     for package in (small, large):
-        cloud.run("models", "add", str(package))
-    url = str(cloud.status()["about"]["device_url"])
-    edges = []
+        cloud.add_model(package)
     for plant in PLANTS:
         print(f"starting the device of plant {plant} ...", flush=True)
-        edge = Edge(STATE / plant, name=plant)
-        started.append(edge)
-        edge.start()
-        edge.join(cloud, url)
-        edge.serve(definition(small.name, large.name))
-        edges.append(edge)
-    return cloud, edges
+        edge = fleet.start_edge(plant)
+        edge.join(cloud)
+        edge.add_service(definition(small.name, large.name))
 
 
 def inspect(line: Line, judge: Classifier) -> Iterator[str]:
     """Feed one plant's batches to its device and yield one line of text for each."""
-    host, _, port = line.address.rpartition(":")
-    connection = HTTPConnection(host, int(port), timeout=30)
     for batch in line.batches:
         results = []
         for item in batch:
-            connection.request(
-                "POST",
-                "/v1/services/solder/inspect",
-                body=item.data,
-                headers={"Content-Type": "image/jpeg", "Edged-Serial": item.serial},
-            )
-            reply = connection.getresponse()
-            body = reply.read()
-            if reply.status != 200:
-                raise DaemonError(f"{item.serial}: {reply.status} {body.decode(errors='replace')}")
-            decision = msgspec.json.decode(body, type=Decision)
+            decision = line.edge.inspect("solder", item.data, {"Edged-Serial": item.serial})
             results.append((item.label, decision, judge.classify(item.data).label))
         yield line.score.board(batch[0].serial.rsplit("-", 1)[0], results)
 
@@ -145,44 +120,38 @@ def feed(lines: list[Line], judge: Classifier) -> None:
             future.result()
 
 
-def report(cloud: Cloud, lines: list[Line]) -> None:
+def report(fleet: Fleet, lines: list[Line]) -> None:
     """The closing table, what each gate says, and where to look."""
     print(f"\n{summary([line.score for line in lines])}\n")
     for line in lines:
-        state = line.edge.status()
-        print(f"{line.score.device}: {state['services'][0]['report'].get('gate', '')}")
-    print(f"\ncloud dashboard   {cloud.status()['about']['dashboard_url']}")
+        print(f"{line.score.device}: {line.edge.service('solder').report.gate}")
+    assert fleet.cloud is not None
+    print(f"\ncloud dashboard   {fleet.cloud.dashboard_url}")
     for line in lines:
-        print(f"device {line.score.device:10} http://{line.edge.status()['addresses']['page']}/")
+        print(f"device {line.score.device:10} http://{line.edge.status().addresses.page}/")
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     shutil.rmtree(STATE, ignore_errors=True)
     STATE.mkdir()
-    started: list[Daemon] = []
     try:
         small, large, batches = sources(options)
-        cloud, edges = start(small, large, started)
-        lines = [
-            Line(edge, str(edge.status()["addresses"]["inference"]), batch, Scoreboard(plant))
-            for edge, batch, plant in zip(edges, batches, PLANTS, strict=True)
-        ]
-        judge = Classifier.load(open_package(large))
-        feed(lines, judge)
-        time.sleep(1.5)  # the devices report once a second
-        report(cloud, lines)
-        if not options.once and sys.stdin.isatty():
-            print("\nThe pages stay up; press Ctrl-C to end.", flush=True)
-            while True:
-                time.sleep(3600)
+        with Fleet(STATE) as fleet:
+            start(fleet, small, large)
+            lines = [Line(edge, batch, Scoreboard(edge.name)) for edge, batch in zip(fleet.edges, batches, strict=True)]
+            feed(lines, Classifier.load(open_package(large)))
+            time.sleep(1.5)  # the devices report once a second
+            report(fleet, lines)
+            if not options.once and sys.stdin.isatty():
+                print("\nThe pages stay up; press Ctrl-C to end.", flush=True)
+                while True:
+                    time.sleep(3600)
     except KeyboardInterrupt:
         print("\nending ...")
-    except (DaemonError, feeds.FeedError, ValueError) as error:
+    except (DaemonError, ValueError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
-    finally:
-        stop_all(started)
     return 0
 
 

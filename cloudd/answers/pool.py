@@ -122,7 +122,7 @@ class AnswerPool:
         Raises Busy (queue full, model cannot be loaded at the moment, worker died) or PictureRefused.
         """
         self.check(late)
-        if self._deaths.get((model, _key(picture)), 0) >= _DEATHS:
+        if self._deaths and self._deaths.get((model, _key(picture)), 0) >= _DEATHS:
             raise PictureRefused("the picture ended the answer worker twice; it is not tried again")
         question = _Question(
             late=late,

@@ -73,10 +73,7 @@ class Advertiser:
                     await (await responder.async_update_service(info))
                     log.info("advertised addresses are now %s", ", ".join(addresses))
         finally:
-            # The goodbye is a courtesy: a device that misses it notices by TLS that nobody is there.
-            with contextlib.suppress(Exception):
-                await (await responder.async_unregister_all_services() or _nothing())
-            await responder.async_close()
+            await responder.async_close()  # says goodbye first
 
     def _info(self, name: str, addresses: list[str]) -> AsyncServiceInfo:
         pin = dnssd.pin_of(self._fingerprint)

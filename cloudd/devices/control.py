@@ -10,11 +10,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import msgspec
 from aiohttp import WSMessage, WSMsgType, web
 
 from cloudd.devices.fleet import Fleet
+from cloudd.web import HttpProblem
 from edgekit.messages import PROTOCOL, Desired, Hello, Message, Notice, Report, ToCloud, Welcome
 
 log = logging.getLogger("cloudd.control")
@@ -34,22 +36,41 @@ class ProtocolError(Exception):
     """The device sent something that does not belong there."""
 
 
+class _Ending(NamedTuple):
+    """The channel shall end: with this close code, and a last word if there is one."""
+
+    code: int
+    notice: Notice | None = None
+
+
+_REVOKED = _Ending(CLOSE_REVOKED, Notice(code="revoked", text="this device was revoked"))
+
+
 class _Channel:
-    """One open WebSocket. Sending is serialised and bounded in time, so a device that does not read delays nobody."""
+    """One open WebSocket. Sending is serialised and bounded in time, so a device that does not read delays nobody.
+
+    Only the handler closes it, because aiohttp skips the closing handshake when another task does; others ask for it.
+    """
 
     def __init__(self, socket: web.WebSocketResponse, device: str) -> None:
         self.socket, self.device = socket, device
+        self.asked: asyncio.Future[_Ending] = asyncio.get_running_loop().create_future()
+        self.gone = asyncio.Event()
         self._lock = asyncio.Lock()
 
     async def send(self, message: Message) -> None:
         async with asyncio.timeout(_SEND_S), self._lock:
             await self.socket.send_str(msgspec.json.encode(message).decode())
 
-    async def end(self, code: int, notice: Notice | None = None) -> None:
+    def ask_to_end(self, code: int, notice: Notice | None = None) -> None:
+        if not self.asked.done():
+            self.asked.set_result(_Ending(code, notice))
+
+    async def end(self, ending: _Ending) -> None:
         try:
-            if notice is not None:
-                await self.send(notice)
-            await self.socket.close(code=code)
+            if ending.notice is not None:
+                await self.send(ending.notice)
+            await self.socket.close(code=ending.code)
         except (ConnectionError, TimeoutError, RuntimeError):
             pass  # it is going away anyhow
 
@@ -62,7 +83,7 @@ class ControlHub:
     ) -> None:
         self._fleet, self._name, self._heartbeat_s, self._wall = fleet, name, heartbeat_s, wall
         self._channels: dict[str, _Channel] = {}
-        self._ending: set[asyncio.Task[None]] = set()
+        self._stopping = False
 
     @property
     def connected(self) -> frozenset[str]:
@@ -85,21 +106,46 @@ class ControlHub:
             return False
         return True
 
-    async def close(self, device: str, code: int, notice: Notice) -> None:
-        """End a device's channel, if it has one, with a last word."""
+    def close(self, device: str, code: int, notice: Notice) -> None:
+        """End a device's channel, if it has one, with a last word. Nothing more is taken from it from now on."""
         channel = self._channels.pop(device, None)
         if channel is not None:
-            await channel.end(code, notice)
+            channel.ask_to_end(code, notice)
 
     async def stop(self) -> None:
         """End every channel; devices connect again to whoever answers next."""
+        self._stopping = True
         channels = list(self._channels.values())
-        await asyncio.gather(*(channel.end(CLOSE_GOING_AWAY) for channel in channels), *self._ending)
+        for channel in channels:
+            channel.ask_to_end(CLOSE_GOING_AWAY)
+        await asyncio.gather(*(channel.gone.wait() for channel in channels))
 
     async def _serve(self, request: web.Request) -> web.WebSocketResponse:
+        if self._stopping:
+            raise HttpProblem(503, "this cloudd is stopping", 2.0)
         socket = web.WebSocketResponse(max_msg_size=MAX_MESSAGE, timeout=2.0, compress=False)
         await socket.prepare(request)
         channel = _Channel(socket, request["device_id"])
+        talk = asyncio.create_task(self._talk(channel))
+        try:
+            await asyncio.wait({talk, channel.asked}, return_when=asyncio.FIRST_COMPLETED)
+            if channel.asked.done():
+                await _cancelled(talk)
+                await channel.end(channel.asked.result())
+            else:
+                ending = talk.result()
+                if ending is not None:
+                    await channel.end(ending)
+        finally:
+            await _cancelled(talk)
+            channel.gone.set()
+            if self._channels.get(channel.device) is channel:
+                del self._channels[channel.device]
+                await self._fleet.disconnected(channel.device, self._wall())
+        return socket
+
+    async def _talk(self, channel: _Channel) -> _Ending | None:
+        """The conversation; returns how the channel shall end, None if it has ended."""
         try:
             hello = await self._receive(channel, _HELLO_S)
             if not isinstance(hello, Hello):
@@ -110,20 +156,15 @@ class ControlHub:
                     "bring both to the same release"
                 )
             self._register(channel)
-            await self._converse(channel, hello)
+            return await self._converse(channel, hello)
         except ProtocolError as error:
             log.warning("control channel of %s: %s", channel.device, error)
-            await channel.end(CLOSE_PROTOCOL, Notice(code="protocol", text=str(error)))
+            return _Ending(CLOSE_PROTOCOL, Notice(code="protocol", text=str(error)))
         except TimeoutError:
             log.info("control channel of %s: nothing heard for too long", channel.device)
-            await channel.end(CLOSE_PROTOCOL, Notice(code="silent", text="cloudd heard nothing for too long"))
+            return _Ending(CLOSE_PROTOCOL, Notice(code="silent", text="cloudd heard nothing for too long"))
         except (EOFError, ConnectionError, RuntimeError):
-            pass  # closed by the device, by a newer connection, or with the network
-        finally:
-            if self._channels.get(channel.device) is channel:
-                del self._channels[channel.device]
-                await self._fleet.disconnected(channel.device, self._wall())
-        return socket
+            return None  # closed by the device or with the network
 
     def _register(self, channel: _Channel) -> None:
         """Make this the device's channel before its row is touched: a revocation from now on finds it and closes it."""
@@ -131,16 +172,13 @@ class ControlHub:
         self._channels[channel.device] = channel
         if older is not None:
             log.info("device %s connected again; its older connection is closed", channel.device)
-            text = "this device has opened a newer connection"
-            task = asyncio.create_task(older.end(CLOSE_SUPERSEDED, Notice(code="superseded", text=text)))
-            self._ending.add(task)
-            task.add_done_callback(self._ending.discard)
+            older.ask_to_end(CLOSE_SUPERSEDED, Notice(code="superseded", text="this device opened a newer connection"))
 
-    async def _converse(self, channel: _Channel, hello: Hello) -> None:
+    async def _converse(self, channel: _Channel, hello: Hello) -> _Ending:
         silence_s = _MISSED_HEARTBEATS * self._heartbeat_s
         row = await self._fleet.connected(channel.device, hello, self._wall(), silence_s)
         if row is None:
-            return await self._revoked(channel)
+            return _REVOKED
         await channel.send(Welcome(heartbeat_s=self._heartbeat_s, time=self._wall(), name=self._name))
         if row.desired is not None and row.revision != hello.revision:
             await channel.send(Desired(revision=row.revision, services=row.desired))
@@ -148,15 +186,12 @@ class ControlHub:
             message = await self._receive(channel, silence_s)
             if isinstance(message, Report):
                 if not await self._fleet.reported(channel.device, message, self._wall(), silence_s):
-                    return await self._revoked(channel)
+                    return _REVOKED
                 await asyncio.sleep(_REPORT_PAUSE_S)
             elif isinstance(message, Notice):
                 log.warning("device %s says (%s): %s", channel.device, message.code[:64], message.text[:500])
             else:
                 raise ProtocolError("a second hello on the same connection")
-
-    async def _revoked(self, channel: _Channel) -> None:
-        await channel.end(CLOSE_REVOKED, Notice(code="revoked", text="this device was revoked"))
 
     async def _receive(self, channel: _Channel, timeout_s: float) -> ToCloud:
         """The next message. Raises ProtocolError, TimeoutError, or EOFError when the socket is closed."""
@@ -169,3 +204,9 @@ class ControlHub:
             return _DECODER.decode(frame.data)
         except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
             raise ProtocolError(f"a message that cannot be read: {error}") from None
+
+
+async def _cancelled(task: asyncio.Task[_Ending | None]) -> None:
+    """Cancel a task and wait until it has ended."""
+    task.cancel()
+    await asyncio.wait({task})

@@ -52,9 +52,9 @@ def routes(
         asked = await read_json(request, EnrollRequest, _MAX_REQUEST)
         _check_protocol(asked.protocol)
         await invites.check(asked.token_id, asked.secret, wall())
+        limiter.forgive(peer)  # whoever holds a token does not guess; what else is wrong may be tried again
         certificate, serial, device = _issue(authority, asked.csr_pem, wall())
         await invites.redeem(asked.token_id, device, clean_name(asked.name), serial, certificate.not_after, wall())
-        limiter.forgive(peer)
         log.info("device %s (%s) joined from %s", device, clean_name(asked.name), peer)
         return json_response(certificate)
 

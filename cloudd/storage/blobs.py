@@ -40,8 +40,8 @@ class Blobs:
     async def open(cls, url: str) -> Blobs:
         """Open a directory (path or file:// URL, created for its owner only), s3://, gs://, az:// or memory:///."""
         parts = urlsplit(url)
-        if parts.scheme in ("", "file"):
-            directory = Path(unquote(parts.path))
+        if "://" not in url or parts.scheme == "file":
+            directory = Path(unquote(parts.path)) if "://" in url else Path(url)
             try:
                 await asyncio.to_thread(_prepare, directory)
             except OSError as error:
@@ -56,18 +56,14 @@ class Blobs:
 
     async def put(self, data: bytes) -> str:
         """Store bytes; returns their SHA-256 in hex."""
-        sha256 = hashlib.sha256(data).hexdigest()
-        with _explained("stored"):
-            if not await self._has(sha256):
-                await obstore.put_async(self._store, _place(sha256), data, use_multipart=False)
-            await self._settle(sha256)
-        return sha256
+        return await self._put(hashlib.sha256(data).hexdigest(), data)
 
     @contextlib.asynccontextmanager
     async def putting(self, data: bytes) -> AsyncIterator[str]:
         """Store bytes and hold them (see `holding`) until the block ends; gives their SHA-256."""
-        async with self.holding(hashlib.sha256(data).hexdigest()):
-            yield await self.put(data)
+        sha256 = hashlib.sha256(data).hexdigest()
+        async with self.holding(sha256):
+            yield await self._put(sha256, data)
 
     async def put_stream(self, chunks: AsyncIterable[bytes], expected: str | None = None) -> tuple[str, int]:
         """Store a stream without holding it in memory; returns (SHA-256, bytes).
@@ -168,6 +164,13 @@ class Blobs:
         with _explained("listed"):
             async for batch in obstore.list(self._store, prefix=_INCOMING):
                 await obstore.delete_async(self._store, [entry["path"] for entry in batch])
+
+    async def _put(self, sha256: str, data: bytes) -> str:
+        with _explained("stored"):
+            if not await self._has(sha256):
+                await obstore.put_async(self._store, _place(sha256), data, use_multipart=False)
+            await self._settle(sha256)
+        return sha256
 
     async def _has(self, sha256: str) -> bool:
         try:

@@ -50,9 +50,9 @@ class Rows:
         """Connect, create or migrate the tables (with a log line for each step). Raises StorageError."""
         try:
             parsed = make_url(url)
-            if parsed.get_backend_name() == "sqlite":
-                await asyncio.to_thread(_private_file, parsed.database)
             engine = create_async_engine(parsed, pool_size=4, max_overflow=4, pool_pre_ping=True)
+            if engine.dialect.name == "sqlite":
+                await asyncio.to_thread(_private_file, parsed.database)
         except (NoSuchModuleError, ModuleNotFoundError, SQLAlchemyError, TypeError) as error:
             raise StorageError(f"the database URL {_shown(url)} cannot be used: {error}") from None
         except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import threading
@@ -51,6 +52,7 @@ class JsonlOutput:
         self._closing = False
         self._file: int | None = None
         self._trouble = ""
+        self._ended = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name=f"output {path.name}", daemon=True)
         self._thread.start()
 
@@ -69,7 +71,7 @@ class JsonlOutput:
         with self._wake:
             self._closing = True
             self._wake.notify()
-        await asyncio.to_thread(self._thread.join)
+        await self._ended.wait()
 
     def _queue(self, line: bytes, future: asyncio.Future[None] | None) -> None:
         with self._wake:
@@ -92,6 +94,13 @@ class JsonlOutput:
                 return
 
     def _run(self) -> None:
+        self._work()
+        if self._file is not None:
+            os.close(self._file)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._ended.set)
+
+    def _work(self) -> None:
         unsynced = False
         sync_at = 0.0
         waiters: list[asyncio.Future[None]] = []
@@ -109,7 +118,7 @@ class JsonlOutput:
                         self._wake.wait_for(lambda: self._closing, RETRY_S)
                         continue
                 self._give_up_all()
-                break
+                return
             if batch and not unsynced:
                 unsynced, sync_at = True, time.monotonic() + SYNC_S
             waiters += [future for _, future in batch if future is not None]
@@ -120,9 +129,7 @@ class JsonlOutput:
                 waiters.clear()
                 unsynced = False
             if last:
-                break
-        if self._file is not None:
-            os.close(self._file)
+                return
 
     def _take_batch(self) -> tuple[list[Line], int]:
         """The oldest lines, up to MAX_BATCH_BYTES of them, and their size. Called with the lock held."""
@@ -155,10 +162,8 @@ class JsonlOutput:
             else:
                 future.set_exception(error)
 
-        try:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(settle)
-        except RuntimeError:  # the loop is closed: nobody waits any more
-            return
 
     def _append(self, batch: list[Line]) -> bool:
         """Append these lines or none of them; False if the disk did not take them."""

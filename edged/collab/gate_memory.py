@@ -119,7 +119,8 @@ class GateMemory:
             gate = connection.execute("SELECT * FROM gates WHERE pair = ?", (pair,)).fetchone()
             seq = gate["seq"] if gate else 0
             rows = connection.execute(
-                "SELECT seq, sample_id, score, differs, reason FROM observations WHERE pair = ? AND seq > ? ORDER BY seq",
+                "SELECT seq, sample_id, score, differs, reason FROM observations"
+                " WHERE pair = ? AND seq > ? ORDER BY seq",
                 (pair, seq),
             ).fetchall()
             later = [msgspec.convert(dict(row), Observation, strict=False) for row in rows]

@@ -59,11 +59,12 @@ class Advertisements:
         return sorted(fitting, key=lambda a: not a.pin)
 
 
-def order(manual: str, last_known: str, lan: Iterable[Advertisement]) -> list[Candidate]:
+def order(manual: Iterable[str], last_known: str, lan: Iterable[Advertisement]) -> list[Candidate]:
     """What to ask, best first and each address once: the person's word, what worked before, then hints of the LAN."""
     ordered: dict[str, Candidate] = {}
-    if manual:
-        ordered.setdefault(manual, Candidate(manual, "manual"))
+    for url in manual:
+        if url:
+            ordered.setdefault(url, Candidate(url, "manual"))
     if last_known:
         ordered.setdefault(last_known, Candidate(last_known, "last-known"))
     for advertisement in lan:

@@ -152,8 +152,8 @@ class LinkService:
         self._tasks = []
 
     def candidates(self, manual: str = "") -> list[Candidate]:
-        """The addresses that would be asked now, best first; `manual` stands in for what a person gave earlier."""
-        given = manual or self._known.manual or self._configured
+        """The addresses that would be asked now, best first; `manual` stands before what people gave earlier."""
+        given = (manual, self._configured, self._known.manual)
         return order(given, self._known.url, self._lan.fitting(self._wanted_pin))
 
     def nudge(self) -> None:

@@ -46,7 +46,11 @@ def _die_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    status = main()
+    try:
+        status = main()
+    except Exception:
+        logging.getLogger("edged.serve").exception("the worker failed")
+        status = 1
     logging.shutdown()
     # Not sys.exit: a thread stuck in a network share or a runtime's teardown must not keep a drained worker alive.
     os._exit(status)

@@ -9,6 +9,7 @@ future per hop, no lock held while a model runs.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import math
 import queue
@@ -97,6 +98,8 @@ class Engine:
         self._woken = False
         self._sequence = 0
         self._stopped = False
+        self._alive = threads
+        self._ended = asyncio.Event()
         self._threads = [
             threading.Thread(target=self._run, name=f"{name}-{number}", daemon=True) for number in range(threads)
         ]
@@ -146,10 +149,19 @@ class Engine:
         self._stopped = True
         for _ in self._threads:
             self._tokens.put(False)
-        for thread in self._threads:
-            await asyncio.to_thread(thread.join)
+        await self._ended.wait()
 
     def _run(self) -> None:
+        self._work()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._thread_ended)
+
+    def _thread_ended(self) -> None:
+        self._alive -= 1
+        if self._alive == 0:
+            self._ended.set()
+
+    def _work(self) -> None:
         shared = self._shared
         while self._tokens.get():
             with shared.lock:
@@ -165,10 +177,8 @@ class Engine:
             self._finished.append(job)
             if not self._woken:
                 self._woken = True
-                try:
+                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                     self._loop.call_soon_threadsafe(self._drain)
-                except RuntimeError:  # the loop is closed: nobody waits any more
-                    return
 
     def _perform(self, job: _Job) -> bool:
         """Run one job; False if it was dropped instead."""

@@ -85,9 +85,10 @@ class BodyReader:
         except TimeoutError:
             self.release(len(body))
             raise HttpError(408, f"the request body did not arrive within {self._timeout_s:.0f} s") from None
-        except (HttpProcessingError, ClientError, ValueError) as error:
+        except (web.RequestPayloadError, HttpProcessingError, ClientError, ValueError) as error:
             self.release(len(body))
-            raise HttpError(400, f"the request body cannot be read: {error}") from None
+            reason = str(error).rpartition("\n")[2].strip()
+            raise HttpError(400, f"the request body cannot be read: {reason}") from None
         except BaseException:
             self.release(len(body))
             raise
@@ -122,6 +123,11 @@ class JsonErrorHandler(RequestHandler):
         response = problem(HttpError(status, text))
         response.force_close()
         return response
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """A client's broken body is its own fault, answered already; it must not fill our log."""
+        if not isinstance(kw.get("exc_info"), web.RequestPayloadError):
+            super().log_exception(*args, **kw)
 
 
 class JsonServer(web.Server):

@@ -136,6 +136,8 @@ class ServiceRuntime:
     ) -> Decision:
         assert self.model is not None and self._collaborator is not None
         classified = outcome.value
+        if patient:  # the time in the queue is not taken from the cloud's: nobody waits
+            deadline = max(deadline, self._clock() + self.service.deadline_ms / 1000)
         try:
             decision = await self._collaborator.settle(classified, picture, sample_id, captured_at, serial, deadline)
         except Exception as error:
@@ -171,7 +173,7 @@ class ServiceRuntime:
         return decision
 
     async def inspect_file(self, picture: bytes, *, sample_id: str, captured_at: float, serial: str) -> Decision:
-        """`inspect` for the folder source, where nobody waits. Raises Refused, or NotNow for what can be tried again."""
+        """`inspect` for the folder source, where nobody waits. Raises Refused, or NotNow if it can be tried again."""
         deadline = self._clock() + self.service.deadline_ms / 1000
         try:
             return await self.inspect(

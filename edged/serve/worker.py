@@ -11,19 +11,19 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from edged.capture.folder import FolderSource
 from edged.capture.outputs import JsonlOutput
+from edged.collab.collaboration import Collaboration
 from edged.serve.app import Api
 from edged.serve.control import ControlChannel
 from edged.serve.engine import Engine
 from edged.serve.http import BodyReader, JsonServer
 from edged.serve.loading import LoadedService, Loader
 from edged.serve.service_runtime import ServiceRuntime
-from edged.serve.wiring import Collaboration
 from edgekit.envelope import EnvelopeError
 from edgekit.messages import Configure, Drain, LinkChanged, PurgeSpool, Ready, Recalibrate, ToWorker, WorkerReport
 from edgekit.services import Service, ServiceError
@@ -36,8 +36,8 @@ BACKLOG = 1024
 GRACE_S = 2.0
 """How long a draining worker waits for idle clients to ask once more and hear `Connection: close`."""
 DRAIN_S = 10.0
-"""How long it waits for what is in flight; the supervisor's patience is longer."""
-FLUSH_S = 2.0
+"""How long it waits for what is in flight; with all flushes the supervisor's patience is still longer."""
+FLUSH_S = 1.0
 
 T = TypeVar("T")
 
@@ -59,9 +59,7 @@ async def serve(control_fd: int, http_fd: int) -> int:
     if not isinstance(configure, Configure):
         log.error("the first message must be the configuration, not %s", type(configure).__name__)
         return 1
-    empty = Path(configure.state_dir, "run", "empty")
-    empty.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.chdir(empty)
+    os.chdir(_empty_directory(Path(configure.state_dir)))
     worker = Worker(configure, channel, listener, draining)
     listening = asyncio.create_task(worker.listen(messages))
     try:
@@ -107,7 +105,8 @@ class Worker:
         """Load, serve until told to drain, drain; the exit status."""
         stop = asyncio.create_task(self._draining.wait())
         loading = _in_thread(self._load)
-        await asyncio.wait([stop, loading], return_when=asyncio.FIRST_COMPLETED)
+        either: list[asyncio.Future[Any]] = [stop, loading]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not loading.done():
             return 0
         try:
@@ -115,10 +114,16 @@ class Worker:
         except ServiceError as error:
             log.error("the configuration cannot be used: %s", error)
             return 1
+        async with self._collaborate() as self._collaboration:
+            await self._serve(loaded, stop)
+        self._channel.send(self._report())
+        return 0
+
+    async def _serve(self, loaded: list[LoadedService], stop: asyncio.Task[bool]) -> None:
+        """From the first request to the last flush."""
         engine = Engine(self._configure.threads or len(os.sched_getaffinity(0)))
-        self._collaboration = await Collaboration.start(self._configure, self._link, loaded, self._channel.notify)
         for entry in loaded:
-            self._services[entry.service.name] = self._runtime(entry, engine)
+            self._services[entry.service.name] = await self._runtime(entry, engine)
         api = Api(self._services, engine, BodyReader())
         server = JsonServer(api.handle, handler_cancellation=True, access_log=None, lingering_time=2.0, logger=log)
         loop = asyncio.get_running_loop()
@@ -132,20 +137,20 @@ class Worker:
         listening.close()  # this descriptor only: the socket stays open in the supervisor and the next worker
         for folder in self._folders:
             folder.stop()
-        await self._idle(server, api)
+        until = loop.time() + DRAIN_S
+        await self._idle(server, api, until)
         server.pre_shutdown()
-        await server.shutdown(DRAIN_S)
+        await server.shutdown(max(0.1, until - loop.time()))
         if watching:
-            await asyncio.wait(watching, timeout=DRAIN_S)
+            await asyncio.wait(watching, timeout=max(0.1, until - loop.time()))
         await self._finish(engine, watching)
-        return 0
 
-    async def _idle(self, server: JsonServer, api: Api) -> None:
+    async def _idle(self, server: JsonServer, api: Api, until: float) -> None:
         """Wait until nothing is in flight and idle clients have gone, or have had their time to."""
         loop = asyncio.get_running_loop()
-        started = loop.time()
-        while server.connections and loop.time() - started < DRAIN_S:
-            if not api.in_flight and loop.time() - started > GRACE_S:
+        patient_until = loop.time() + GRACE_S
+        while server.connections and loop.time() < until:
+            if not api.in_flight and loop.time() > patient_until:
                 return
             await asyncio.sleep(0.02)
 
@@ -159,13 +164,27 @@ class Worker:
             await asyncio.wait(closing, timeout=FLUSH_S)
         if watching:  # a folder that waited for an output has been told by now that there is none
             await asyncio.wait(watching, timeout=FLUSH_S)
-        assert self._collaboration is not None
-        for last in (engine.stop(), self._collaboration.close()):
-            try:
-                await asyncio.wait_for(last, FLUSH_S)
-            except TimeoutError:
-                log.warning("something did not end in time while the worker drained")
-        self._channel.send(self._report())
+        try:
+            await asyncio.wait_for(engine.stop(), FLUSH_S)
+        except TimeoutError:
+            log.warning("a model did not end in time while the worker drained")
+
+    def _collaborate(self) -> Collaboration:
+        configure = self._configure
+        return Collaboration(
+            Path(configure.state_dir),
+            configure.device_id,
+            self._link,
+            quota=configure.spool_quota,
+            reserve=configure.spool_reserve,
+            on_event=self._channel.send,
+            on_compared=self._compared,
+        )
+
+    def _compared(self, service: str, agrees: bool) -> None:
+        """An audit or a late answer arrived; `settle` never saw it."""
+        if service in self._services:
+            self._services[service].statistics.compared(agrees)
 
     def _load(self) -> list[LoadedService]:
         def announce(name: str) -> None:
@@ -173,16 +192,17 @@ class Worker:
 
         return Loader(self._configure.packages, announce).load_all(self._configure.services)
 
-    def _runtime(self, entry: LoadedService, engine: Engine) -> ServiceRuntime:
+    async def _runtime(self, entry: LoadedService, engine: Engine) -> ServiceRuntime:
         assert self._collaboration is not None
         service = entry.service
+        collaborator = await self._collaboration.add(service, entry.model.ref) if entry.model else None
         outputs = {path: self._output(path) for path in _output_paths(service)} if entry.model else {}
         runtime = ServiceRuntime(
             service,
             entry.model,
             entry.failure,
             engine,
-            self._collaboration.of(service.name),
+            collaborator,
             outputs,
             self._channel.notify,
         )
@@ -213,12 +233,19 @@ class Worker:
             spool=self._collaboration.spool_report(),
             rss=_resident_bytes(),
             uplink_bytes=self._collaboration.uplink_bytes,
-            breaker=self._collaboration.breaker,
+            breaker=self._collaboration.breaker_state,
         )
 
 
+def _empty_directory(state_dir: Path) -> Path:
+    """Where the worker runs: nothing that a hostile model names relative to it exists there."""
+    empty = state_dir / "run" / "empty"
+    empty.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return empty
+
+
 def _output_paths(service: Service) -> list[Path]:
-    """The service's outputs. A folder without one gets a file of its own: a decision must be somewhere before it moves."""
+    """The service's outputs. A folder without one gets a file of its own: a decision must be kept before it moves."""
     paths = [Path(output.path) for output in service.outputs]
     if not paths and service.source.kind == "folder":
         paths.append(Path(service.source.path) / "decisions.jsonl")

@@ -69,9 +69,7 @@ def examine(examination: Examination, checks: tuple[Check, ...] | None = None) -
         if outcome is None:
             continue
         level: Level = "ok" if not outcome.remedy else outcome.level or check.severity
-        findings.append(
-            Finding(id=check.id, title=check.title, level=level, text=outcome.text, remedy=outcome.remedy)
-        )
+        findings.append(Finding(id=check.id, title=check.title, level=level, text=outcome.text, remedy=outcome.remedy))
     return findings
 
 
@@ -81,7 +79,7 @@ def worst(findings: list[Finding]) -> Level:
     return "error" if "error" in levels else "warning" if "warning" in levels else "ok"
 
 
-# --- the checks --------------------------------------------------------------------------------------------------------
+# --- the checks -------------------------------------------------------------------------------------------------------
 
 
 def _daemon(examination: Examination) -> Outcome:
@@ -109,7 +107,7 @@ def _identity(examination: Examination) -> Outcome:
         return Outcome(f"the device key is fine; the device has not joined a cloudd ({store.device_id})")
     left = identity.not_after - examination.now
     if left <= 0:
-        return Outcome("the device's certificate has ended", "bring the link up: it is renewed by itself; or join again")
+        return Outcome("the device's certificate has ended", "bring the link up, it renews itself; or join again")
     if left < CERTIFICATE_WARNING_S:
         text = f"the device's certificate ends in {left / 86_400:.1f} days and has not been renewed"
         return Outcome(text, "look at the check 'cloud': renewal needs a working link", "warning")
@@ -167,7 +165,8 @@ def _sockets(examination: Examination) -> Outcome | None:
         try:
             socket.create_connection((reachable, int(port)), _CONNECT_S).close()
         except (OSError, ValueError) as error:
-            return Outcome(f"the {what} port {address} does not accept: {error}", "look for a local firewall; restart edged")
+            text = f"the {what} port {address} does not accept connections: {error}"
+            return Outcome(text, "look for a local firewall, then restart edged")
     return Outcome(f"inference on {status.addresses.inference}, page on {status.addresses.page}")
 
 
@@ -177,7 +176,7 @@ def _worker(examination: Examination) -> Outcome | None:
         return None
     worker = status.worker
     if worker.state != "ready":
-        return Outcome(f"the worker is {worker.state}, nothing is inspected", "read the daemon's log: journalctl -u edged")
+        return Outcome(f"the worker is {worker.state}, nothing is inspected", "read its log: journalctl -u edged")
     if worker.restarts:
         text = f"the worker is ready; it was restarted {worker.restarts} times"
         return Outcome(text, "read the daemon's log to see why: journalctl -u edged", "warning")

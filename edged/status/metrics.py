@@ -20,10 +20,7 @@ def render(state: StatusState) -> str:
         _gauge(
             "edged_health_items",
             "Items on the health list.",
-            [
-                ({"severity": s}, sum(item.severity == s for item in state.health.items))
-                for s in ("warning", "error")
-            ],
+            [({"severity": s}, sum(item.severity == s for item in state.health.items)) for s in ("warning", "error")],
         ),
         _gauge(
             "edged_resident_memory_bytes",
@@ -102,9 +99,7 @@ def _counter(name: str, text: str, samples: Iterable[Sample]) -> str:
 
 
 def _block(name: str, kind: str, text: str, samples: Iterable[Sample]) -> str:
-    lines = [
-        f"{name}{_labels(labels)} {_number(value)}\n" for labels, value in samples if value is not None
-    ]
+    lines = [f"{name}{_labels(labels)} {_number(value)}\n" for labels, value in samples if value is not None]
     return f"# HELP {name} {text}\n# TYPE {name} {kind}\n{''.join(lines)}" if lines else ""
 
 

@@ -180,6 +180,13 @@ async def test_a_name_that_is_no_hash_reaches_no_file(blobs: Blobs, name: str) -
         await blobs.get(name)
 
 
+async def test_a_directory_is_meant_literally_and_a_file_url_is_decoded(tmp_path: Path) -> None:
+    odd = tmp_path / "100%41 #1?"
+    name = await (await Blobs.open(str(odd))).put(b"x")
+    assert (odd / name[:2] / name).read_bytes() == b"x"
+    assert await (await Blobs.open(odd.as_uri())).get(name) == b"x"
+
+
 async def test_a_missing_blob_is_a_key_error(blobs: Blobs) -> None:
     with pytest.raises(KeyError):
         await blobs.get("0" * 64)

@@ -1,0 +1,93 @@
+"""`edged models`: the model packages on this device."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from urllib.parse import quote
+
+from edged.api import Done, ModelBody, Progress
+from edged.cli.output import EXIT_OK, EXIT_PROBLEM, Failure, ProgressBar, client, print_json, print_table, size, verb
+from edged.status.state import ModelState
+
+_EXAMPLES = """\
+  edged models list
+  edged models add ./solder-small          install a package from a directory
+  edged models pull solder-small@1.2.0     fetch it from cloudd, resuming what an interruption left
+  edged models remove solder-small@1.1.0"""
+
+
+def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Define the verb."""
+    parser = verb(subparsers, "models", "list, add, pull and remove models", _EXAMPLES)
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    listing = verb(actions, "list", "list the installed models")
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    listing.set_defaults(run=list_models)
+    adding = verb(actions, "add", "install the package in a directory")
+    adding.add_argument("directory", type=Path)
+    adding.set_defaults(run=add_model)
+    pulling = verb(actions, "pull", "fetch a model from cloudd")
+    pulling.add_argument("ref", help="NAME (the newest version) or NAME@VERSION")
+    pulling.set_defaults(run=pull_model)
+    removing = verb(actions, "remove", "remove an installed model that no service uses")
+    removing.add_argument("ref", help="NAME@VERSION")
+    removing.set_defaults(run=remove_model)
+
+
+def list_models(options: argparse.Namespace) -> int:
+    """Print what is installed."""
+    models = client(options).get("/models", list[ModelState])
+    if options.json:
+        print_json(models)
+    elif not models:
+        print("No model is installed. Add one: edged models add DIR")
+    else:
+        print_table(
+            ("MODEL", "TASK", "VARIANTS", "SIZE", "USED BY", "DESCRIPTION"),
+            (
+                (
+                    f"{model.name}@{model.version}",
+                    model.task,
+                    " ".join(model.variants),
+                    size(model.size),
+                    " ".join(model.used_by) or "-",
+                    model.description,
+                )
+                for model in models
+            ),
+        )
+    return EXIT_OK
+
+
+def add_model(options: argparse.Namespace) -> int:
+    """Install from a directory."""
+    directory: Path = options.directory.absolute()
+    if not directory.is_dir():
+        raise Failure(f"{directory} is no directory; a model package is a directory with a package.toml")
+    return _follow(options, directory.name, ModelBody(path=str(directory)), "Installed")
+
+
+def pull_model(options: argparse.Namespace) -> int:
+    """Fetch from cloudd."""
+    return _follow(options, options.ref, ModelBody(ref=options.ref), "Fetched")
+
+
+def remove_model(options: argparse.Namespace) -> int:
+    """Remove a package."""
+    print(client(options).delete(f"/models/{quote(options.ref, safe='@')}", Done).text)
+    return EXIT_OK
+
+
+def _follow(options: argparse.Namespace, title: str, body: ModelBody, word: str) -> int:
+    bar = ProgressBar(title)
+    last = Progress()
+    try:
+        for last in client(options).stream("/models", Progress, body):
+            bar.show(last.done, last.total)
+    finally:
+        bar.clear()
+    if last.error or not last.ref:
+        raise Failure(last.error or "edged ended before the model was installed; look at its log")
+    print(f"{word} {last.ref}.")
+    return EXIT_OK if last.ref else EXIT_PROBLEM

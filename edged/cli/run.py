@@ -1,0 +1,53 @@
+"""`edged run`: the daemon itself."""
+
+from __future__ import annotations
+
+import argparse
+
+from edged.cli.output import verb
+from edged.config import Flags
+
+_EXAMPLES = """\
+  edged run                                  all defaults: inference on 127.0.0.1:8700, page on 127.0.0.1:8701
+  edged run --inference 0.0.0.0:8700         let cameras on the network post pictures
+  edged run --state ./try --inference 127.0.0.1:0 --page 127.0.0.1:0
+                                             a second daemon beside the first, on any free ports
+The configuration file edged.toml in the state directory (or --config) can hold all of it; flags win."""
+
+
+def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Define the verb."""
+    parser = verb(subparsers, "run", "run the daemon in the foreground", _EXAMPLES)
+    parser.add_argument(
+        "--config", metavar="FILE", help="configuration file (default: edged.toml in the state directory)"
+    )
+    parser.add_argument("--name", help="what people call this device (default: the host name)")
+    parser.add_argument("--inference", metavar="HOST:PORT", help="address for pictures and inference requests")
+    parser.add_argument("--page", metavar="HOST:PORT", help="address of the status page and /metrics")
+    parser.add_argument("--cloud-url", metavar="URL", help="address of cloudd, where discovery is forbidden")
+    parser.add_argument(
+        "--discover",
+        action=argparse.BooleanOptionalAction,
+        help="look for cloudd on the local network (default: yes)",
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="threads that run models (default: all CPUs)")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run until SIGTERM."""
+    from edged import daemon, logs  # the other verbs start faster without them
+
+    logs.setup()
+    return daemon.run(
+        Flags(
+            state=options.state,
+            config=options.config,
+            name=options.name,
+            inference=options.inference,
+            page=options.page,
+            cloud_url=options.cloud_url,
+            discover=options.discover,
+            threads=options.threads,
+        )
+    )

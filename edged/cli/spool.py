@@ -1,0 +1,66 @@
+"""`edged spool`: hard samples that wait for the link, and what has left the device."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from urllib.parse import urlencode
+
+from edged.api import Done, PurgeBody
+from edged.cli.output import EXIT_OK, age, client, print_json, print_table, size, verb
+from edged.collab.spool_view import SpooledSample
+
+_EXAMPLES = """\
+  edged spool list --limit 20          the most valuable first
+  edged spool purge solder             remove the waiting samples of one service
+  edged spool purge --all"""
+
+
+def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Define the verb."""
+    parser = verb(subparsers, "spool", "list or purge hard samples that wait for the link", _EXAMPLES)
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    listing = verb(actions, "list", "list what waits, the most valuable first")
+    listing.add_argument("--service", default="", help="of this service only")
+    listing.add_argument("--limit", type=int, default=50)
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    listing.set_defaults(run=list_spool)
+    purging = verb(actions, "purge", "remove waiting samples for ever")
+    which = purging.add_mutually_exclusive_group(required=True)
+    which.add_argument("service", nargs="?", default="", help="of this service")
+    which.add_argument("--all", action="store_true", help="of every service")
+    purging.set_defaults(run=purge)
+
+
+def list_spool(options: argparse.Namespace) -> int:
+    """Print what waits."""
+    query = urlencode({"limit": options.limit, "service": options.service})
+    samples = client(options).get(f"/spool?{query}", list[SpooledSample])
+    if options.json:
+        print_json(samples)
+    elif not samples:
+        print("Nothing waits.")
+    else:
+        now = time.time()
+        print_table(
+            ("SAMPLE", "SERVICE", "REASON", "VALUE", "SIZE", "WAITS FOR", "STATE"),
+            (
+                (
+                    sample.id,
+                    sample.service,
+                    sample.reason,
+                    f"{sample.value:.2f}",
+                    size(sample.bytes),
+                    age(now - sample.stored_at),
+                    sample.state,
+                )
+                for sample in samples
+            ),
+        )
+    return EXIT_OK
+
+
+def purge(options: argparse.Namespace) -> int:
+    """Remove waiting samples."""
+    print(client(options).post("/spool/purge", Done, PurgeBody(service=options.service)).text)
+    return EXIT_OK

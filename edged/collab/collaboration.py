@@ -1,0 +1,274 @@
+"""Everything the services of one worker share: link, breaker, record, spool, drain. Made once in each worker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from edged.collab.breaker import Breaker, BreakerSettings, State
+from edged.collab.collaborator import Collaborator
+from edged.collab.courier import Courier
+from edged.collab.depot import Depot
+from edged.collab.drain import Drain
+from edged.collab.gate_keeper import GateKeeper
+from edged.collab.gate_memory import GateMemory
+from edged.collab.ledger import Ledger
+from edged.collab.sealing import Kek
+from edged.collab.spool import Spool
+from edged.collab.uplink import Uplink, UplinkError
+from edgekit.messages import Answer, Event, HardSample, Level, Link, SpoolReport
+from edgekit.services import Service
+
+log = logging.getLogger("edged.collab")
+
+SAVE_EVERY_S = 10.0
+UPKEEP_EVERY_S = 60.0
+
+
+class Collaboration:
+    """Belongs to one event loop.
+
+    async with Collaboration(...) as hub:
+        collaborator = await hub.add(service, "small@1.0")
+        decision = await collaborator.settle(...)
+    """
+
+    def __init__(
+        self,
+        state_dir: Path,
+        device_id: str,
+        link: Link,
+        *,
+        quota: int,
+        reserve: int,
+        on_event: Callable[[Event], None] = lambda event: None,
+        on_compared: Callable[[str, bool], None] = lambda service, agrees: None,
+        credentials: Path | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+        rng: Callable[[], float] = random.random,
+        breaker: BreakerSettings | None = None,
+        drain_per_second: float = 20.0,
+    ) -> None:
+        """`quota` and `reserve` are bytes, see Spool. Opens nothing yet.
+
+        `on_compared(service, agrees)` hears of each cloud answer that `settle` did not return itself: audits and late
+        ones. `credentials` is systemd's credential directory, default $CREDENTIALS_DIRECTORY. Both callbacks come
+        in the event loop.
+        """
+        self._state_dir = state_dir
+        self._device_id = device_id
+        self._quota = quota
+        self._reserve = reserve
+        self._on_event = on_event
+        self._on_compared = on_compared
+        environment = os.environ.get("CREDENTIALS_DIRECTORY")
+        self._credentials = credentials or (Path(environment) if environment else None)
+        self._clock = clock
+        self._wall = wall
+        self._rng = rng
+        self._services: dict[str, Collaborator] = {}
+        self._raised: set[str] = set()
+        self._background: set[asyncio.Task[None]] = set()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._loop = asyncio.get_running_loop()
+        self._executor = ThreadPoolExecutor(max_workers=4, thread_name_prefix="edged-disk")
+        self._uplink = Uplink(link)
+        self._depot = Depot(self._open_spool, self._executor, quota, self._lost, on_event, wall)
+        make_room = self._depot.release_ballast
+        self._ledger = Ledger(state_dir / "spool" / "left.db", self._executor, wall=wall, make_room=make_room)
+        self._memory = GateMemory(state_dir / "gate.db", self._executor, wall=wall, make_room=make_room)
+        self.breaker = Breaker(clock, rng, breaker, self._breaker_moved)
+        self.courier = Courier(self._uplink, self._ledger, self.breaker, clock)
+        self.drain = Drain(
+            self.courier,
+            self._depot,
+            clock=clock,
+            may_leave=lambda: [name for name, service in self._services.items() if service.may_leave],
+            on_answer=self._late_answer,
+            on_rejected=self.rejected,
+            on_lost=self._lost,
+            per_second=drain_per_second,
+        )
+
+    async def __aenter__(self) -> Collaboration:
+        """Open spool and record, and begin to deliver. A disk that does not play along is a health event, no error."""
+        await self._depot.open()
+        self._tasks = [asyncio.create_task(self.drain.run()), asyncio.create_task(self._upkeep())]
+        for task in self._tasks:
+            task.add_done_callback(_say_if_it_broke)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Stop delivering; store what is still in memory; save what the gates know; close."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.drain.shelve_audits()
+        if self._background:
+            await asyncio.wait(self._background)
+        await asyncio.gather(*(service.keeper.save() for service in self._services.values()))
+        await self._uplink.close()
+        await self._ledger.close()
+        await self._memory.close()
+        await self._depot.close()
+        self._executor.shutdown(wait=False)
+
+    async def add(self, service: Service, edge_model: str) -> Collaborator:
+        """The collaborator of one service, its gate restored. `edge_model` is name@version of the loaded package."""
+        keeper = GateKeeper(service, edge_model, self._memory)
+        await keeper.restore(await self._depot.run(lambda spool: spool.waiting(service.name)) or ())
+        collaborator = Collaborator(self, service, keeper, clock=self._clock, rng=self._rng)
+        self._services[service.name] = collaborator
+        self.drain.wake()
+        return collaborator
+
+    # --- control -----------------------------------------------------------------------------------------------------
+
+    def set_link(self, link: Link) -> None:
+        """The supervisor says where cloudd is and whether its heartbeat arrives."""
+        was = self._uplink.link
+        self._uplink.set_link(link)
+        if not link.up or not link.url:
+            self.breaker.link_down()
+        elif not was.up or (was.url, was.generation) != (link.url, link.generation):
+            self.breaker.link_up()
+        self.drain.wake()
+
+    async def purge(self, service: str = "") -> int:
+        """Remove the waiting samples of one service, or of all; the number removed."""
+        return await self._depot.run(lambda spool: spool.purge(service)) or 0
+
+    def recalibrate(self, service: str) -> None:
+        """Let the service's gate begin anew; an unknown service is ignored."""
+        if service in self._services:
+            self._services[service].keeper.recalibrate()
+
+    @property
+    def uplink_bytes(self) -> int:
+        """Bytes exchanged with cloudd since the worker started."""
+        return self._uplink.bytes
+
+    @property
+    def breaker_state(self) -> State:
+        return self.breaker.state
+
+    def spool_report(self) -> SpoolReport:
+        """Totals of the spool, without touching the disk."""
+        return self._depot.stats()
+
+    # --- for the collaborators ---------------------------------------------------------------------------------------
+
+    def why_closed(self) -> str:
+        """Why no live sample may ask now, for people."""
+        if not self._uplink.link.url:
+            return "this device has not joined a cloudd"
+        return "cloudd cannot be reached or is too slow" if self._uplink.link.up else "the link to cloudd is down"
+
+    def store(self, header: HardSample, picture: bytes, value: float) -> asyncio.Task[str]:
+        """See Depot.store; the drain hears of it."""
+        task = self._depot.store(header, picture, value)
+        task.add_done_callback(lambda _: self.drain.wake())
+        return task
+
+    def send_later(self, header: HardSample, picture: bytes, value: float) -> None:
+        """Nobody waits for this one: send it soon from memory if the link is up, else store it."""
+        if self.breaker.admit() is None or not self.drain.offer_audit(header, picture, value):
+            self.store(header, picture, value)
+
+    def learn_later(self, header: HardSample, answer: Answer) -> None:
+        """Let the gate learn from a live answer without making that answer wait for the disk."""
+        task = asyncio.create_task(self._learn(header, answer, compare=False))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    def rejected(self, header: HardSample, error: UplinkError) -> None:
+        """cloudd does not take this sample: a health item until it takes one of this service again."""
+        if error.status == 404:
+            text = (
+                f'{error.text}. The samples of service "{header.service}" wait here; '
+                f'import the model "{header.answer_model}" on cloudd.'
+            )
+            self._raise(f"answers.unknown-model.{header.service}", text)
+        else:
+            text = f'{error.text}. Sample {header.sample_id} of service "{header.service}" was dropped.'
+            self._raise(f"answers.rejected.{header.service}", text)
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    async def _late_answer(self, header: HardSample, answer: Answer) -> None:
+        await self._learn(header, answer, compare=True)
+
+    async def _learn(self, header: HardSample, answer: Answer, compare: bool) -> None:
+        for code in (f"answers.unknown-model.{header.service}", f"answers.rejected.{header.service}"):
+            if code in self._raised:
+                self._raised.discard(code)
+                self._say("ok", code, f'cloudd answers for service "{header.service}" again.')
+        collaborator = self._services.get(header.service)
+        if collaborator is None:
+            return
+        agrees = await collaborator.keeper.learn(header, answer)
+        if compare:
+            self._on_compared(header.service, agrees)
+
+    async def _upkeep(self) -> None:
+        due = self._clock() + UPKEEP_EVERY_S
+        while True:
+            await asyncio.sleep(SAVE_EVERY_S)
+            for collaborator in list(self._services.values()):
+                await collaborator.keeper.save()
+            if self._clock() < due or not await self._depot.open():
+                continue
+            due = self._clock() + UPKEEP_EVERY_S
+            await self._depot.run(Spool.maintain)
+            for name, collaborator in list(self._services.items()):
+                days = collaborator.service.retention.spool_days
+                await self._depot.run(lambda spool, name=name, days=days: spool.expire(name, days))  # type: ignore[misc]
+
+    def _open_spool(self) -> Spool:
+        kek = Kek.open(self._state_dir / "keys" / "kek", self._credentials)
+        return Spool(
+            self._state_dir / "spool",
+            kek,
+            self._device_id,
+            quota=self._quota,
+            reserve=self._reserve,
+            wall=self._wall,
+            on_event=lambda event: self._from_thread(lambda: self._on_event(event)),
+            on_lost=lambda ids: self._from_thread(lambda: self._lost(*ids)),
+        )
+
+    def _from_thread(self, work: Callable[[], object]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody listens any more
+            self._loop.call_soon_threadsafe(work)
+
+    def _lost(self, *ids: str) -> None:
+        """Sample ids are unique, so a gate that does not know one ignores it."""
+        for collaborator in self._services.values():
+            for sample_id in ids:
+                collaborator.keeper.lost(sample_id)
+
+    def _breaker_moved(self, state: State) -> None:
+        log.debug("The circuit breaker is %s", state)
+        self.drain.breaker_moved()
+
+    def _raise(self, code: str, text: str) -> None:
+        if code not in self._raised:
+            self._raised.add(code)
+            self._say("warning", code, text)
+
+    def _say(self, level: Level, code: str, text: str) -> None:
+        self._on_event(Event(level=level, code=code, text=text, at=self._wall()))
+
+
+def _say_if_it_broke(task: asyncio.Task[None]) -> None:
+    """These tasks never end by themselves; one that does is a bug that must be seen."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("A background task of the collaboration ended", exc_info=error)

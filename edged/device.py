@@ -1,0 +1,383 @@
+"""The device: services, models, worker and link brought together, and everything that people can ask of it.
+
+No sockets and no signals here (see `edged.daemon`). All methods belong to one event loop; what blocks runs in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from socket import socket
+
+import msgspec
+import psutil
+
+from edged.api import ApiError, Done, Finding, JoinReply, ServiceText
+from edged.collab import spool_view
+from edged.collab.spool_view import SpooledSample
+from edged.config import Settings
+from edged.desired import MIGRATIONS, Change, DesiredStore
+from edged.fetcher import Fetcher
+from edged.follower import Follower
+from edged.health import Health
+from edged.link import LinkError, SyncError
+from edged.link.service import LinkService
+from edged.models import ModelStore
+from edged.plan import Plan, service_of
+from edged.runner import Runner
+from edged.status import doctor
+from edged.status.machine import MachineSampler
+from edged.status.state import Addresses, CloudState, ModelState, ServiceState, StatusState, WorkerState
+from edged.status.views import observe_services, service_state
+from edged.store import Database
+from edgekit import VERSION
+from edgekit.messages import Configure, Link, LinkChanged, PurgeSpool, Recalibrate, Report
+from edgekit.packages import PackageError, find, split_ref
+from edgekit.services import ServiceError, dump_service, parse_service
+
+log = logging.getLogger("edged.device")
+
+OBSERVE_S = 5.0
+"""How often the services' state is looked at for the health list."""
+
+
+class Device:
+    """One edge device at work. `open` (blocking), then `start`, then ask what you like, then `stop`."""
+
+    def __init__(self, settings: Settings, http: socket, addresses: Addresses) -> None:
+        """`http` is the listening inference socket. Raises StoreError, IdentityError, LinkError or OSError."""
+        state = settings.state_dir
+        self._settings, self._addresses = settings, addresses
+        self.health = Health()
+        self._started_at = time.time()
+        self._database = Database(state / "edged.db", MIGRATIONS)
+        self._desired = DesiredStore(self._database, state / "services")
+        self._models = ModelStore(state / "models")
+        self._machine = MachineSampler(state)
+        self._process = psutil.Process()
+        self._changing = asyncio.Lock()  # one change of the wanted services at a time
+        self._link_was_up, self._link_since = False, time.time()
+        empty = settings.state_dir / "run" / "empty"
+        empty.mkdir(mode=0o500, parents=True, exist_ok=True)
+        self._runner = Runner(
+            http, empty, self._desired, self._models.installed, self._configure, self.health, self._planned
+        )
+        self._link = LinkService(
+            state,
+            version=VERSION,
+            name=settings.name,
+            on_link=self._link_changed,
+            on_desired=lambda desired: self._follower.arrived(desired),
+            state=self.report,
+            report=lambda level, code, text: self.health.report(code, level, text),
+            url=settings.cloud_url,
+            machine=f"{self._machine.sample().architecture} {self._machine.sample().model}".strip(),
+            discover=settings.discover,
+        )
+        self._fetcher = Fetcher(self._link, self._models, lambda: self._runner.missing, self._model_came)
+        self._follower = Follower(self._desired, self._change, self.health)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def open(self) -> None:
+        """Bring table, files and packages into order after whatever happened. Raises sqlite3.Error or OSError."""
+        if self._database.quarantined is not None:
+            text = f"The database was damaged and was moved to {self._database.quarantined}."
+            self.health.note("warning", "state.quarantined", f"{text} Services come from their files.")
+        self._models.open()
+        self._take_file_problems(self._desired.open())
+        self._desired.forgive(hopeless_only=True)
+        self._follower.open()
+
+    async def start(self) -> None:
+        """Start the worker and the link; returns at once."""
+        await self._link.start()
+        loops = {
+            "runner": self._runner.run,
+            "fetcher": self._fetcher.run,
+            "follower": self._follower.run,
+            "observer": self._observe,
+        }
+        self._tasks = [asyncio.create_task(loop(), name=name) for name, loop in loops.items()]
+        for task in self._tasks:
+            task.add_done_callback(_must_not_end)
+
+    async def stop(self) -> None:
+        """Drain the worker, close the link and the database."""
+        for task in self._tasks:
+            task.remove_done_callback(_must_not_end)
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._runner.stop()
+        await self._link.stop()
+        self._database.close()
+
+    async def reload(self) -> None:
+        """Look at the services' files and the installed packages again, and retry what was refused."""
+        async with self._changing:
+            self._take_file_problems(await asyncio.to_thread(self._desired.read_files))
+            await asyncio.to_thread(self._desired.forgive)
+            await asyncio.to_thread(self._models.refresh)
+        self._runner.changed(by_hand=True)
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def status(self) -> StatusState:
+        """Everything there is to show."""
+        worker = self._runner.worker
+        report = worker.report if worker is not None else None
+        return StatusState(
+            version=VERSION,
+            name=self._link.name,
+            device_id=self._link.device_id,
+            state_dir=str(self._settings.state_dir),
+            started_at=self._started_at,
+            now=time.time(),
+            supervisor_rss=self._process.memory_info().rss,
+            health=self.health.state(),
+            machine=self._machine.sample(),
+            addresses=self._addresses,
+            cloud=self._cloud_state(),
+            worker=WorkerState(
+                state=self._runner.state(),
+                pid=worker.pid if worker is not None else None,
+                since=worker.started_at if worker is not None else None,
+                restarts=self._runner.restarts,
+                rss=report.rss if report is not None else 0,
+                breaker=report.breaker if report is not None else "closed",
+                uplink_bytes=report.uplink_bytes if report is not None else 0,
+                swapping=self._runner.swapping,
+            ),
+            services=self.services(),
+            models=self.models(),
+            spool=report.spool if report is not None else None,
+        )
+
+    def report(self) -> Report:
+        """The reported state, for cloudd."""
+        worker = self._runner.worker
+        return Report(
+            services=[service.report for service in self.services()],
+            spool=worker.report.spool if worker is not None and worker.report is not None else None,
+            health=self.health.level(),
+            problems=[item.text for item in self.health.items()],
+            revision=self._follower.revision,
+            at=time.time(),
+        )
+
+    def services(self) -> list[ServiceState]:
+        """Every wanted service with its newest report."""
+        reports = {report.name: report for report in self._runner.reports()}
+        packages = self._models.installed()
+        return [
+            service_state(entry, reports.get(name), self._runner.running(name), packages, self._fetcher.detail)
+            for name, entry in sorted(self._runner.entries.items())
+        ]
+
+    def service_text(self, name: str) -> ServiceText:
+        """The newest definition of one service. Raises ApiError."""
+        entry = self._runner.entries.get(name)
+        if entry is None:
+            raise ApiError(404, self._no_service(name))
+        return ServiceText(name=name, text=entry.text, refused=entry.refused_why)
+
+    def models(self) -> list[ModelState]:
+        """Every installed package and who uses it."""
+        used: dict[str, list[str]] = {}
+        for name in self._runner.entries:
+            choice = self._runner.running(name)
+            if choice is not None:
+                used.setdefault(choice.ref, []).append(name)
+        return self._models.states(used)
+
+    async def doctor(self) -> list[Finding]:
+        """Run every check."""
+        examination = doctor.Examination(state_dir=self._settings.state_dir, status=self.status())
+        return await asyncio.to_thread(doctor.examine, examination)
+
+    async def spool(self, service: str, limit: int) -> list[SpooledSample]:
+        """Hard samples that wait, the most valuable first."""
+        return await asyncio.to_thread(spool_view.spooled, self._settings.state_dir, service, limit)
+
+    # --- changing -----------------------------------------------------------------------------------------------------
+
+    async def join(self, token: str, url: str, name: str) -> JoinReply:
+        """Join a cloudd. Raises ApiError."""
+        try:
+            link = await self._link.join(token, url, name)
+        except LinkError as error:
+            raise ApiError(409, str(error)) from None
+        return JoinReply(device_id=self._link.device_id, url=link.url, name=self._link.cloud_name)
+
+    async def add_service(self, text: str, wait_s: float) -> ServiceState:
+        """Add or replace a service and wait until it runs, failed, or cannot be waited for. Raises ApiError."""
+        try:
+            service = parse_service(text, "the given file")
+        except ServiceError as error:
+            raise ApiError(400, str(error)) from None
+        await self._change(Change(put={service.name: text}))
+        await self._settled(service.name, service.model, wait_s)
+        return next(state for state in self.services() if state.name == service.name)
+
+    async def remove_service(self, name: str) -> Done:
+        """Remove a service; samples of it that wait in the spool are still delivered. Raises ApiError."""
+        if name not in self._runner.entries:
+            raise ApiError(404, self._no_service(name))
+        await self._change(Change(remove=[name]))
+        await self._runner.settled(30.0)
+        return Done(text=f"The service {name} is removed.")
+
+    def recalibrate(self, name: str) -> Done:
+        """Let a service's gate calibrate anew. Raises ApiError."""
+        entry = self._runner.entries.get(name)
+        if entry is None:
+            raise ApiError(404, self._no_service(name))
+        service = service_of(entry)
+        if service is not None and service.hard_samples.mode == "off":
+            raise ApiError(409, f"the service {name} asks nobody about hard samples, so there is nothing to calibrate")
+        self._tell_worker(Recalibrate(service=name))
+        return Done(text=f"The service {name} calibrates anew: it sends every sample until it is certified.")
+
+    def purge_spool(self, service: str) -> Done:
+        """Remove waiting samples. Raises ApiError."""
+        self._tell_worker(PurgeSpool(service=service))
+        return Done(text=f"The waiting samples of {service or 'every service'} are removed.")
+
+    async def add_model(self, path: str) -> str:
+        """Install the package in a directory of this machine; its name@version. Raises ApiError."""
+        source = Path(path)
+        if not source.is_absolute():
+            raise ApiError(400, "the path of a package must be absolute")
+        try:
+            ref = await asyncio.to_thread(self._models.add, source)
+            await asyncio.to_thread(self._desired.forgive)
+        except PackageError as error:
+            raise ApiError(422, f"the package in {path} cannot be used: {error}") from None
+        except OSError as error:
+            raise ApiError(507, f"the package in {path} cannot be installed: {error}") from None
+        self._model_came()
+        return ref
+
+    async def pull_model(self, ref: str, progress: Callable[[int, int], None]) -> str:
+        """Fetch a model from cloudd; its name@version. Raises ApiError."""
+        try:
+            split_ref(ref)
+            package = await self._link.fetch_model(ref, self._models.directory, progress)
+        except PackageError as error:
+            raise ApiError(400, str(error)) from None
+        except SyncError as error:
+            raise ApiError(502, str(error)) from None
+        await asyncio.to_thread(self._models.refresh)
+        self._model_came()
+        return package.ref
+
+    async def remove_model(self, ref: str) -> Done:
+        """Remove an installed package that no service runs. Raises ApiError."""
+        try:
+            full = find(ref, self._models.refs())
+            users = [state.used_by for state in self.models() if f"{state.name}@{state.version}" == full]
+            if users and users[0]:
+                raise ApiError(409, f"the model {full} is used by {', '.join(users[0])}; remove or change that first")
+            await asyncio.to_thread(self._models.remove, full or ref)
+        except PackageError as error:
+            raise ApiError(404, str(error)) from None
+        except OSError as error:
+            raise ApiError(507, f"the model {ref} cannot be removed: {error}") from None
+        return Done(text=f"The model {full} is removed.")
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    async def _change(self, change: Change) -> None:
+        try:
+            async with self._changing:
+                await asyncio.to_thread(self._desired.apply, change)
+        except (OSError, sqlite3.Error) as error:
+            raise ApiError(507, f"the change could not be saved: {error}") from None
+        self._runner.changed(by_hand=True)
+        self._link.nudge()
+
+    async def _settled(self, name: str, model: str, wait_s: float) -> None:
+        """Until the service runs or failed, or its model cannot come now."""
+        deadline = time.monotonic() + wait_s
+        while (left := deadline - time.monotonic()) > 0:
+            if not await self._runner.settled(left):
+                return
+            if model not in self._runner.missing or not await self._fetcher.wait(model, left):
+                return
+
+    def _configure(self, plan: Plan) -> Configure:
+        packages = self._models.installed()
+        return Configure(
+            state_dir=str(self._settings.state_dir),
+            # With the exact model: a last good service may run an older version of what another one means by its name.
+            services=[_pinned(choice.text, choice.ref) for choice in plan.choices],
+            packages={choice.ref: str(packages[choice.ref]) for choice in plan.choices},
+            link=self._link.link,
+            spool_quota=self._settings.spool_quota,
+            spool_reserve=self._settings.spool_reserve,
+            threads=self._settings.threads,
+            device_id=self._link.device_id,
+        )
+
+    def _planned(self) -> None:
+        self._fetcher.wake()
+
+    def _model_came(self) -> None:
+        self._runner.changed(by_hand=True)
+        self._link.nudge()
+
+    def _link_changed(self, link: Link) -> None:
+        if link.up != self._link_was_up:
+            self._link_was_up, self._link_since = link.up, time.time()
+        self._runner.send(LinkChanged(link=link))
+        self._fetcher.wake()
+
+    async def _observe(self) -> None:
+        """Turn the services' states into health items."""
+        while True:
+            await asyncio.sleep(OBSERVE_S)
+            observe_services(self.services(), self._runner.missing, self.health)
+
+    def _cloud_state(self) -> CloudState:
+        link, identity = self._link.link, self._link.identity
+        items = {item.code: item.text for item in self.health.items()}
+        detail = items.get("link.refused") or items.get("link.authority") or items.get("link") or ""
+        return CloudState(
+            joined=identity is not None,
+            url=link.url,
+            name=self._link.cloud_name,
+            up=link.up,
+            since=self._link_since,
+            authority=identity.authority_fingerprint if identity is not None else "",
+            certificate_until=identity.not_after if identity is not None else None,
+            detail="" if link.up else detail,
+        )
+
+    def _tell_worker(self, message: PurgeSpool | Recalibrate) -> None:
+        if not self._runner.send(message):
+            raise ApiError(503, "the worker is not running at the moment; try again in a few seconds")
+
+    def _take_file_problems(self, problems: list[str]) -> None:
+        if problems:
+            self.health.report("services.files", "error", f"A service's file cannot be used: {'; '.join(problems)}")
+        else:
+            self.health.clear("services.files")
+
+    def _no_service(self, name: str) -> str:
+        known = ", ".join(sorted(self._runner.entries)) or "none"
+        return f"there is no service {name[:64]!r} (services: {known})"
+
+
+def _pinned(text: str, ref: str) -> str:
+    return dump_service(msgspec.structs.replace(parse_service(text, "stored definition"), model=ref))
+
+
+def _must_not_end(task: asyncio.Task[None]) -> None:
+    """A supervised loop ended by itself: that is a bug, and no daemon is left without it. The manager restarts us."""
+    if not task.cancelled():
+        log.critical("The %s loop ended: %r. edged ends and has to be restarted.", task.get_name(), task.exception())
+        os._exit(70)

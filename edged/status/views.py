@@ -1,0 +1,77 @@
+"""Puts the wish, plan and report of each service together, for the page and for the health list. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from edged.desired import Entry, combination_key
+from edged.health import Health
+from edged.plan import Choice, service_of
+from edged.status.state import ServiceState
+from edgekit.messages import ServiceReport
+from edgekit.packages import PackageError, find
+
+
+def service_state(
+    entry: Entry,
+    report: ServiceReport | None,
+    running: Choice | None,
+    packages: Mapping[str, Path],
+    missing_detail: Callable[[str], str],
+) -> ServiceState:
+    """What the page shows of `entry`. `missing_detail` says what is being done about a model that is not installed."""
+    service = service_of(entry)
+    model = service.model if service is not None else ""
+    ref = _find(model, packages)
+    if report is None:
+        report = ServiceReport(name=entry.name, model=ref or model, state="loading", detail="it was just added")
+    elif report.state == "loading" and model and ref is None:
+        report = msgspec.structs.replace(report, detail=missing_detail(model))
+    last_good = running is not None and running.last_good
+    refused = ""
+    if ref is not None and entry.refused_key == combination_key(entry.text, ref):
+        refused = entry.refused_why
+    elif last_good and ref is None:
+        refused = missing_detail(model) if model else "its definition cannot be read by this version of edged"
+    return ServiceState(
+        name=entry.name,
+        origin=entry.origin,
+        model=model,
+        priority=service.priority if service is not None else "",
+        deadline_ms=service.deadline_ms if service is not None else 0.0,
+        source=f"folder {service.source.path}" if service is not None and service.source.kind == "folder" else "http",
+        may_leave=service.may_leave if service is not None else "",
+        hard_samples=service.hard_samples.mode if service is not None else "",
+        answer_model=service.hard_samples.answer_model if service is not None else "",
+        report=report,
+        refused=refused,
+        last_good=last_good,
+    )
+
+
+def observe_services(services: Iterable[ServiceState], missing: Collection[str], health: Health) -> None:
+    """Raise a health item for each service that does not do what was asked, and clear the others."""
+    raised: set[str] = set()
+    for service in services:
+        code, report = f"service.{service.name}", service.report
+        if report.state == "failed":
+            health.report(code, "error", f"Service {service.name} does not run: {report.detail}.")
+        elif service.refused:
+            text = f"The newest definition of service {service.name} does not run: {service.refused}."
+            health.report(code, "warning", f"{text} The last good one goes on.")
+        elif report.state == "loading" and service.model in missing:
+            health.report(code, "warning", f"Service {service.name} waits: {report.detail}.")
+        else:
+            continue
+        raised.add(code)
+    health.clear_prefix("service.", raised)
+
+
+def _find(model: str, packages: Mapping[str, Path]) -> str | None:
+    try:
+        return find(model, packages)
+    except PackageError:
+        return None

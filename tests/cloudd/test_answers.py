@@ -1,0 +1,422 @@
+"""Answers with a real worker process, a real model, SQLite and blobs: once each, durable, and unharmed by bad input."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import signal
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.typedefs import Handler
+from sqlalchemy import func, select
+
+from cloudd.answers.pool import AnswerPool, Busy, PictureRefused, PoolSettings
+from cloudd.answers.routes import routes
+from cloudd.answers.service import Answers, UnknownModel
+from cloudd.answers.store import AnswerStore, Retention
+from cloudd.registry import Registry
+from cloudd.storage import Blobs, Rows, schema
+from cloudd.storage.rows import sqlite_url
+from cloudd.web import new_app
+from edgekit.envelope import seal
+from edgekit.messages import Answer, HardSample, Problem, Verdict
+from edgekit.packages import InputSpec, Manifest, Variant, seal_package
+from edgekit.vision.sniff import sniff
+from tests.support.models import make_package, picture
+
+EDGE = Verdict(label="dark", score=0.6, margin=0.2, model="small@1")
+
+
+def sample(number: int = 1, model: str = "big", **changes: object) -> HardSample:
+    base = HardSample(
+        sample_id=f"s{number}", service="solder", answer_model=model, edge=EDGE, reason="hard", captured_at=5.0
+    )
+    return msgspec.structs.replace(base, **changes)
+
+
+@dataclass
+class Cloud:
+    """One cloudd without its outer layers."""
+
+    rows: Rows
+    blobs: Blobs
+    registry: Registry
+    pool: AnswerPool
+    store: AnswerStore
+    answers: Answers
+
+
+@contextlib.asynccontextmanager
+async def cloud(
+    root: Path, settings: PoolSettings | None = None, retention: Retention | None = None
+) -> AsyncIterator[Cloud]:
+    rows = await Rows.open(sqlite_url(root / "cloudd.db"))
+    blobs = await Blobs.open(str(root / "blobs"))
+    registry = Registry(rows, blobs, root / "cache")
+    pool = AnswerPool(root / "empty", settings)
+    store = AnswerStore(rows, blobs, retention)
+    answers = Answers(registry, pool, store, wall=lambda: 1000.0)
+    await pool.start()
+    try:
+        yield Cloud(rows, blobs, registry, pool, store, answers)
+    finally:
+        await answers.close()
+        await pool.stop()
+        await rows.close()
+
+
+@pytest.fixture
+async def here(tmp_path: Path) -> AsyncIterator[Cloud]:
+    async with cloud(tmp_path) as opened:
+        await opened.registry.add(make_package(tmp_path / "p", "big", "1").root)
+        yield opened
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not true():
+            await asyncio.sleep(0.02)
+
+
+# --- the answer ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_sample_is_answered_and_kept_with_its_picture(here: Cloud) -> None:
+    data = picture(0.9, side=500, kind=".jpg")
+    answer = await here.answers.answer("DEV", sample(serial="B-17"), data)
+    assert answer.verdict.label == "bright"
+    assert answer.verdict.model == "big@1"
+    assert answer.compute_ms > 0
+    assert not answer.repeated
+    (kept,) = await here.store.recent(10)
+    assert (kept.device_id, kept.sample_id, kept.serial, kept.answered_at) == ("DEV", "s1", "B-17", 1000.0)
+    assert (kept.edge, kept.cloud, kept.agrees) == (EDGE, answer.verdict, False)
+    assert await here.store.picture(kept.id) == data
+    small = await here.store.picture(kept.id, thumbnail=True)
+    assert small is not None
+    assert max(sniff(small).width, sniff(small).height) == 240
+    assert msgspec.structs.astuple(await here.store.counts()) == (1, 0)
+
+
+async def test_a_repeated_upload_gets_the_same_answer(here: Cloud) -> None:
+    first = await here.answers.answer("DEV", sample(), picture(0.9))
+    again = await here.answers.answer("DEV", sample(), picture(0.1))
+    assert again == msgspec.structs.replace(first, repeated=True)
+    other = await here.answers.answer("OTHER", sample(), picture(0.1))
+    assert other.verdict.label == "dark"
+    assert (await here.store.counts()).answered == 2
+
+
+async def test_uploads_of_one_sample_at_the_same_time_are_answered_once(here: Cloud) -> None:
+    together = await asyncio.gather(*(here.answers.answer("DEV", sample(), picture(0.9)) for _ in range(8)))
+    assert len({msgspec.json.encode(answer) for answer in together}) == 1
+    assert (await here.store.counts()).answered == 1
+
+
+async def test_a_device_that_hangs_up_finds_its_answer_later(here: Cloud) -> None:
+    asking = asyncio.create_task(here.answers.answer("DEV", sample(), picture(0.9)))
+    await asyncio.sleep(0.05)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert (await here.answers.answer("DEV", sample(), picture(0.9))).verdict.label == "bright"
+    assert (await here.store.counts()).answered == 1
+
+
+async def test_the_newest_version_answers_unless_one_is_named(here: Cloud, tmp_path: Path) -> None:
+    await here.registry.add(make_package(tmp_path / "q", "big", "2", flip=True).root)
+    assert (await here.answers.answer("DEV", sample(1), picture(0.9))).verdict.label == "dark"
+    assert (await here.answers.answer("DEV", sample(2, "big@1"), picture(0.9))).verdict.label == "bright"
+    with pytest.raises(UnknownModel, match='no model "huge"'):
+        await here.answers.answer("DEV", sample(3, "huge"), picture(0.9))
+
+
+async def test_the_worker_is_confined(here: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "do-not-leak")
+    await here.answers.answer("DEV", sample(), picture(0.9))
+    (pid,) = here.pool.pids
+    process = psutil.Process(pid)
+    assert "do-not-leak" not in str(process.environ())
+    assert process.environ()["ORT_DISABLE_TELEMETRY"] == "1"
+    assert process.cwd() == str(tmp_path / "empty")
+    assert list((tmp_path / "empty").iterdir()) == []
+    assert process.rlimit(psutil.RLIMIT_AS)[1] == here.pool.settings.memory
+    await here.pool.stop()
+    await until(lambda: not psutil.pid_exists(pid))
+
+
+# --- what goes wrong -------------------------------------------------------------------------------------------------
+
+
+def png_bomb(side: int) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    row = b"\0" + bytes(side // 8)
+    data = zlib.compress(row * side, 9)
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+async def test_pictures_that_are_none_are_refused_and_the_worker_lives(here: Cloud) -> None:
+    good = picture(0.9, side=200, kind=".jpg")
+    await here.answers.answer("DEV", sample(0), good)
+    pids = here.pool.pids
+    damaged = good[:200] + bytes(200) + good[400:-2] + b"\xff\xd9"
+    for number, data in enumerate([png_bomb(30_000), b"GIF89a nonsense", good[:-200], damaged[:150] + damaged[-2:]], 1):
+        with pytest.raises(PictureRefused):
+            await here.answers.answer("DEV", sample(number), data)
+    assert here.pool.pids == pids
+    assert (await here.store.counts()).answered == 1
+
+
+async def test_a_picture_that_kills_the_worker_is_refused_at_its_third_try(
+    here: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGED_CRASH_AT", "answer.worker")
+    for _ in range(2):
+        with pytest.raises(Busy, match="failed on this sample"):
+            await here.answers.answer("DEV", sample(), picture(0.9))
+    with pytest.raises(PictureRefused, match="twice"):
+        await here.answers.answer("DEV", sample(), picture(0.9))
+    monkeypatch.delenv("EDGED_CRASH_AT")
+    assert (await here.answers.answer("DEV", sample(2), picture(0.1))).verdict.label == "dark"
+    assert here.pool.restarts == 2
+
+
+async def test_a_worker_killed_while_idle_is_replaced_unseen(here: Cloud) -> None:
+    await here.answers.answer("DEV", sample(1), picture(0.9))
+    (pid,) = here.pool.pids
+    os.kill(pid, signal.SIGKILL)
+    await until(lambda: not psutil.pid_exists(pid))
+    assert (await here.answers.answer("DEV", sample(2), picture(0.9))).verdict.label == "bright"
+    assert here.pool.pids != [pid]
+
+
+async def test_a_worker_that_hangs_is_ended_at_its_deadline(tmp_path: Path) -> None:
+    async with cloud(tmp_path, PoolSettings(answer_s=2.0)) as here:
+        await here.registry.add(make_package(tmp_path / "p", "big", "1").root)
+        await here.answers.answer("DEV", sample(1), picture(0.9))
+        (pid,) = here.pool.pids
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(Busy):
+            await here.answers.answer("DEV", sample(2), picture(0.8))
+        assert not psutil.pid_exists(pid)
+        assert (await here.answers.answer("DEV", sample(2), picture(0.8))).verdict.label == "bright"
+
+
+async def test_a_worker_without_enough_memory_ends_and_says_so(tmp_path: Path) -> None:
+    async with cloud(tmp_path, PoolSettings(memory=150 << 20)) as here:
+        await here.registry.add(make_package(tmp_path / "p", "big", "1").root)
+        with pytest.raises(Busy, match="cannot be loaded"):
+            await here.answers.answer("DEV", sample(), picture(0.9))
+
+
+async def test_a_model_that_cannot_be_loaded_rests_and_others_go_on(here: Cloud, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "model.onnx").write_bytes(b"this is no model")
+    (broken / "labels.txt").write_text("a\nb\n")
+    spec = InputSpec(width=4, height=4)
+    variants = [Variant(file="model.onnx")]
+    seal_package(broken, Manifest(name="bad", version="1", labels="labels.txt", input=spec, variants=variants))
+    await here.registry.add(broken)
+    for _ in range(2):
+        with pytest.raises(Busy, match="bad@1 cannot be loaded") as caught:
+            await here.answers.answer("DEV", sample(1, "bad"), picture(0.9))
+        assert 0 < caught.value.retry_after_s <= 30
+    assert (await here.answers.answer("DEV", sample(2), picture(0.9))).verdict.label == "bright"
+
+
+async def test_the_queue_is_bounded_and_waiting_devices_come_before_spools(tmp_path: Path) -> None:
+    async with cloud(tmp_path, PoolSettings(queue=4, total_s=30)) as here:
+        await here.registry.add(make_package(tmp_path / "p", "big", "1").root)
+        await here.answers.answer("DEV", sample(0), picture(0.9))
+        os.kill(here.pool.pids[0], signal.SIGSTOP)
+        done: list[str] = []
+
+        async def ask(number: int, late: bool) -> None:
+            await here.answers.answer("DEV", sample(number, late=late), picture(0.9, seed=number))
+            done.append("late" if late else "live")
+
+        tasks = [asyncio.create_task(ask(1, False))]
+        await asyncio.sleep(0.2)
+        tasks += [asyncio.create_task(ask(number, True)) for number in (2, 3)]
+        await asyncio.sleep(0.2)
+        with pytest.raises(Busy, match="2 samples wait") as caught:
+            await here.answers.answer("DEV", sample(4, late=True), picture(0.5, seed=4))
+        assert caught.value.retry_after_s >= 1
+        tasks += [asyncio.create_task(ask(number, False)) for number in (5, 6)]
+        await asyncio.sleep(0.2)
+        with pytest.raises(Busy):
+            await here.answers.answer("DEV", sample(7), picture(0.5, seed=7))
+        os.kill(here.pool.pids[0], signal.SIGCONT)
+        await asyncio.gather(*tasks)
+        assert done == ["live", "live", "live", "late", "late"]
+
+
+@pytest.mark.parametrize("point", ["answer.blob", "answer.row"])
+async def test_a_kill_around_the_row_loses_and_doubles_nothing(tmp_path: Path, point: str) -> None:
+    async with cloud(tmp_path) as here:
+        await here.registry.add(make_package(tmp_path / "p", "big", "1").root)
+    code = """
+import asyncio, sys
+from pathlib import Path
+from tests.cloudd.test_answers import cloud, picture, sample
+async def main(root):
+    async with cloud(root) as here:
+        await here.answers.answer("DEV", sample(), picture(0.9))
+asyncio.run(main(Path(sys.argv[1])))
+"""
+    environment = {**os.environ, "EDGED_CRASH_AT": point, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    ended = await asyncio.to_thread(subprocess.run, command, env=environment, timeout=60)
+    assert ended.returncode == -signal.SIGKILL
+    async with cloud(tmp_path) as here:
+        answer = await here.answers.answer("DEV", sample(), picture(0.9))
+        assert answer.verdict.label == "bright"
+        assert answer.repeated == (point == "answer.row")
+        (kept,) = await here.store.recent(10)
+        assert await here.store.picture(kept.id) == picture(0.9)
+
+
+# --- retention -------------------------------------------------------------------------------------------------------
+
+
+async def fill(here: Cloud, count: int, size: int = 1000) -> None:
+    for number in range(count):
+        answer = Answer(sample_id=f"s{number}", verdict=EDGE, compute_ms=1.0)
+        data = number.to_bytes(2, "big") * (size // 2)
+        await here.store.keep("DEV", sample(number), data, answer, b"thumb" + data[:2], float(number))
+
+
+async def names(blobs: Blobs) -> set[str]:
+    return {name async for name in blobs.list()}
+
+
+@pytest.mark.parametrize("retention", [Retention(pictures=3), Retention(bytes=3 * 1010)])
+async def test_the_oldest_pictures_go_first_and_answers_stay(tmp_path: Path, retention: Retention) -> None:
+    async with cloud(tmp_path, retention=retention) as here:
+        await fill(here, 10)
+        assert await here.store.trim() == 7
+        assert await here.store.trim() == 0
+        kept = await here.store.recent(10)
+        assert [one.sample_id for one in kept if one.picture] == ["s9", "s8", "s7"]
+        assert await here.store.picture(kept[0].id) is not None
+        assert await here.store.picture(kept[-1].id) is None
+        assert len(await names(here.blobs)) == 6
+        repeated = await here.store.find("DEV", "s0")
+        assert repeated is not None
+        assert repeated.repeated
+
+
+async def test_rows_are_bounded_too(tmp_path: Path) -> None:
+    async with cloud(tmp_path, retention=Retention(pictures=2, rows=5)) as here:
+        await fill(here, 10)
+        await here.store.trim()
+        async with here.rows.reading() as connection:
+            assert await connection.scalar(select(func.count()).select_from(schema.answers)) == 5
+
+
+async def test_a_picture_that_a_newer_sample_shares_stays(tmp_path: Path) -> None:
+    async with cloud(tmp_path, retention=Retention(pictures=1)) as here:
+        for number in range(3):
+            answer = Answer(sample_id=f"s{number}", verdict=EDGE, compute_ms=1.0)
+            await here.store.keep("DEV", sample(number), b"same", answer, b"thumb", 0.0)
+        assert await here.store.trim() == 2
+        (newest, *_) = await here.store.recent(1)
+        assert await here.store.picture(newest.id) == b"same"
+
+
+# --- over HTTP -------------------------------------------------------------------------------------------------------
+
+
+@web.middleware
+async def as_device(request: web.Request, handler: Handler) -> web.StreamResponse:
+    request["device_id"] = request.headers["X-Device"]
+    return await handler(request)
+
+
+@contextlib.asynccontextmanager
+async def served(here: Cloud, uploads: int = 32) -> AsyncIterator[TestClient]:
+    app = new_app(as_device)
+    app.add_routes(routes(here.answers, uploads))
+    async with TestClient(TestServer(app), headers={"X-Device": "DEV"}) as client:
+        yield client
+
+
+async def test_a_device_posts_an_envelope_and_gets_an_answer(here: Cloud) -> None:
+    async with served(here) as client:
+        for repeated in (False, True):
+            reply = await client.post("/v1/answers", data=seal(sample(), picture(0.9)))
+            assert reply.status == 200
+            answer = msgspec.json.decode(await reply.read(), type=Answer)
+            assert (answer.sample_id, answer.verdict.label, answer.repeated) == ("s1", "bright", repeated)
+        other = await client.post("/v1/answers", data=seal(sample(), picture(0.1)), headers={"X-Device": "OTHER"})
+        assert msgspec.json.decode(await other.read(), type=Answer).verdict.label == "dark"
+
+
+def reseal(header: bytes, payload: bytes) -> bytes:
+    return struct.pack(">II", len(header), len(payload)) + header + payload
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "text"),
+    [
+        (b"", 400, "too few"),
+        (b"\xff" * 40, 400, "announces"),
+        (reseal(b"not json", picture(0.5)), 400, "header of the sample"),
+        (reseal(b'{"sample_id":"x"}', picture(0.5)), 400, "service"),
+        (reseal(b"[" * 15_000, picture(0.5)), 400, "header of the sample"),
+        (seal(sample(sample_id=""), picture(0.5)), 400, "sample_id"),
+        (seal(sample(sample_id="a\nb"), picture(0.5)), 400, "sample_id"),
+        (seal(sample(service="x" * 500), picture(0.5)), 400, "service"),
+        (seal(sample(model="../x"), picture(0.5)), 400, "no model name"),
+        (seal(sample(model="huge"), picture(0.5)), 404, "cloudd models add"),
+        (seal(sample(), b"not a picture"), 422, "not a JPEG or PNG"),
+        (seal(sample(), b""), 422, "empty"),
+        (seal(sample(), picture(0.5)[:-20]), 422, "cut short"),
+        (seal(sample(), png_bomb(30_000)), 422, "30000x30000"),
+        (seal(sample(), bytes(17 << 20)), 413, "larger"),
+    ],
+    ids=lambda value: str(len(value)) if isinstance(value, bytes) else None,
+)
+async def test_bad_uploads_get_a_problem(here: Cloud, body: bytes, status: int, text: str) -> None:
+    async with served(here) as client:
+        reply = await client.post("/v1/answers", data=body)
+        assert reply.status == status
+        assert text in msgspec.json.decode(await reply.read(), type=Problem).error
+
+
+async def test_a_busy_cloud_says_when_to_come_back(tmp_path: Path) -> None:
+    async with cloud(tmp_path, PoolSettings(queue=0)) as here, served(here) as client:
+        reply = await client.post("/v1/answers", data=seal(sample(), picture(0.9)))
+        assert reply.status == 503
+        assert int(reply.headers["Retry-After"]) >= 1
+        problem = msgspec.json.decode(await reply.read(), type=Problem)
+        assert problem.retry_after_s is not None
+
+
+async def test_a_store_that_fails_is_a_503_and_nothing_is_half_kept(here: Cloud, tmp_path: Path) -> None:
+    data = picture(0.9)
+    digest = hashlib.sha256(data).hexdigest()
+    (tmp_path / "blobs" / digest[:2]).write_bytes(b"a file in the way of the blob's folder")
+    async with served(here) as client:
+        reply = await client.post("/v1/answers", data=seal(sample(), data))
+        assert reply.status == 503
+        assert await here.store.recent(10) == []
+        (tmp_path / "blobs" / digest[:2]).unlink()
+        assert (await client.post("/v1/answers", data=seal(sample(), data))).status == 200

@@ -1,0 +1,303 @@
+"""The runner with real worker processes that misbehave on demand: swap, refusal, last good, crash loops, hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from support import scripted_worker
+from support.scripted_worker import EXIT, FAIL, HANG, SEGFAULT
+
+from edged import runner as runner_module
+from edged.desired import MIGRATIONS, Change, DesiredStore
+from edged.device import _pinned
+from edged.health import Health
+from edged.plan import Plan
+from edged.runner import Runner
+from edged.store import Database
+from edgekit.messages import Configure, Link, LinkChanged, ServiceReport
+
+
+def definition(name: str, deadline: float = 100, model: str = "m") -> str:
+    return f'name = "{name}"\nmodel = "{model}"\ndeadline_ms = {deadline}\n'
+
+
+class Bench:
+    """A runner on its own store, with a log of what its workers were told."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.log_path = directory / "worker.log"
+        self.packages = {"m@1": directory}
+        self.store = DesiredStore(Database(directory / "edged.db", MIGRATIONS), directory / "services")
+        self.health = Health()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        (directory / "empty").mkdir()
+        script = scripted_worker.__file__
+
+        def command(control: int, http: int) -> list[str]:
+            return [sys.executable, script, str(control), str(http), str(self.log_path)]
+
+        def configure(plan: Plan) -> Configure:
+            return Configure(
+                state_dir=str(directory),
+                services=[_pinned(choice.text, choice.ref) for choice in plan.choices],
+                packages={},
+                link=Link(),
+                spool_quota=1,
+                spool_reserve=1,
+            )
+
+        self.runner = Runner(
+            self.listener,
+            directory / "empty",
+            self.store,
+            lambda: self.packages,
+            configure,
+            self.health,
+            command=command,
+        )
+
+    def want(self, **deadlines: float) -> None:
+        """Add or replace services by name=deadline."""
+        self.store.apply(Change(put={name: definition(name, deadline) for name, deadline in deadlines.items()}))
+        self.runner.changed(by_hand=True)
+
+    def drop(self, name: str) -> None:
+        self.store.apply(Change(remove=[name]))
+        self.runner.changed(by_hand=True)
+
+    def reports(self) -> dict[str, ServiceReport]:
+        return {report.name: report for report in self.runner.reports()}
+
+    def lines(self, word: str) -> list[str]:
+        text = self.log_path.read_text() if self.log_path.exists() else ""
+        return [line for line in text.splitlines() if line.startswith(word)]
+
+    async def until(self, what: Callable[[], object], timeout_s: float = 20.0) -> None:
+        async with asyncio.timeout(timeout_s):
+            while not what():
+                await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    bench = Bench(tmp_path)
+    task = asyncio.create_task(bench.runner.run())
+    yield bench
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    await bench.runner.stop()
+    bench.listener.close()
+
+
+async def test_a_change_swaps_to_a_ready_successor_before_the_old_one_drains(bench: Bench) -> None:
+    bench.want(a=100)
+    assert await bench.runner.settled(20)
+    assert bench.reports()["a"].state == "ready"
+    first = bench.runner.worker
+    bench.want(b=200)
+    assert await bench.runner.settled(20)
+    assert bench.runner.worker is not first
+    assert {name: report.state for name, report in bench.reports().items()} == {"a": "ready", "b": "ready"}
+    assert first is not None
+    await bench.until(lambda: not first.alive)
+    assert first.exited.result() == 0
+    assert bench.lines("drain") == [f"drain {first.pid}"]
+    assert bench.runner.restarts == 0
+
+
+async def test_the_same_wish_again_does_nothing(bench: Bench) -> None:
+    bench.want(a=100)
+    assert await bench.runner.settled(20)
+    bench.want(a=100)
+    assert await bench.runner.settled(20)
+    assert len(bench.lines("start")) == len(set(bench.lines("start")))
+    assert [line for line in bench.lines("start") if "a:100" in line] == bench.lines("start")[-1:]
+
+
+async def test_a_failed_definition_keeps_the_old_worker_and_says_why(bench: Bench) -> None:
+    bench.want(a=100, b=100)
+    assert await bench.runner.settled(20)
+    old = bench.runner.worker
+    bench.want(a=FAIL)
+    assert await bench.runner.settled(20)
+    assert bench.runner.worker is old
+    assert bench.reports()["a"].state == "ready"
+    entry = bench.runner.entries["a"]
+    assert entry.refused_why == "the model said no"
+    running = bench.runner.running("a")
+    assert running is not None and running.last_good and "100" in running.text
+    assert any("the model said no" in event.text for event in bench.health.state().events)
+
+
+async def test_other_changes_go_on_beside_a_refused_one(bench: Bench) -> None:
+    bench.want(a=100)
+    assert await bench.runner.settled(20)
+    bench.want(a=FAIL, b=300)
+    assert await bench.runner.settled(20)
+    assert bench.reports()["b"].state == "ready"
+    assert "a:100" in bench.lines("start")[-1] and "b:300" in bench.lines("start")[-1]
+
+
+async def test_a_new_definition_is_tried_after_a_refusal(bench: Bench) -> None:
+    bench.want(a=100)
+    assert await bench.runner.settled(20)
+    bench.want(a=FAIL)
+    assert await bench.runner.settled(20)
+    bench.want(a=150)
+    assert await bench.runner.settled(20)
+    running = bench.runner.running("a")
+    assert running is not None and not running.last_good
+    assert "a:150" in bench.lines("start")[-1]
+
+
+async def test_a_definition_that_kills_the_worker_is_refused_and_the_others_serve(bench: Bench) -> None:
+    bench.want(a=100)
+    assert await bench.runner.settled(20)
+    old = bench.runner.worker
+    bench.want(b=SEGFAULT)
+    assert await bench.runner.settled(20)
+    assert bench.runner.worker is old, "the present worker never stopped"
+    report = bench.reports()["b"]
+    assert report.state == "failed"
+    assert "SIGSEGV" in report.detail
+
+
+async def test_the_killer_among_several_new_services_is_found(bench: Bench) -> None:
+    bench.want(a=100, b=SEGFAULT, c=100, d=100)
+    await bench.until(lambda: {n: r.state for n, r in bench.reports().items()}.get("d") == "ready", 40)
+    assert await bench.runner.settled(20)
+    assert {n: r.state for n, r in bench.reports().items()} == {
+        "a": "ready",
+        "b": "failed",
+        "c": "ready",
+        "d": "ready",
+    }
+
+
+async def test_what_was_good_comes_back_after_a_restart_of_the_supervisor(bench: Bench, tmp_path: Path) -> None:
+    bench.want(a=100)
+    assert await bench.runner.settled(20)
+    bench.want(a=FAIL)
+    assert await bench.runner.settled(20)
+    other = DesiredStore(Database(tmp_path / "edged.db", MIGRATIONS), tmp_path / "services")
+    assert other.open() == []
+    (entry,) = other.entries()
+    assert (entry.good_text, entry.good_ref) == (definition("a", 100), "m@1")
+    assert entry.refused_why == "the model said no"
+
+
+async def test_a_killed_worker_is_replaced_at_once_and_connections_wait(bench: Bench) -> None:
+    bench.want(a=100)
+    assert await bench.runner.settled(20)
+    worker = bench.runner.worker
+    assert worker is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    with socket.create_connection(bench.listener.getsockname(), 2):
+        pass  # the supervisor holds the socket: the kernel takes the connection
+    await bench.until(lambda: bench.runner.worker not in (None, worker) and bench.runner.state() == "ready")
+    assert bench.runner.restarts == 1
+    assert bench.health.level() == "ok"
+
+
+async def test_a_crash_loop_raises_a_health_item_and_ends_when_the_cause_does(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edged.worker.FIRST_DELAY_S", 0.01)
+    bench.want(a=EXIT)
+    await bench.until(lambda: bench.health.level() == "error")
+    (item,) = bench.health.items()
+    assert item.code == "worker.down"
+    assert "exit status 9" in item.text
+    assert bench.runner.restarts >= 5
+    assert bench.runner.entries["a"].refused_key == "", "an exit status is the worker's trouble, not the definition's"
+    bench.want(a=100)
+    assert await bench.runner.settled(20)
+    assert bench.health.level() == "ok"
+
+
+async def test_a_hanging_load_is_superseded_by_the_next_wish(bench: Bench) -> None:
+    bench.want(a=HANG)
+    await bench.until(lambda: bench.lines("start") and f"a:{HANG}" in bench.lines("start")[-1])
+    bench.want(a=100)
+    assert await bench.runner.settled(20)
+    assert bench.reports()["a"].state == "ready"
+
+
+async def test_a_load_without_end_is_given_up(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.want(a=100)
+    assert await bench.runner.settled(20)
+    monkeypatch.setattr(runner_module, "READY_TIMEOUT_S", 0.5)
+    bench.want(a=HANG)
+    assert await bench.runner.settled(20)
+    assert bench.reports()["a"].state == "ready"
+    assert "was not ready within" in bench.runner.entries["a"].refused_why
+
+
+async def test_a_silent_worker_is_replaced(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner_module, "SILENCE_S", 1.0)
+    monkeypatch.setattr(runner_module, "LOOK_S", 0.2)
+    bench.want(a=100)
+    assert await bench.runner.settled(20)
+    worker = bench.runner.worker
+    assert worker is not None
+    os.kill(worker.pid, signal.SIGSTOP)
+    await bench.until(lambda: bench.runner.worker not in (None, worker) and bench.runner.state() == "ready")
+    assert worker.exited.result() == -signal.SIGKILL
+
+
+async def test_a_service_without_its_model_waits_and_starts_when_it_comes(bench: Bench) -> None:
+    bench.packages = {}
+    bench.want(a=100)
+    assert await bench.runner.settled(20)
+    assert bench.runner.missing == {"m"}
+    assert bench.reports()["a"].state == "loading"
+    bench.packages = {"m@1": bench.directory}
+    bench.runner.changed()
+    assert await bench.runner.settled(20)
+    assert bench.reports()["a"].state == "ready"
+
+
+async def test_a_newer_version_of_the_model_is_swapped_in(bench: Bench) -> None:
+    bench.want(a=100)
+    assert await bench.runner.settled(20)
+    bench.packages = {"m@1": bench.directory, "m@2": bench.directory}
+    bench.runner.changed()
+    assert await bench.runner.settled(20)
+    assert bench.reports()["a"].model == "m@2"
+
+
+async def test_a_removed_service_stops(bench: Bench) -> None:
+    bench.want(a=100, b=100)
+    assert await bench.runner.settled(20)
+    bench.drop("a")
+    assert await bench.runner.settled(20)
+    assert set(bench.reports()) == {"b"}
+
+
+async def test_without_memory_for_two_the_old_worker_ends_first(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.want(a=100)
+    assert await bench.runner.settled(20)
+    monkeypatch.setattr(runner_module, "OVERLAP", float("inf"))
+    await bench.until(lambda: bench.runner.worker is not None and bench.runner.worker.report is not None)
+    bench.want(a=120)
+    assert await bench.runner.settled(20)
+    order = [line.split()[0] for line in bench.log_path.read_text().splitlines()]
+    assert order[-2:] == ["drain", "start"]
+
+
+async def test_messages_reach_the_worker(bench: Bench) -> None:
+    assert not bench.runner.send(LinkChanged(link=Link()))
+    bench.want(a=100)
+    assert await bench.runner.settled(20)
+    assert bench.runner.send(LinkChanged(link=Link()))
+    await bench.until(lambda: bench.lines("got") == ["got LinkChanged"])

@@ -1,0 +1,76 @@
+"""A worker process that speaks the supervisor's protocol and misbehaves on demand: the service's deadline says how.
+
+Run as `python scripted_worker.py CONTROL_FD HTTP_FD LOG`. It appends `start PID name:deadline...` and `drain PID` to LOG.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from edgekit.envelope import FrameReader, seal
+from edgekit.messages import Configure, Drain, Ready, ServiceReport, SpoolReport, ToWorker, WorkerReport
+from edgekit.services import parse_service
+
+SEGFAULT, FAIL, HANG, EXIT = 601, 602, 603, 604
+
+
+def main() -> None:
+    control, log = socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[3])
+    frames = FrameReader(max_payload=0)
+
+    def say(text: str) -> None:
+        with log.open("a") as file:
+            file.write(f"{text}\n")
+
+    ready = False
+    reports: list[ServiceReport] = []
+    control.settimeout(0.2)
+    while True:
+        try:
+            data = control.recv(65_536)
+        except TimeoutError:
+            if ready:
+                spool = SpoolReport(items=0, bytes=0, quota=1)
+                control.sendall(seal(WorkerReport(services=reports, spool=spool, rss=1 << 20)))
+            continue
+        if not data:
+            os._exit(0)
+        for header, _ in frames.feed(data):
+            message = msgspec.json.decode(header, type=ToWorker)
+            if isinstance(message, Configure):
+                services = [parse_service(text, "test") for text in message.services]
+                say(f"start {os.getpid()} " + " ".join(f"{s.name}:{s.deadline_ms:g}:{s.model}" for s in services))
+                deadlines = {service.deadline_ms for service in services}
+                if SEGFAULT in deadlines:
+                    os.kill(os.getpid(), signal.SIGSEGV)
+                if EXIT in deadlines:
+                    os._exit(9)
+                while HANG in deadlines:
+                    time.sleep(1)
+                reports = [
+                    ServiceReport(
+                        name=service.name,
+                        model=service.model,
+                        state="failed" if service.deadline_ms == FAIL else "ready",
+                        detail="the model said no" if service.deadline_ms == FAIL else "",
+                    )
+                    for service in services
+                ]
+                control.sendall(seal(Ready(services=reports)))
+                ready = True
+            elif isinstance(message, Drain):
+                say(f"drain {os.getpid()}")
+                os._exit(0)
+            else:
+                say(f"got {type(message).__name__}")
+
+
+if __name__ == "__main__":
+    main()
