@@ -229,6 +229,10 @@ class Edge(_Daemon):
         self._hang_up()
         return super().stop()
 
+    def kill(self) -> None:
+        self._hang_up()
+        super().kill()
+
     def status(self) -> StatusState:
         return self.client.get("/status", StatusState)
 

@@ -5,6 +5,9 @@ refused    the port is closed
 hung       accepts and relays nothing, in either direction; open connections freeze as well (half-open)
 slow       relays at a few hundred bytes a second
 reset      accepts, then resets the connection
+
+`forget` is a fault of another kind: what is open relays nothing any more, for ever and without a word, and new
+connections work. A firewall that lost its table does that, and so does a peer that lost its power (half-open).
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ class FaultyLink:
         self._target = (target_host, target_port)
         self._fault: Fault = "healthy"
         self._changed = asyncio.Event()
+        self._forgotten = 0  # connections of a generation below this one relay nothing
         self._loop = asyncio.new_event_loop()
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -56,6 +60,13 @@ class FaultyLink:
         if fault != "refused" and self._server is None:
             await self._listen()
 
+    def forget(self) -> None:
+        """Freeze every connection that is open now, for good; neither side hears of it."""
+        self._call(self._forget())
+
+    async def _forget(self) -> None:
+        self._forgotten += 1
+
     async def _listen(self) -> None:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
@@ -69,13 +80,14 @@ class FaultyLink:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        generation = self._forgotten
         try:
-            await self._until_it_may_pass()
+            await self._until_it_may_pass(generation)
             there, back = await asyncio.open_connection(*self._target)
             try:
                 async with asyncio.TaskGroup() as group:
-                    group.create_task(self._relay(reader, back))
-                    group.create_task(self._relay(there, writer))
+                    group.create_task(self._relay(reader, back, generation))
+                    group.create_task(self._relay(there, writer, generation))
             finally:
                 back.transport.abort()
         except (OSError, asyncio.CancelledError, ExceptionGroup):
@@ -84,13 +96,13 @@ class FaultyLink:
             self._tasks.discard(task)
             writer.transport.abort()
 
-    async def _until_it_may_pass(self) -> None:
-        while self._fault == "hung":
+    async def _until_it_may_pass(self, generation: int) -> None:
+        while self._fault == "hung" or generation < self._forgotten:
             await self._changed.wait()
 
-    async def _relay(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    async def _relay(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, generation: int) -> None:
         while data := await source.read(65_536):
-            await self._until_it_may_pass()
+            await self._until_it_may_pass(generation)
             self.relayed += len(data)
             if self._fault == "slow":
                 for at in range(0, len(data), SLOW_BYTES):
@@ -101,6 +113,7 @@ class FaultyLink:
             else:
                 sink.write(data)
                 await sink.drain()
+        await self._until_it_may_pass(generation)  # nor does the end of a connection
         with contextlib.suppress(OSError, RuntimeError):
             sink.write_eof()
 

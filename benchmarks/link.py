@@ -125,7 +125,7 @@ def main() -> int:
         try:
             edge.join(cloud, f"https://127.0.0.1:{link.port}")
             edge.add_service(DEFINITION)
-            pictures = cycle([item for batch in islice(simulated("north", 3, 0.0), 40) for item in batch])
+            pictures = cycle([item for batch in islice(simulated("north", 3), 40) for item in batch])
             sender = Sender(edge, pictures)
             sender.send("warm-up", 200, 0.0)
             measure(sender, link, count, rounds)

@@ -17,6 +17,7 @@ from edgekit import toml
 DEFAULT_LISTEN = "0.0.0.0:8440"
 DEFAULT_DASHBOARD = "127.0.0.1:8441"
 SOCKET_NAME = "cloudd.sock"
+SYSTEM_STATE = Path("/var/lib/cloudd")
 _MAX_FILE = 65_536
 _MAX_SOCKET_PATH = 107  # bytes, sockaddr_un
 
@@ -79,7 +80,7 @@ def default_state_dir(environ: Mapping[str, str] = os.environ) -> Path:
     if given := environ.get("STATE_DIRECTORY", "").split(":")[0]:
         return Path(given)
     if os.geteuid() == 0:
-        return Path("/var/lib/cloudd")
+        return SYSTEM_STATE
     base = environ.get("XDG_STATE_HOME", "")
     return (Path(base) if base.startswith("/") else Path.home() / ".local/state") / "cloudd"
 
@@ -95,8 +96,11 @@ def runtime_dir(state: Path, environ: Mapping[str, str] = os.environ) -> Path:
 
 def find_socket(state: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
     """The admin socket a command should use: of the given state directory, else the first that exists."""
-    if state is not None:
+    if state is not None and state != SYSTEM_STATE:
         return state / "run" / SOCKET_NAME
+    if state is not None:  # the system service has its socket in /run, one started by hand beside its state
+        candidates = [Path("/run/cloudd") / SOCKET_NAME, state / "run" / SOCKET_NAME]
+        return next((path for path in candidates if path.exists()), candidates[0])
     candidates = [runtime_dir(default_state_dir(environ), environ) / SOCKET_NAME, Path("/run/cloudd") / SOCKET_NAME]
     return next((path for path in candidates if path.exists()), candidates[0])
 

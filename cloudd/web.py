@@ -7,10 +7,10 @@ import logging
 import math
 import socket
 import ssl
-from collections import defaultdict
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
-from weakref import WeakSet
 
 import msgspec
 from aiohttp import web
@@ -24,6 +24,8 @@ log = logging.getLogger("cloudd.web")
 
 StructT = TypeVar("StructT", bound=msgspec.Struct)
 
+STORAGE_ERRORS = (StorageError, SQLAlchemyError)
+"""What rows and blobs raise when the disk is full or the database is away."""
 MAX_JSON = 1 << 20
 """Bytes of a JSON body. The largest is a device's desired state; models and pictures have routes of their own."""
 BODY_S = 20.0
@@ -95,7 +97,7 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         return reply
     except (ConnectionError, asyncio.CancelledError):
         raise
-    except (StorageError, SQLAlchemyError) as error:
+    except STORAGE_ERRORS as error:
         log.error("%s %s: %s", request.method, request.path, error)
         return problem(503, "cloudd's storage cannot be used at the moment; its log says why", 15.0)
     except Exception:
@@ -123,7 +125,13 @@ def new_app(*middlewares: Middleware) -> web.Application:
 class _Connection(web.RequestHandler):
     """aiohttp's HTTP protocol with our reply to bytes that are not HTTP: JSON, short, and without a stack trace."""
 
-    __slots__ = ()
+    __slots__ = ("on_lost",)
+
+    on_lost: Callable[[], None]
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        self.on_lost()
 
     def handle_error(
         self,
@@ -150,10 +158,11 @@ class _Doorkeeper(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        if not self._listener.admit(transport):
+        peer = _stranger(transport)
+        if not self._listener.admit(peer):
             transport.abort()
             return
-        protocol = self._listener.new_connection()
+        protocol = self._listener.new_connection(peer)
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
 
@@ -178,8 +187,8 @@ class Listener:
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=shutdown_s)
         self._sock, self._tls = sock, tls
         self._total, self._per_stranger = total, per_stranger
-        self._open: WeakSet[asyncio.Transport] = WeakSet()
-        self._strangers: defaultdict[str, WeakSet[asyncio.Transport]] = defaultdict(WeakSet)
+        self._open = 0
+        self._strangers: Counter[str] = Counter()
         self._server: asyncio.Server | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -205,27 +214,19 @@ class Listener:
             self._server.close()
         await self._runner.cleanup()
 
-    def admit(self, transport: asyncio.Transport) -> bool:
-        """Count a new connection; False if it is one too many."""
-        if len(self._open) >= self._total:
+    def admit(self, stranger: str) -> bool:
+        """Whether one more connection may be opened: by this stranger's address, or by a known device ("")."""
+        if self._open >= self._total:
             return False
-        tls = transport.get_extra_info("ssl_object")
-        peer = transport.get_extra_info("peername")
-        if tls is not None and not tls.getpeercert(binary_form=True) and isinstance(peer, tuple):
-            if len(self._strangers) > 1024:
-                self._forget_closed()
-            known = self._strangers[peer[0]]
-            if sum(not other.is_closing() for other in known) >= self._per_stranger:
-                log.warning("%s opened more than %d connections without a certificate", peer[0], self._per_stranger)
-                return False
-            known.add(transport)
-        self._open.add(transport)
+        if stranger and self._strangers[stranger] >= self._per_stranger:
+            log.warning("%s opened more than %d connections without a certificate", stranger, self._per_stranger)
+            return False
         return True
 
-    def new_connection(self) -> web.RequestHandler:
-        """The HTTP protocol for an admitted connection."""
+    def new_connection(self, stranger: str) -> web.RequestHandler:
+        """The HTTP protocol for an admitted connection, which is counted until it is lost."""
         assert self._runner.server is not None
-        return _Connection(
+        connection = _Connection(
             self._runner.server,
             loop=self._loop,
             keepalive_timeout=_KEEPALIVE_S,
@@ -233,10 +234,27 @@ class Listener:
             access_log=None,  # type: ignore[arg-type]  # aiohttp takes None for "no access log"
             lingering_time=2.0,
         )
+        self._open += 1
+        if stranger:
+            self._strangers[stranger] += 1
 
-    def _forget_closed(self) -> None:
-        for peer in [peer for peer, known in self._strangers.items() if not known]:
-            del self._strangers[peer]
+        def lost() -> None:
+            self._open -= 1
+            if stranger:
+                self._strangers[stranger] -= 1
+                if not self._strangers[stranger]:
+                    del self._strangers[stranger]
+
+        connection.on_lost = lost
+        return connection
+
+
+def _stranger(transport: asyncio.Transport) -> str:
+    """Address of a TLS peer without a certificate; "" for everybody else."""
+    tls, peer = transport.get_extra_info("ssl_object"), transport.get_extra_info("peername")
+    if tls is None or not isinstance(peer, tuple) or tls.getpeercert(binary_form=True):
+        return ""
+    return str(peer[0])
 
 
 def listen_tcp(host: str, port: int) -> socket.socket:

@@ -19,6 +19,7 @@ import psutil
 
 from edged.api import ApiError, Done, Finding, JoinReply, ServiceText
 from edged.collab import spool_view
+from edged.collab.spool_files import Ballast
 from edged.collab.spool_view import SpooledSample
 from edged.config import Settings
 from edged.desired import MIGRATIONS, Change, DesiredStore
@@ -55,7 +56,8 @@ class Device:
         self._settings, self._addresses = settings, addresses
         self.health = Health()
         self._started_at = time.time()
-        self._database = Database(state / "edged.db", MIGRATIONS)
+        ballast = Ballast(state / "spool" / "ballast")  # a disk that is full at the start must not stop the daemon
+        self._database = Database(state / "edged.db", MIGRATIONS, make_room=ballast.release)
         self._desired = DesiredStore(self._database, state / "services")
         self._models = ModelStore(state / "models")
         self._machine = MachineSampler(state)

@@ -79,8 +79,9 @@ class Runner:
         """Model references that wanted services need and that are not installed."""
         self.entries: dict[str, Entry] = {}
         self._candidate: Worker | None = None
+        self._leaving: asyncio.Task[int] | None = None  # drains the predecessor
         self._accepted: dict[str, Choice] = {}  # what the present worker became ready with
-        self._starting: dict[str, Choice] = {}  # what the newest worker was started with
+        self._planned: dict[str, Choice] = {}  # what it should run by now
         self._held: dict[str, ServiceReport] = {}
         self._policy = RestartPolicy()
         self._not_before = 0.0
@@ -113,14 +114,14 @@ class Runner:
     def reports(self) -> list[ServiceReport]:
         """The newest report of every wanted service, by name."""
         live = {report.name: report for report in self._live_reports()}
-        for choice in self._starting.values():
+        for choice in self._planned.values():
             loading = ServiceReport(name=choice.name, model=choice.ref, state="loading", detail="its model is loading")
             live.setdefault(choice.name, loading)
         return [report for _, report in sorted({**self._held, **live}.items())]
 
     def running(self, name: str) -> Choice | None:
         """What runs (or starts) as this service now."""
-        return self._accepted.get(name) or self._starting.get(name)
+        return self._accepted.get(name) or self._planned.get(name)
 
     def state(self) -> Literal["ready", "starting", "waiting"]:
         """What the worker does; waiting is for the next restart."""
@@ -140,6 +141,7 @@ class Runner:
         """Drain the worker. Cancel the task of `run` first."""
         if self.worker is not None and self.worker.alive:
             await self.worker.drain(DRAIN_S)
+        await self._see_out()
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -150,11 +152,12 @@ class Runner:
             plan, entries = await self._plan()
             if self.worker is not None and not self.worker.alive:
                 self._bury(self.worker)
-            if self.worker is None:
-                if await self._change_before(self._not_before):
+            if self.worker is not None and plan.key == _key(self._accepted):
+                if not (self._retry_failed and self._failed()):
+                    await self._rest(plan)
                     continue
-            elif plan.key == _key(self._accepted) and not (self._retry_failed and self._failed()):
-                await self._rest(plan)
+            if (delay := self._not_before - time.monotonic()) > 0:
+                await self._change_or(delay, *([self.worker.exited] if self.worker is not None else []))
                 continue
             await self._replace(plan, entries)
 
@@ -162,6 +165,7 @@ class Runner:
         entries = {entry.name: entry for entry in await asyncio.to_thread(self._desired.entries)}
         plan = make_plan(entries.values(), self._packages(), self._accepted, self._one_by_one)
         self.entries, self.missing, self._held = entries, plan.missing, plan.held
+        self._planned = {choice.name: choice for choice in plan.choices}
         self._on_plan()
         return plan, entries
 
@@ -190,6 +194,7 @@ class Runner:
     async def _replace(self, plan: Plan, entries: dict[str, Entry]) -> None:
         """Start a worker for `plan`; make it the present one if it is good, else learn from its failure."""
         self._retry_failed = False
+        await self._see_out()  # never three workers at once
         if self.worker is not None and not _fits_beside(self.worker):
             log.info("There is not memory enough for two workers: the present one ends before its successor starts.")
             await self.worker.drain(DRAIN_S)
@@ -202,22 +207,21 @@ class Runner:
             self._crashed(f"The worker could not be started: {error}.")
             self.swapping = False
             return
-        self._starting = {choice.name: choice for choice in plan.choices}
         self._candidate = candidate
         if self.worker is None:
             self.worker = candidate
         try:
             outcome = await self._until_ready(candidate, plan)
+            if candidate is self.worker and not isinstance(outcome, Ready):
+                self.worker = None
             if isinstance(outcome, Ready):
                 await self._judge(candidate, plan, outcome, entries)
             elif outcome:
                 await self._blame(outcome, candidate.exited.result(), unproven(plan, entries, self._accepted))
         finally:
             self.swapping, self._candidate = False, None
-            if candidate is not self.worker or not candidate.ready.done():
-                candidate.kill()
-            if candidate is self.worker and not candidate.ready.done():
-                self.worker = None
+            if candidate is not self.worker:
+                candidate.kill()  # a no-op unless this task is being cancelled
 
     async def _until_ready(self, candidate: Worker, plan: Plan) -> Ready | str:
         """The candidate's Ready, how it failed, or "" if a newer plan made it pointless. Without Ready it is ended."""
@@ -259,10 +263,17 @@ class Runner:
                 await self._save(self._desired.mark_good, choice.name, choice.text, choice.ref)
         crash_point("supervisor.swapped")
         self._health.clear("worker.down", "The worker is ready again.")
+        self._health.clear("worker.successor", "The changed services run now.")
         if old is not None and old is not candidate:
-            await old.drain(DRAIN_S)
+            self._leaving = asyncio.create_task(old.drain(DRAIN_S))
         count = len(plan.choices) - len(failed)
         log.info("Worker %d is ready with %d %s.", candidate.pid, count, "service" if count == 1 else "services")
+
+    async def _see_out(self) -> None:
+        """Wait until the predecessor has ended."""
+        if self._leaving is not None:
+            await self._leaving
+            self._leaving = None
 
     def _has_better(self, choice: Choice, entry: Entry) -> bool:
         """The failed choice is new, and there is a last good one that can run."""
@@ -272,10 +283,10 @@ class Runner:
     async def _blame(self, failure: str, status: int, suspects: list[Choice]) -> None:
         """A candidate failed before it was ready. Find out which change it was, or treat it as a crash.
 
-        Only a death by a signal counts against a definition: an exit status is the worker's own trouble, such as a
-        library that is not installed.
+        Without a worker that serves, an exit status says nothing about the definitions: it is the worker's own trouble,
+        such as a library that is not installed. A death by a signal, or one beside a healthy worker, counts.
         """
-        if status < 0 and suspects:
+        if suspects and (status < 0 or self.worker is not None):
             self._strikes.update(choice.key for choice in suspects)
             if min(self._strikes[choice.key] for choice in suspects) >= STRIKES:
                 if len(suspects) == 1:
@@ -294,16 +305,17 @@ class Runner:
 
     def _crashed(self, text: str) -> None:
         now = time.monotonic()
-        self.restarts += 1
         self._not_before = now + self._policy.crashed(now)
-        if self.worker is None and self._policy.looping(now):
-            self._health.report(
-                "worker.down",
-                "error",
-                f"The worker crashes again and again, so nothing is inspected; it is retried every 30 s. {text}",
-            )
-        else:
+        if self.worker is None:
+            self.restarts += 1
+        if not self._policy.looping(now):
             self._health.note("warning", "worker.crashed", text)
+        elif self.worker is None:
+            down = "The worker crashes again and again, so nothing is inspected; it is retried every 30 s."
+            self._health.report("worker.down", "error", f"{down} {text}")
+        else:
+            stuck = "The changed services cannot be started; the present ones go on, and it is retried every 30 s."
+            self._health.report("worker.successor", "warning", f"{stuck} {text}")
 
     async def _refuse(self, choice: Choice, why: str) -> None:
         await self._save(self._desired.mark_refused, choice.name, choice.key, why)
@@ -337,17 +349,6 @@ class Runner:
             await asyncio.wait([change, *futures], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             change.cancel()
-
-    async def _change_before(self, when: float) -> bool:
-        """Sleep until the monotonic time `when`; True if a change came first."""
-        delay = when - time.monotonic()
-        if delay > 0:
-            try:
-                await asyncio.wait_for(self._changed.wait(), delay)
-            except TimeoutError:
-                return False
-            return True
-        return False
 
 
 def _key(choices: dict[str, Choice]) -> frozenset[tuple[str, str]]:

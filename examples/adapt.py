@@ -15,46 +15,72 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
-from edgekit.packages import Package, open_package
+from edgekit.packages import Manifest, Package, open_package
 from edgekit.runtimes import open_session
-from edgekit.vision.classification import Classifier
+from edgekit.vision.images import decode
+from edgekit.vision.preprocess import prepare
 from examples.packaging import seal_with_proofs
 
 Features = npt.NDArray[np.float64]
+FEATURES = "features"
 
 
-def adapt(source: Path, target: Path, name: str, pictures: Sequence[bytes], labels: Sequence[str]) -> Package:
+def adapt(
+    source: Path, target: Path, name: str, pictures: Sequence[bytes], labels: Sequence[str], *, side: int, stages: bool
+) -> Package:
     """Write to `target` the package `source` with a head for `labels`, learned from `pictures` (JPEG or PNG bytes).
 
+    The model looks at `side` x `side` pixels. Its features are the mean of the last layer's maps or, with `stages`,
+    mean and maximum of the maps of every layer: more to compute, and less bound to what the backbone was trained for.
     Raises ValueError with fewer than two classes, ImageError for a bad picture.
     """
     classes = sorted(set(labels))
     if len(classes) < 2:
         raise ValueError("the labels name fewer than two classes; there is nothing to tell apart")
     package = open_package(source)
-    model = onnx.load(str(package.path(package.manifest.variants[0].file)))
-    head = next(node for node in reversed(model.graph.node) if node.op_type == "Gemm")
-
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    features = _features(package, model, head.input[0], target / "backbone.onnx", pictures)
-    indices = np.array([classes.index(label) for label in labels])
-    weights, bias = discriminant(features, indices, len(classes))
+    model = backbone(onnx.load(str(package.path(package.manifest.variants[0].file))), side, stages)
+    draft = msgspec.structs.replace(
+        package.manifest,
+        name=name,
+        description=f"{name}: head fitted to new pictures",
+        input=msgspec.structs.replace(package.manifest.input, width=side, height=side),
+    )
+    features = _features(model, draft, target / "backbone.onnx", pictures)
+    weights, bias = discriminant(features, np.array([classes.index(label) for label in labels]), len(classes))
 
-    for initializer in model.graph.initializer:
-        if initializer.name == head.input[1]:
-            initializer.CopyFrom(numpy_helper.from_array(weights.astype(np.float32), initializer.name))
-        elif initializer.name == head.input[2]:
-            initializer.CopyFrom(numpy_helper.from_array(bias.astype(np.float32), initializer.name))
-    model.graph.output[0].type.tensor_type.shape.dim[-1].dim_value = len(classes)
-    del model.graph.value_info[:]
+    graph = model.graph
+    graph.initializer.append(numpy_helper.from_array(weights.astype(np.float32), "head_weights"))
+    graph.initializer.append(numpy_helper.from_array(bias.astype(np.float32), "head_bias"))
+    graph.node.append(helper.make_node("Gemm", [FEATURES, "head_weights", "head_bias"], ["logits"], transB=1))
+    _set_output(model, "logits", [1, len(classes)])
     onnx.save(model, str(target / "model.onnx"))
     (target / "labels.txt").write_text("".join(f"{label}\n" for label in classes))
-
-    draft = msgspec.structs.replace(package.manifest, name=name, description=f"{name}: head fitted to new pictures")
     return seal_with_proofs(target, draft, zip(pictures, labels, strict=True))
+
+
+def backbone(model: onnx.ModelProto, side: int, stages: bool) -> onnx.ModelProto:
+    """The model up to its last activation, for another picture size, with one output: the features (1, d)."""
+    graph = model.graph
+    for axis in (2, 3):
+        graph.input[0].type.tensor_type.shape.dim[axis].dim_value = side
+    del graph.value_info[:]
+    while graph.node[-1].op_type != "Relu":
+        graph.node.pop()
+    maps = [node.output[0] for node in graph.node if node.op_type == "Relu"]
+    pools = ["GlobalAveragePool", "GlobalMaxPool"] if stages else ["GlobalAveragePool"]
+    flat = []
+    for tensor in maps if stages else maps[-1:]:
+        for pool in pools:
+            graph.node.append(helper.make_node(pool, [tensor], [f"{tensor}_{pool}"]))
+            graph.node.append(helper.make_node("Flatten", [f"{tensor}_{pool}"], [f"{tensor}_{pool}_flat"]))
+            flat.append(f"{tensor}_{pool}_flat")
+    graph.node.append(helper.make_node("Concat", flat, [FEATURES], axis=1))
+    _set_output(model, FEATURES, None)
+    return model
 
 
 def discriminant(features: Features, labels: npt.NDArray[np.int64], classes: int) -> tuple[Features, Features]:
@@ -76,21 +102,19 @@ def discriminant(features: Features, labels: npt.NDArray[np.int64], classes: int
     return weights, prior - 0.5 * np.einsum("cd,cd->c", weights, means)
 
 
-def _features(package: Package, model: onnx.ModelProto, tensor: str, path: Path, pictures: Sequence[bytes]) -> Features:
-    """The backbone's output (n, d) for every picture; `path` holds the cut model meanwhile."""
-    backbone = onnx.ModelProto()
-    backbone.CopyFrom(model)
-    last = next(at for at, node in enumerate(backbone.graph.node) if tensor in node.output)
-    del backbone.graph.node[last + 1 :]
-    del backbone.graph.output[:]
-    backbone.graph.output.append(onnx.helper.make_tensor_value_info(tensor, onnx.TensorProto.FLOAT, None))
-    onnx.save(backbone, str(path))
+def _set_output(model: onnx.ModelProto, name: str, shape: list[int] | None) -> None:
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
+
+
+def _features(model: onnx.ModelProto, manifest: Manifest, path: Path, pictures: Sequence[bytes]) -> Features:
+    """The backbone's output (n, d) for every picture; `path` holds the model meanwhile."""
+    onnx.save(model, str(path))
     session = open_session(path, "onnxruntime")
-    classifier = Classifier.load(package)
+    (tensor,) = session.inputs
     try:
-        name = session.inputs[0].name
-        return np.concatenate([session.run({name: classifier.tensor(data)})[0] for data in pictures]).astype(np.float64)
+        batches = (prepare(decode(data, manifest.input.colour), manifest.input, tensor) for data in pictures)
+        return np.concatenate([session.run({tensor.name: batch})[0] for batch in batches]).astype(np.float64)
     finally:
-        classifier.close()
         session.close()
         path.unlink()

@@ -65,23 +65,22 @@ def sources(options: argparse.Namespace) -> tuple[Path, Path, list[Iterator[feed
     """The small and the large package, and one iterator of batches for each plant."""
     small, large = HERE / "models" / "solder-small", HERE / "models" / "solder-large"
     if options.images is None:
-        drift = 0.01 if options.drift else 0.0
         count = options.boards or (160 if options.drift else 80)
-        lines = [islice(feeds.simulated(plant, options.seed, drift), count) for plant in PLANTS]
+        lines = [islice(feeds.simulated(plant, options.seed, 40 if options.drift else None), count) for plant in PLANTS]
         return small, large, list(lines)
     real = feeds.folder(options.images, options.labels, len(PLANTS))
     print(f"fitting both models to {len(real.learn)} labelled pictures ...", flush=True)
     pictures, labels = [item.data for item in real.learn], [item.label for item in real.learn]
-    fitted = [
-        adapt(source, STATE / "models" / name, name, pictures, labels).root
-        for source, name in ((small, "own-small"), (large, "own-large"))
-    ]
-    return fitted[0], fitted[1], [iter(feed[: options.boards or None]) for feed in real.feeds]
+    fitted_small = adapt(small, STATE / "models" / "own-small", "own-small", pictures, labels, side=32, stages=False)
+    fitted_large = adapt(large, STATE / "models" / "own-large", "own-large", pictures, labels, side=128, stages=True)
+    return fitted_small.root, fitted_large.root, [iter(feed[: options.boards or None]) for feed in real.feeds]
 
 
 def definition(small: str, large: str) -> str:
-    """The service definition for these two models."""
+    """The service definition for these two models. Few real pictures cannot certify a risk, so they get a budget."""
     text = (HERE / "services" / "solder.toml").read_text()
+    if small != "solder-small":
+        text = text.replace('mode = "risk"', 'mode = "budget"\nbudget = 0.2')
     return text.replace("solder-small", small).replace("solder-large", large)
 
 

@@ -28,9 +28,10 @@ class FeedError(ValueError):
     """The pictures or labels cannot be used; the message says which and why."""
 
 
-def simulated(plant: str, seed: int, drift_per_board: float) -> Iterator[Batch]:
-    """Boards of one simulated plant, for ever."""
-    for board in boards(plant, seed, drift_per_board=drift_per_board):
+def simulated(plant: str, seed: int, drift_from: int | None = None) -> Iterator[Batch]:
+    """Boards of one simulated plant, for ever; from board `drift_from` on its camera ages, 1 % of the light a board."""
+    drift = 0.0 if drift_from is None else 0.01
+    for board in boards(plant, seed, drift_per_board=drift, drift_from=drift_from or 0):
         yield [Item(f"{board.serial}-{joint.position:02d}", joint.jpeg(), joint.label) for joint in board.joints]
 
 

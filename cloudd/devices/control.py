@@ -7,16 +7,17 @@ newest connection of a device wins: after a power cut the old one may look alive
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
-from aiohttp import WSMessage, WSMsgType, web
+from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 
 from cloudd.devices.fleet import Fleet
-from cloudd.web import HttpProblem
+from cloudd.web import STORAGE_ERRORS, HttpProblem
 from edgekit.messages import PROTOCOL, Desired, Hello, Message, Notice, Report, ToCloud, Welcome
 
 log = logging.getLogger("cloudd.control")
@@ -29,7 +30,7 @@ _REPORT_PAUSE_S = 0.1  # a device that sends reports in a loop is read, and writ
 _MISSED_HEARTBEATS = 3
 _DECODER: msgspec.json.Decoder[ToCloud] = msgspec.json.Decoder(ToCloud)
 
-CLOSE_SUPERSEDED, CLOSE_REVOKED, CLOSE_PROTOCOL, CLOSE_GOING_AWAY = 4001, 4003, 4000, 1001
+CLOSE_PROTOCOL, CLOSE_SUPERSEDED, CLOSE_REVOKED = 4000, 4001, 4003
 
 
 class ProtocolError(Exception):
@@ -85,11 +86,6 @@ class ControlHub:
         self._channels: dict[str, _Channel] = {}
         self._stopping = False
 
-    @property
-    def connected(self) -> frozenset[str]:
-        """Device ids with a channel here."""
-        return frozenset(self._channels)
-
     def routes(self) -> list[web.RouteDef]:
         """Routes to mount on the device API."""
         return [web.get("/v1/control", self._serve)]
@@ -117,7 +113,7 @@ class ControlHub:
         self._stopping = True
         channels = list(self._channels.values())
         for channel in channels:
-            channel.ask_to_end(CLOSE_GOING_AWAY)
+            channel.ask_to_end(WSCloseCode.GOING_AWAY)
         await asyncio.gather(*(channel.gone.wait() for channel in channels))
 
     async def _serve(self, request: web.Request) -> web.WebSocketResponse:
@@ -128,7 +124,8 @@ class ControlHub:
         channel = _Channel(socket, request["device_id"])
         talk = asyncio.create_task(self._talk(channel))
         try:
-            await asyncio.wait({talk, channel.asked}, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {talk, channel.asked}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if channel.asked.done():
                 await _cancelled(talk)
                 await channel.end(channel.asked.result())
@@ -141,7 +138,8 @@ class ControlHub:
             channel.gone.set()
             if self._channels.get(channel.device) is channel:
                 del self._channels[channel.device]
-                await self._fleet.disconnected(channel.device, self._wall())
+                with contextlib.suppress(*STORAGE_ERRORS):  # the heartbeat's deadline says the same a little later
+                    await self._fleet.disconnected(channel.device, self._wall())
         return socket
 
     async def _talk(self, channel: _Channel) -> _Ending | None:
@@ -163,6 +161,10 @@ class ControlHub:
         except TimeoutError:
             log.info("control channel of %s: nothing heard for too long", channel.device)
             return _Ending(CLOSE_PROTOCOL, Notice(code="silent", text="cloudd heard nothing for too long"))
+        except STORAGE_ERRORS as error:
+            log.error("control channel of %s: %s", channel.device, error)
+            text = "cloudd's storage cannot be used at the moment"
+            return _Ending(WSCloseCode.TRY_AGAIN_LATER, Notice(code="storage", text=text))
         except (EOFError, ConnectionError, RuntimeError):
             return None  # closed by the device or with the network
 

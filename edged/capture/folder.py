@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import sqlite3
 import time
@@ -40,6 +41,7 @@ CONCURRENT = 4
 PATIENCE_S = 1.0
 """Pause before something that failed is tried again."""
 _LOCKED_S = 0.2
+_HAND_OVER_S = 20.0  # longer than an old worker takes to finish its files
 
 _Failure = (OSError, StoreError, sqlite3.Error)
 
@@ -102,6 +104,7 @@ class FolderSource:
 
     async def run(self) -> None:
         """Watch until stopped. A folder that is missing or unreadable is reported and waited for."""
+        locked_for = 0.0
         try:
             while not self._stopping.is_set():
                 try:
@@ -110,8 +113,12 @@ class FolderSource:
                     await self._unhealthy(error)
                     continue
                 if folder is None:
+                    locked_for += _LOCKED_S
+                    if locked_for > _HAND_OVER_S:
+                        await self._unhealthy(OSError(errno.EBUSY, "another service or process watches it"))
                     await self._pause(_LOCKED_S)
                     continue
+                locked_for = 0.0
                 try:
                     await self._watch(folder)
                 except _Failure as error:
@@ -195,7 +202,7 @@ class FolderSource:
         if data is None:
             return
         sample_id = file_id(self._service, file.name, file.modified_ns, data)
-        known = self._decided.pop(sample_id, None)
+        known = self._decided.get(sample_id)
         if known is None:
             try:
                 decision = await self._ask(file, sample_id, data)
@@ -218,9 +225,11 @@ class FolderSource:
             missing = [output for output in self._outputs if output not in known[1]]
         if not await self._recorded(decision, missing):
             return  # the file stays; if its line was written after all, the next start finds it
+        self._decided[sample_id] = (decision, set(self._outputs))  # should it not move, it is not decided again
         crash_point("folder.decided")
         await self._thread(lambda: folder.finish(file, sample_id))
         crash_point("folder.moved")
+        del self._decided[sample_id]
         if self._refused:
             self._refused = False
             self._notify("ok", f"picture-refused:{self._service}", f"{self._service} reads pictures again")

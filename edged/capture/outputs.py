@@ -205,6 +205,8 @@ class JsonlOutput:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
         try:
+            if os.fstat(file).st_size == 0:  # the daemon's umask is for its own files; results are for the group
+                os.fchmod(file, 0o640)
             fcntl.flock(file, fcntl.LOCK_EX)
             _cut_torn_line(file)
             fcntl.flock(file, fcntl.LOCK_UN)

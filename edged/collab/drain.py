@@ -16,6 +16,7 @@ from edged.collab.depot import Depot
 from edged.collab.sealing import SealError
 from edged.collab.spool import Spool
 from edged.collab.uplink import UplinkError
+from edgekit.faults import crash_point
 from edgekit.messages import Answer, HardSample
 
 log = logging.getLogger("edged.collab")
@@ -202,6 +203,7 @@ class Drain:
         error = current.exception()
         if error is None:
             await self._on_answer(header, current.result())
+            crash_point("spool.answered")
             return not parcel.spooled or await self._remove(header.sample_id, Spool.done)
         if isinstance(error, UplinkError):
             return await self._failed(parcel, error)

@@ -71,18 +71,10 @@ class Ledger:
 
         `authority` is the fingerprint of the authority whose cloudd will get it.
         """
-        row = (
-            self._wall(),
-            header.sample_id,
-            header.service,
-            header.reason,
-            header.late,
-            len(picture),
-            hashlib.sha256(picture).hexdigest(),
-            authority,
-        )
+        known = (self._wall(), header.sample_id, header.service, header.reason, header.late, len(picture))
 
         def insert(connection: sqlite3.Connection) -> int:
+            row = (*known, hashlib.sha256(picture).hexdigest(), authority)  # hashed here: this is not the event loop
             sql = (
                 "INSERT INTO left_device (at, sample_id, service, reason, late, bytes, sha256, authority)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"

@@ -211,7 +211,8 @@ class LinkService:
                 raise SyncError(f"the model {ref} cannot be fetched: cloudd has not been found yet")
             try:
                 async with open_session(self._context(identity)) as session:
-                    return await fetch_model(session, url, ref, models, progress)
+                    backoff = Backoff(self._timing.fetch_retry_base, self._timing.fetch_retry_cap)
+                    return await fetch_model(session, url, ref, models, progress, backoff=backoff)
             except (IdentityError, OSError) as error:
                 raise SyncError(f"the model {ref} cannot be fetched: {error}") from error
 

@@ -16,8 +16,9 @@ import re
 import shutil
 import time
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 import aiohttp
 
@@ -204,8 +205,7 @@ class _Download:
         self, response: aiohttp.ClientResponse, file: FileEntry, partial: Path, start: int, hasher: hashlib._Hash
     ) -> None:
         done = start
-        with _open(partial) as sink:
-            sink.truncate(start)
+        with _open(partial, start) as sink:
             async for chunk in response.content.iter_chunked(_CHUNK):
                 if done + len(chunk) > file.size:
                     await asyncio.to_thread(partial.unlink)
@@ -246,17 +246,21 @@ def _size(path: Path) -> int:
         return -1
 
 
-def _open(partial: Path) -> BinaryIO:
+def _open(partial: Path, start: int) -> FileIO:
+    """The partial file, to be continued at byte `start`."""
     try:
-        return partial.open("ab")
+        if _size(partial) > start:
+            os.truncate(partial, start)
+        return partial.open("ab", buffering=0)  # a full disk shows in write, not later in close
     except OSError as error:
         raise _StorageError from error
 
 
-def _append(sink: BinaryIO, chunk: bytes) -> None:
+def _append(sink: FileIO, chunk: bytes) -> None:
     try:
-        sink.write(chunk)
-        sink.flush()
+        left = memoryview(chunk)
+        while left:
+            left = left[sink.write(left) :]
     except OSError as error:
         raise _StorageError from error
 

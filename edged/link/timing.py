@@ -19,3 +19,5 @@ class Timing:
     renew_retry_base: float = 60.0
     renew_retry_cap: float = 3_600.0
     renew_check: float = 3_600.0  # longest sleep before looking at the wall clock again
+    fetch_retry_base: float = 1.0
+    fetch_retry_cap: float = 15.0

@@ -59,7 +59,7 @@ class Api:
             response = await self._guarded(request)
         finally:
             self.in_flight -= 1
-        if self.draining or response.status == 413:
+        if self.draining:
             response.force_close()
         return response
 

@@ -28,11 +28,19 @@ class HttpError(Exception):
     """A refusal: status, a sentence for people, and when to try again if that helps."""
 
     def __init__(
-        self, status: int, text: str, *, retry_after_s: int | None = None, headers: dict[str, str] | None = None
+        self,
+        status: int,
+        text: str,
+        *,
+        retry_after_s: int | None = None,
+        headers: dict[str, str] | None = None,
+        close: bool = False,
     ) -> None:
+        """`close`: the connection cannot be used any more, because what is left of the body is not worth reading."""
         super().__init__(text)
         self.status, self.text, self.retry_after_s = status, text, retry_after_s
         self.headers = headers or {}
+        self.close = close
 
 
 def problem(error: HttpError) -> web.Response:
@@ -42,7 +50,10 @@ def problem(error: HttpError) -> web.Response:
     if retry is not None:
         headers["Retry-After"] = str(retry)
     body = Problem(error=error.text, retry_after_s=None if retry is None else float(retry))
-    return json_response(body, status=error.status, headers=headers)
+    response = json_response(body, status=error.status, headers=headers)
+    if error.close:
+        response.force_close()
+    return response
 
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
@@ -81,14 +92,18 @@ class BodyReader:
                     if len(body) > self._each:
                         raise self._too_large()
                     if self._held > self._together:
-                        raise HttpError(503, "too many pictures are being received at once", retry_after_s=1)
+                        raise HttpError(
+                            503, "too many pictures are being received at once", retry_after_s=1, close=True
+                        )
         except TimeoutError:
             self.release(len(body))
-            raise HttpError(408, f"the request body did not arrive within {self._timeout_s:.0f} s") from None
+            raise HttpError(
+                408, f"the request body did not arrive within {self._timeout_s:.0f} s", close=True
+            ) from None
         except (web.RequestPayloadError, HttpProcessingError, ClientError, ValueError) as error:
             self.release(len(body))
             reason = str(error).rpartition("\n")[2].strip()
-            raise HttpError(400, f"the request body cannot be read: {reason}") from None
+            raise HttpError(400, f"the request body cannot be read: {reason}", close=True) from None
         except BaseException:
             self.release(len(body))
             raise
@@ -99,7 +114,7 @@ class BodyReader:
         self._held -= size
 
     def _too_large(self) -> HttpError:
-        return HttpError(413, f"the request body exceeds {self._each} bytes")
+        return HttpError(413, f"the request body exceeds {self._each} bytes", close=True)
 
 
 class JsonErrorHandler(RequestHandler):
@@ -120,9 +135,7 @@ class JsonErrorHandler(RequestHandler):
             text = "an internal error occurred; the log of edged has the details"
         else:
             text = (message or "").strip().partition("\n")[0] or "the request is not valid HTTP"
-        response = problem(HttpError(status, text))
-        response.force_close()
-        return response
+        return problem(HttpError(status, text, close=True))
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
         """A client's broken body is its own fault, answered already; it must not fill our log."""

@@ -228,7 +228,8 @@ def _from_binary(raw: memoryview, shape: Sequence[int], tensor: TensorInfo, sign
         )
     if tensor.dtype == "bool" and raw and max(raw) > 1:
         raise RequestError(f"input '{tensor.name}' has a BOOL that is neither 0 nor 1")
-    return np.frombuffer(raw, dtype).reshape(shape)
+    # The tensor lies wherever the JSON before it ends; runtimes may read it with instructions that need alignment.
+    return np.require(np.frombuffer(raw, dtype).reshape(shape), np.dtype(tensor.dtype), "A")
 
 
 def _finite(array: Array, tensor: TensorInfo) -> Array:

@@ -91,7 +91,7 @@ class ServiceRuntime:
 
         The decision also goes to the outputs, except for a `patient` caller, which records it itself and is never
         dropped for being late. Raises ServiceFailed, ImageError, ModelError, QueueFull, DeadlinePassed, EngineStopped.
-        A caller that is cancelled before a model thread took the picture takes it back; after that the decision is
+        A caller that is cancelled before the model has answered takes its picture back; after that the decision is
         finished and recorded without it.
         """
         if self.model is None or self._collaborator is None:

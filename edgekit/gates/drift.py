@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-WINDOW = 150
+WINDOWS = (150, 600)
+"""Samples: the short window hears an abrupt change soon, the long one a smaller change later."""
 SIGMAS = 4.5
 _BATCH = 10
 _SMALLEST_SPREAD = 0.01
@@ -41,21 +42,18 @@ def reference(scores: Sequence[float]) -> Reference:
 
 
 class DriftAlarm:
-    """Watches the mean score of the last 150 samples; needs no label and no link.
+    """Watches the mean score of the last 150 and of the last 600 samples; needs no label and no link.
 
-    The alarm goes off when it is 4.5 standard errors away from the reference's mean (both means are uncertain).
-    Scores are skewed: a few hard samples among many sure ones. The upper limit is widened by the first Cornish-Fisher
-    term for it.
+    The alarm goes off when a mean is 4.5 standard errors away from the reference's (both are uncertain). Scores are
+    skewed, a few hard samples among many sure ones: the upper limit is widened by the first Cornish-Fisher term for it.
+
+    A model that has become wrong but stays sure looks the same from here; that is what audits are for.
     """
 
     def __init__(self, ref: Reference, recent: Sequence[float] = ()) -> None:
-        error = ref.spread * math.sqrt(1 / WINDOW + 1 / ref.n)
-        widened = SIGMAS + max(0.0, (SIGMAS**2 - 1) / 6 * ref.skew / math.sqrt(WINDOW))
         self.ref = ref
-        self.low = ref.mean - SIGMAS * error
-        self.high = ref.mean + widened * error
-        self._recent = deque(recent, maxlen=WINDOW)
-        self._sum = math.fsum(self._recent)
+        self._recent = deque(recent, maxlen=WINDOWS[-1])
+        self._windows = [_Window(size, ref, self._recent) for size in WINDOWS]
 
     @property
     def recent(self) -> list[float]:
@@ -63,31 +61,53 @@ class DriftAlarm:
 
     def observe(self, score: float) -> bool:
         """Take the score of the next sample; True if the alarm goes off."""
-        if len(self._recent) == WINDOW:
-            self._sum -= self._recent[0]
+        outside = [window.outside_with(score, self._recent) for window in self._windows]
         self._recent.append(score)
+        return any(outside)
+
+
+class _Window:
+    """The running sum of the last `size` scores and its limits."""
+
+    def __init__(self, size: int, ref: Reference, recent: Sequence[float]) -> None:
+        error = ref.spread * math.sqrt(1 / size + 1 / ref.n)
+        widened = SIGMAS + max(0.0, (SIGMAS**2 - 1) / 6 * ref.skew / math.sqrt(size))
+        self._size = size
+        self._low = (ref.mean - SIGMAS * error) * size
+        self._high = (ref.mean + widened * error) * size
+        self._sum = math.fsum(list(recent)[-size:])
+
+    def outside_with(self, score: float, recent: Sequence[float]) -> bool:
+        """Move the window on to `score`, the one after `recent`; is the mean outside the limits?"""
         self._sum += score
-        return len(self._recent) == WINDOW and not self.low <= self._sum / WINDOW <= self.high
+        if len(recent) >= self._size:
+            self._sum -= recent[-self._size]
+        return len(recent) + 1 >= self._size and not self._low <= self._sum <= self._high
 
 
 class AuditAlarm:
     """Page's CUSUM on audits: samples that were answered locally and sent all the same.
 
-    Goes off when far more of them differ than the certificate allows. It tests a rate of three times the limit
-    against the limit; while the limit holds, a false alarm comes on average once in 1,000 audits or more rarely (Page
-    1954, Lorden 1971). Good audits bring the sum down to zero and no further, so they can never loosen anything.
+    Goes off when more of them differ than the certificate allows. Two sums test two rates against the limit: three
+    times the limit, and about one half, which a model that has gone blind reaches within a handful of audits. While the
+    limit holds, each sum gives a false alarm on average once in 2,000 audits or more rarely (Page 1954, Lorden 1971).
+    Good audits bring a sum down to zero and no further, so they can never loosen anything.
     """
 
-    THRESHOLD = math.log(1000.0)
+    THRESHOLD = math.log(2000.0)
 
-    def __init__(self, limit: float, level: float = 0.0) -> None:
+    def __init__(self, limit: float, levels: Sequence[float] = ()) -> None:
         """`limit`: allowed share of differing answers among the locally answered samples, 0 < limit < 1."""
-        bad = min(3 * limit, (1 + limit) / 2)
-        self._hit = math.log(bad / limit)
-        self._miss = math.log((1 - bad) / (1 - limit))
-        self.level = level
+        rates = (min(3 * limit, (1 + limit) / 2), (1 + limit) / 2)
+        self._steps = [(math.log((1 - rate) / (1 - limit)), math.log(rate / limit)) for rate in rates]
+        self._levels = tuple(levels) or (0.0,) * len(rates)
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        return self._levels
 
     def observe(self, differs: bool) -> bool:
         """Take one audit; True if the alarm goes off."""
-        self.level = max(0.0, self.level + (self._hit if differs else self._miss))
-        return self.level >= self.THRESHOLD
+        pairs = zip(self._levels, self._steps, strict=True)
+        self._levels = tuple(max(0.0, level + steps[differs]) for level, steps in pairs)
+        return max(self._levels) >= self.THRESHOLD

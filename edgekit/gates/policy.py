@@ -101,7 +101,7 @@ class GateSnapshot(msgspec.Struct, kw_only=True):
     certificate: Certificate | None = None
     ref: Reference | None = None
     drift_scores: list[float] = []
-    audit_level: float = 0.0
+    audit_levels: tuple[float, ...] = ()
     scores: list[float] = []
     audits: list[tuple[float, bool]] = []
 
@@ -183,7 +183,7 @@ class Gate:
             certificate=self._certificate,
             ref=drift.ref if drift else None,
             drift_scores=drift.recent if drift else [],
-            audit_level=audit.level if audit else 0.0,
+            audit_levels=audit.levels if audit else (),
             scores=self._scores.arrived,
             audits=list(self._audits),
         )
@@ -201,7 +201,7 @@ class Gate:
         self._drift = DriftAlarm(snapshot.ref, snapshot.drift_scores) if snapshot.ref else None
         self._audit_alarm = None
         if self._certificate is not None:
-            self._audit_alarm = AuditAlarm(self._audit_limit(self._certificate), snapshot.audit_level)
+            self._audit_alarm = AuditAlarm(self._audit_limit(self._certificate), snapshot.audit_levels)
         self._scores = RecentScores(BUDGET_WINDOW, snapshot.scores)
         self._audits.clear()
         self._audits.extend(snapshot.audits)

@@ -60,18 +60,19 @@ def boards(
     *,
     defect_rate: float = 0.25,
     drift_per_board: float = 0.0,
+    drift_from: int = 0,
     severity: tuple[float, float] = (0.15, 1.0),
 ) -> Iterator[Board]:
     """Yield boards for ever. The same plant and seed always give the same boards.
 
-    `drift_per_board` ages lamp and lens: after n boards the light has lost min(0.5, n * drift) of its strength and the
-    blur has grown accordingly. Raises KeyError for an unknown plant.
+    `drift_per_board` ages lamp and lens from board `drift_from` on: n boards later the light has lost a share of
+    min(0.5, n * drift), and blur and noise have grown accordingly. Raises KeyError for an unknown plant.
     """
     look = PLANTS[plant]
     rng = np.random.default_rng([seed, len(plant), *plant.encode()])
     number = 0
     while True:
-        age = min(0.5, number * drift_per_board)
+        age = min(0.5, max(0, number - drift_from) * drift_per_board)
         wear = Wear(dimming=age, blur=2.0 * age, noise=0.03 * age)
         joints = []
         for position in range(JOINTS_PER_BOARD):

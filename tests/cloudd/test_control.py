@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -205,3 +207,23 @@ async def test_a_graceful_stop_says_good_bye(tmp_path: Path) -> None:
             stopping = asyncio.create_task(asyncio.to_thread(own.stop))
             assert await channel.farewell() == ("", 1001)
             assert await stopping == 0
+
+
+async def test_storage_that_fails_ends_the_channel_with_a_sentence(tmp_path: Path) -> None:
+    device = FakeDevice(tmp_path / "device")
+    with Cloud(tmp_path / "cloud") as own:
+        await device.enroll(own, own.invite())
+        async with device.control(own) as channel:
+            await channel.hello()
+            assert isinstance(await channel.receive(), Welcome)
+            with contextlib.closing(sqlite3.connect(own.state / "cloudd.db")) as database:
+                database.execute("ALTER TABLE reports RENAME TO lost")
+            await channel.send(report())
+            assert await channel.farewell() == ("storage", 1013)
+        with contextlib.closing(sqlite3.connect(own.state / "cloudd.db")) as database:
+            database.execute("ALTER TABLE lost RENAME TO reports")
+        async with device.control(own) as channel:  # the daemon is unharmed
+            await channel.hello()
+            assert isinstance(await channel.receive(), Welcome)
+            await channel.send(report())
+            await eventually(own, device, "health", "ok")

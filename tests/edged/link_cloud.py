@@ -53,6 +53,8 @@ FAST = Timing(
     search=1.0,
     renew_retry_base=0.05,
     renew_retry_cap=0.1,
+    fetch_retry_base=0.02,
+    fetch_retry_cap=0.1,
 )
 
 

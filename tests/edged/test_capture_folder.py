@@ -257,6 +257,30 @@ async def test_two_workers_do_not_share_a_folder(tmp_path: Path) -> None:
         await output.close()
 
 
+async def test_a_file_that_cannot_be_moved_is_not_decided_again(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    in_the_way = bench.put("done", "a file where the folder should be")
+    (tmp_path / "elsewhere").mkdir()
+    bench.put("a.jpg", "one")
+    folder, task = bench.start()
+    await asyncio.sleep(2.5)
+    assert any(code == "folder-file:s" for _, code, _ in bench.events)
+    in_the_way.unlink(missing_ok=True)
+    in_the_way.symlink_to(tmp_path / "elsewhere")  # a link would lead out of the folder: not followed
+    await asyncio.sleep(1.5)
+    assert not list((tmp_path / "elsewhere").iterdir())
+    in_the_way.unlink()
+    deadline = time.monotonic() + 5
+    while not (bench.folder / "done/a.jpg").exists() and time.monotonic() < deadline:
+        await asyncio.sleep(0.02)
+    folder.stop()
+    await asyncio.wait_for(task, 5)
+    assert (bench.folder / "done/a.jpg").exists()
+    assert [line["serial"] for line in bench.lines()].count("a") == 1
+    for output in bench.outputs.values():
+        await output.close()
+
+
 _CRASHING = """
 import asyncio, sys
 from pathlib import Path

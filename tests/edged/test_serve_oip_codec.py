@@ -51,6 +51,7 @@ def test_binary_with_id_and_binary_output() -> None:
     request = parse_request(data, length, SIGNATURE)
     assert np.array_equal(request.arrays["input"], DATA)
     assert (request.id, request.outputs) == ("42", [("logits", True)])
+    assert request.arrays["input"].flags.aligned
 
 
 def test_binary_size_may_be_left_out() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import signal
@@ -20,62 +21,9 @@ import aiohttp
 import pytest
 
 from edgekit.messages import Drain
-from tests.support.models import expected_label, make_package, picture
-from tests.support.workers import WorkerProcess, configuration, listening_socket
-
-LABELS = ["dark", "dim", "bright"]
-
-
-def definition(name: str, model: str = "brightness", **rest: Any) -> str:
-    lines = [f'name = "{name}"', f'model = "{model}"']
-    lines += [f"{key} = {json.dumps(value)}" for key, value in rest.items() if key != "outputs"]
-    for path in rest.get("outputs", []):
-        lines += ["[[outputs]]", f'path = "{path}"']
-    return "\n".join(lines)
-
-
-class Plant:
-    """A state directory, packages, a listening socket and the workers started on it."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.state = root / "state"
-        self.listener = listening_socket()
-        self.workers: list[WorkerProcess] = []
-        self.packages: dict[str, Path] = {}
-        self.session = aiohttp.ClientSession()
-
-    def package(self, name: str = "brightness", **options: Any) -> Path:
-        directory = self.root / "models" / name
-        make_package(directory, name, labels=LABELS, **options)
-        self.packages[name] = directory
-        return directory
-
-    async def start(self, *services: str, ready: bool = True, **changes: Any) -> WorkerProcess:
-        worker = await WorkerProcess.start(
-            self.listener, configuration(self.state, list(services), self.packages, **changes)
-        )
-        self.workers.append(worker)
-        if ready:
-            await worker.until_ready()
-        return worker
-
-    def url(self, path: str) -> str:
-        return f"http://127.0.0.1:{self.listener.getsockname()[1]}{path}"
-
-    async def post(self, path: str, data: Any, **headers: str) -> tuple[int, dict[str, Any], Any]:
-        async with self.session.post(self.url(path), data=data, headers=headers) as response:
-            return response.status, await response.json(content_type=None), response.headers
-
-    async def get(self, path: str, method: str = "GET") -> tuple[int, bytes]:
-        async with self.session.request(method, self.url(path)) as response:
-            return response.status, await response.read()
-
-    async def close(self) -> None:
-        await self.session.close()
-        for worker in self.workers:
-            await worker.end()
-        self.listener.close()
+from tests.support.models import expected_label, picture
+from tests.support.plant import LABELS, Plant, definition
+from tests.support.workers import WorkerProcess
 
 
 @pytest.fixture
@@ -165,10 +113,13 @@ async def test_bad_input_is_a_clear_error_and_harms_nothing(plant: Plant) -> Non
     assert (await plant.post(inspect, good, **{"Content-Encoding": "br"}))[0] in (400, 501)
     status, answer, _ = await plant.post(inspect, b"not gzip at all", **{"Content-Encoding": "gzip"})
     assert status == 400, answer
+    bomb = gzip.compress(bytes(200 << 20), 1)
+    assert (await plant.post(inspect, bomb, **{"Content-Encoding": "gzip"}))[0] == 413
     status, answer, _ = await plant.post(inspect, good)
     assert (status, answer["label"]) == (200, "bright")
     report = await worker.until(lambda: (r := worker.service("solder")) and r.inspected == 2 and r)
     assert report.refused == 3
+    assert worker.reports[-1].rss < 400 << 20
 
 
 async def test_other_errors_are_json_too(plant: Plant) -> None:
@@ -257,8 +208,7 @@ async def test_overload_is_shed_at_once_and_the_rest_is_answered(plant: Plant) -
     assert shed
     assert all(int(headers["Retry-After"]) >= 1 for _, headers in shed)
     assert sorted(seconds for seconds, _ in shed)[len(shed) // 2] < max(good)
-    report = await worker.until(lambda: (r := worker.service("solder")) and r.shed == len(shed) and r)
-    assert report.inspected == len(good)
+    await worker.until(lambda: (r := worker.service("solder")) and (r.inspected, r.shed) == (len(good), len(shed)))
 
 
 async def test_work_of_a_client_that_hung_up_is_dropped(plant: Plant) -> None:

@@ -87,16 +87,23 @@ class Bench:
                 await asyncio.sleep(0.02)
 
 
+@contextlib.asynccontextmanager
+async def at_work(bench: Bench) -> AsyncIterator[Bench]:
+    task = asyncio.create_task(bench.runner.run())
+    try:
+        yield bench
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        await bench.runner.stop()
+        bench.listener.close()
+
+
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    bench = Bench(tmp_path)
-    task = asyncio.create_task(bench.runner.run())
-    yield bench
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
-    await bench.runner.stop()
-    bench.listener.close()
+    async with at_work(Bench(tmp_path)) as bench:
+        yield bench
 
 
 async def test_a_change_swaps_to_a_ready_successor_before_the_old_one_drains(bench: Bench) -> None:
@@ -210,19 +217,31 @@ async def test_a_killed_worker_is_replaced_at_once_and_connections_wait(bench: B
 
 
 async def test_a_crash_loop_raises_a_health_item_and_ends_when_the_cause_does(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edged.worker.FIRST_DELAY_S", 0.01)
-    bench.want(a=EXIT)
-    await bench.until(lambda: bench.health.level() == "error")
-    (item,) = bench.health.items()
-    assert item.code == "worker.down"
-    assert "exit status 9" in item.text
-    assert bench.runner.restarts >= 5
-    assert bench.runner.entries["a"].refused_key == "", "an exit status is the worker's trouble, not the definition's"
+    started = Bench(tmp_path)
+    started.want(a=EXIT)
+    async with at_work(started) as bench:
+        await bench.until(lambda: bench.health.level() == "error")
+        (item,) = bench.health.items()
+        assert item.code == "worker.down"
+        assert "exit status 9" in item.text
+        assert bench.runner.restarts >= 5
+        assert bench.runner.entries["a"].refused_key == "", "it is the worker's trouble, not the definition's"
+        assert bench.reports()["a"].state == "loading"
+        bench.want(a=100)
+        assert await bench.runner.settled(20)
+        assert bench.health.level() == "ok"
+
+
+async def test_a_definition_that_ends_only_the_successor_is_refused(bench: Bench) -> None:
     bench.want(a=100)
     assert await bench.runner.settled(20)
-    assert bench.health.level() == "ok"
+    bench.want(b=EXIT)
+    assert await bench.runner.settled(20)
+    assert {n: r.state for n, r in bench.reports().items()} == {"a": "ready", "b": "failed"}
+    assert bench.runner.restarts == 0
 
 
 async def test_a_hanging_load_is_superseded_by_the_next_wish(bench: Bench) -> None:

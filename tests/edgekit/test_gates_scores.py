@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.gates.budget import RecentScores, budget_threshold
-from edgekit.gates.drift import WINDOW, AuditAlarm, DriftAlarm, reference
+from edgekit.gates.drift import WINDOWS, AuditAlarm, DriftAlarm, reference
 from edgekit.gates.scores import hardness, margins
 
 
@@ -60,7 +60,7 @@ def test_the_drift_alarm_hears_both_directions() -> None:
         alarm = DriftAlarm(ref)
         heard = [alarm.observe(float(s)) for s in changed]
         assert any(heard)
-        assert heard.index(True) >= WINDOW - 1  # never before the window is full
+        assert heard.index(True) >= WINDOWS[0] - 1  # never before the window is full
 
 
 def test_a_model_that_is_always_equally_sure_raises_no_alarm() -> None:
@@ -71,12 +71,12 @@ def test_a_model_that_is_always_equally_sure_raises_no_alarm() -> None:
 def test_a_restored_drift_alarm_goes_on_where_it_was() -> None:
     rng = np.random.default_rng(7)
     ref = reference(rng.random(500).tolist())
-    stream = [float(s) for s in rng.random(100) ** 0.3] * 3
+    stream = [float(s) for s in rng.random(100) ** 0.9] * 15
     whole, first = DriftAlarm(ref), DriftAlarm(ref)
     expected = [whole.observe(s) for s in stream]
-    [first.observe(s) for s in stream[:120]]
+    [first.observe(s) for s in stream[:700]]
     second = DriftAlarm(ref, first.recent)
-    assert [second.observe(s) for s in stream[120:]] == expected[120:]
+    assert [second.observe(s) for s in stream[700:]] == expected[700:]
 
 
 def test_good_audits_buy_no_credit() -> None:
@@ -96,3 +96,14 @@ def test_the_audit_alarm_is_rare_at_the_limit_and_quick_beyond() -> None:
 
     assert np.mean([audits_until_alarm(0.03, 2000) == 2000 for _ in range(40)]) > 0.5
     assert np.median([audits_until_alarm(0.2, 2000) for _ in range(40)]) < 60
+    assert np.median([audits_until_alarm(0.6, 2000) for _ in range(40)]) < 10
+
+
+def test_the_long_window_hears_a_change_that_the_short_one_cannot() -> None:
+    rng = np.random.default_rng(9)
+    ref = reference(rng.beta(1, 3, 1000).tolist())
+    heard = []
+    for _ in range(20):
+        alarm = DriftAlarm(ref)
+        heard.append(next((i for i in range(3000) if alarm.observe(float(rng.beta(1.45, 3)))), 3000))
+    assert max(heard) < 1500

@@ -18,6 +18,7 @@ import aiohttp
 import msgspec
 
 from cloudd.client import AdminClient
+from edgekit.envelope import seal
 from edgekit.identity import (
     IdentityStore,
     JoinToken,
@@ -27,7 +28,17 @@ from edgekit.identity import (
     parse_token,
     pinned_context,
 )
-from edgekit.messages import PROTOCOL, AuthorityInfo, Certificate, EnrollRequest, Hello, Notice, RenewRequest, ToEdge
+from edgekit.messages import (
+    PROTOCOL,
+    AuthorityInfo,
+    Certificate,
+    EnrollRequest,
+    HardSample,
+    Hello,
+    Notice,
+    RenewRequest,
+    ToEdge,
+)
 
 
 class Cloud:
@@ -215,3 +226,8 @@ async def send(method: str, url: str, context: ssl.SSLContext, body: bytes | Non
 def foreign_csr() -> str:
     """A request for a key that is nobody's."""
     return make_csr(generate_key())
+
+
+async def ask(device: FakeDevice, cloud: Cloud, sample: HardSample, picture: bytes) -> Reply:
+    """Upload one hard sample."""
+    return await device.send(cloud, "POST", "/v1/answers", seal(sample, picture))

@@ -120,4 +120,3 @@ class Edged:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait(10)
-
