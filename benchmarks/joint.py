@@ -120,7 +120,6 @@ def _describe(
         "edge_parameters": pair.training["edge"]["parameters"],
         "cloud_parameters": pair.training["cloud"]["parameters"],
         "training_cpu_s": pair.training["edge"]["cpu_s"] + pair.training["cloud"]["cpu_s"],
-        "cached": pair.cached,
         "train_items": len(dataset.train_x),
         "calibration_items": len(calibration),
         "calibration_boards": len({i.board for i in calibration}),

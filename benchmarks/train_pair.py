@@ -6,7 +6,7 @@ Training needs PyTorch, which no daemon needs. It therefore lives in an interpre
     .venv-bench/bin/pip install torch==2.13.0 numpy onnx
 
 EDGED_BENCH_PYTHON names another interpreter. The cache is ~/.cache/edged-bench (EDGED_BENCH_CACHE); its key covers the
-training data, the trainer's source and the options, so a stale model is never used.
+training data, the trainer's source and the options, so a stale model is never used, and a model is trained once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -30,43 +29,55 @@ from edgekit.vision import images
 from edgekit.vision.classification import Classifier
 
 _HERE = Path(__file__).resolve().parent
+_TRAINING = "training.json"
 
-FULL: dict[str, list[dict[str, Any]]] = {
-    "pcb-bare": [
-        {"net": "tiny", "width": 16, "seconds": 100, "epochs": 1000},
+Options = dict[str, Any]
+
+SIDES = ("edge", "cloud")
+
+FULL: dict[str, tuple[Options, Options]] = {
+    "pcb-bare": (
+        {"net": "tiny", "width": 20, "seconds": 150, "epochs": 1000},
         {"net": "residual", "width": 16, "seconds": 240, "epochs": 1000, "rate": 0.002},
-    ],
-    "solder-tht": [
+    ),
+    "solder-tht": (
         {"net": "tiny", "width": 4, "seconds": 20, "epochs": 60},
         {"net": "residual", "width": 12, "seconds": 60, "epochs": 120, "rate": 0.002},
-    ],
+    ),
 }
 """Options of the small and the large model, see `benchmarks.trainer`. Seconds are CPU seconds of one thread."""
 
-QUICK: dict[str, list[dict[str, Any]]] = {
-    name: [{**small, "seconds": 4}, {**large, "seconds": 8, "width": 8}] for name, (small, large) in FULL.items()
+QUICK: dict[str, tuple[Options, Options]] = {
+    name: ({**small, "seconds": 4}, {**large, "seconds": 8, "width": 8}) for name, (small, large) in FULL.items()
 }
 
 
 @dataclass(frozen=True)
 class Pair:
-    """`edge` and `cloud`: sealed packages. `training`: what the trainer said of each, with its options."""
+    """`edge` and `cloud`: sealed packages. `training`: for each of them its options and what the trainer said."""
 
     edge: Package
     cloud: Package
     training: dict[str, Any]
-    cached: bool
 
 
 def pair(dataset: Dataset, *, quick: bool = False) -> Pair:
-    """The two packages of a data set. `quick` prefers a full pair from the cache and else trains for 12 s.
+    """The two packages of a data set. `quick` takes the full ones if they are in the cache, and else trains for 12 s.
 
     Raises SystemExit with a sentence if the training interpreter is missing or training fails.
     """
-    full = _folder(dataset, FULL[dataset.name])
-    if (full / "training.json").is_file() or not quick:
-        return _open_or_train(dataset, full, FULL[dataset.name])
-    return _open_or_train(dataset, _folder(dataset, QUICK[dataset.name]), QUICK[dataset.name])
+    chosen = FULL[dataset.name]
+    if quick and not all(
+        _is_trained(_folder(dataset, side, options)) for side, options in zip(SIDES, chosen, strict=True)
+    ):
+        chosen = QUICK[dataset.name]
+    folders = {side: _folder(dataset, side, options) for side, options in zip(SIDES, chosen, strict=True)}
+    wanted = {side: options for side, options in zip(SIDES, chosen, strict=True) if not _is_trained(folders[side])}
+    if wanted:
+        _train(dataset, folders, wanted)
+    training = {side: json.loads((folder / _TRAINING).read_text("utf-8")) for side, folder in folders.items()}
+    edge, cloud = (open_package(folders[side] / "package") for side in SIDES)
+    return Pair(edge, cloud, training)
 
 
 def bench_python() -> Path:
@@ -80,50 +91,42 @@ def bench_python() -> Path:
     return path
 
 
-def _folder(dataset: Dataset, options: list[dict[str, Any]]) -> Path:
+def _folder(dataset: Dataset, side: str, options: Options) -> Path:
     key = hashlib.sha256((_HERE / "trainer.py").read_bytes())
-    key.update(Path(__file__).read_bytes().split(b"\nFULL: ")[0])
     key.update(dataset.train_x.tobytes() + dataset.train_y.tobytes())
     key.update(json.dumps([dataset.labels, options], sort_keys=True).encode())
     root = Path(os.environ.get("EDGED_BENCH_CACHE") or Path.home() / ".cache" / "edged-bench")
-    return root / f"{dataset.name}-{key.hexdigest()[:16]}"
+    return root / f"{dataset.name}-{side}-{key.hexdigest()[:16]}"
 
 
-def _open_or_train(dataset: Dataset, folder: Path, options: list[dict[str, Any]]) -> Pair:
-    cached = (folder / "training.json").is_file()
-    if not cached:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=".training-", dir=folder.parent))
-        try:
-            _train(dataset, staged, options)
-            staged.rename(folder)
-        except OSError:  # another run was faster; its models are as good
-            if not (folder / "training.json").is_file():
-                raise
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
-    training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    return Pair(open_package(folder / "edge"), open_package(folder / "cloud"), training, cached)
+def _is_trained(folder: Path) -> bool:
+    return (folder / _TRAINING).is_file()
 
 
-def _train(dataset: Dataset, folder: Path, options: list[dict[str, Any]]) -> None:
-    data = folder / "data.npz"
-    np.savez(data, x=dataset.train_x, y=dataset.train_y, classes=len(dataset.labels), rotatable=dataset.rotatable)
-    command = [str(bench_python()), str(_HERE / "trainer.py"), str(data)]
-    for side, wanted in zip(("edge", "cloud"), options, strict=True):
-        (folder / side).mkdir()
-        command += [str(folder / side / "model.onnx"), json.dumps(wanted)]
-    done = subprocess.run(["nice", "-n", "10", *command], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"Training failed ({' '.join(command[:2])}):\n{done.stderr[-2000:]}")
-    data.unlink()
-    told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    for side in ("edge", "cloud"):
-        _package(dataset, folder / side, side)
-    training = {
-        side: {**wanted, **result} for side, wanted, result in zip(("edge", "cloud"), options, told, strict=True)
-    }
-    (folder / "training.json").write_text(json.dumps(training, indent=2), encoding="utf-8")
+def _train(dataset: Dataset, folders: dict[str, Path], wanted: dict[str, Options]) -> None:
+    """Train the wanted sides in one process, package them, and move each into its folder when it is complete."""
+    root = next(iter(folders.values())).parent
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".training-", dir=root) as name:
+        staged = Path(name)
+        data = staged / "data.npz"
+        np.savez(data, x=dataset.train_x, y=dataset.train_y, classes=len(dataset.labels), rotatable=dataset.rotatable)
+        command = ["nice", "-n", "10", str(bench_python()), str(_HERE / "trainer.py"), str(data)]
+        for side, options in wanted.items():
+            (staged / side / "package").mkdir(parents=True)
+            command += [str(staged / side / "package" / "model.onnx"), json.dumps(options)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"Training failed ({' '.join(command[3:5])}):\n{done.stderr[-2000:]}")
+        told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        for (side, options), result in zip(wanted.items(), told, strict=True):
+            _package(dataset, staged / side / "package", side)
+            (staged / side / _TRAINING).write_text(json.dumps({**options, **result}, indent=2), encoding="utf-8")
+            try:
+                (staged / side).rename(folders[side])
+            except OSError:  # another run was faster; its model is as good
+                if not _is_trained(folders[side]):
+                    raise
 
 
 def _package(dataset: Dataset, root: Path, side: str) -> Package:

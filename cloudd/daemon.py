@@ -258,3 +258,6 @@ def _log_to_stderr(verbose: bool) -> None:
     )
     for chatty in ("aiosqlite", "alembic", "asyncio"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("zeroconf").setLevel(
+        logging.ERROR
+    )  # it warns, with a stack trace, of every interface without IPv6

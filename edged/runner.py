@@ -152,10 +152,10 @@ class Runner:
             plan, entries = await self._plan()
             if self.worker is not None and not self.worker.alive:
                 self._bury(self.worker)
-            if self.worker is not None and plan.key == _key(self._accepted):
-                if not (self._retry_failed and self._failed()):
-                    await self._rest(plan)
-                    continue
+            right = self.worker is not None and plan.key == _key(self._accepted)
+            if right and not (self._retry_failed and self._failed()):
+                await self._rest(plan)
+                continue
             if (delay := self._not_before - time.monotonic()) > 0:
                 await self._change_or(delay, *([self.worker.exited] if self.worker is not None else []))
                 continue

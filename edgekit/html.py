@@ -28,7 +28,7 @@ header span,footer,.soft{color:var(--soft)}
 overflow-x:auto}
 .verdict{border-left:6px solid var(--ok);font-size:1.1rem}
 .verdict.warning{border-left-color:var(--warn)}.verdict.error{border-left-color:var(--bad)}
-.grid{display:grid;gap:1rem;grid-template-columns:repeat(auto-fit,minmax(17rem,1fr));align-items:start;margin-bottom:1rem}
+.grid{display:grid;gap:1rem;grid-template-columns:repeat(auto-fit,minmax(15rem,1fr));align-items:start;margin-bottom:1rem}
 .grid>.card{margin:0}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem .9rem;margin:0}
 dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
@@ -36,7 +36,7 @@ table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th{color:var(--soft);font-weight:500;text-align:left}
 th,td{padding:.3rem .7rem .3rem 0;border-bottom:1px solid var(--line);vertical-align:top}
 tr:last-child td{border-bottom:0}
-td.n,th.n{text-align:right}
+td.n,th.n{text-align:right;padding-right:1.4rem}
 .badge{display:inline-block;border-radius:99px;padding:0 .55rem;font-size:.85rem;border:1px solid currentColor;
 white-space:nowrap}
 .ok{color:var(--ok)}.warning{color:var(--warn)}.error{color:var(--bad)}.edge{color:var(--edge)}.cloud{color:var(--cloud)}

@@ -53,13 +53,13 @@ def _decided(edge: int, cloud: int, degraded: int) -> str:
 
 def _totals(state: DashboardState) -> str:
     totals = state.totals
-    agreement = f"{totals.agreed / totals.answered:.1%} agree with the edge" if totals.answered else ""
+    agreement = f", {totals.agreed / totals.answered:.1%} agree with the edge" if totals.answered else ""
     facts = [
         ("devices", f"{count(totals.online)} online of {count(totals.devices)}"),
         ("services", count(totals.services)),
         ("inspected", count(totals.inspected)),
         ("decided at", _decided(totals.decided_edge, totals.decided_cloud, totals.decided_degraded)),
-        ("answered here", f"{count(totals.answered)} {agreement}"),
+        ("answered here", f"{count(totals.answered)}{agreement}"),
         ("waiting on devices", count(totals.spooled)),
     ]
     listing = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts)

@@ -146,12 +146,10 @@ class JsonlOutput:
         for _, future in self._pending:
             if future is not None:
                 self._settle(future, OutputError(f"{self.path} could not be written before the worker ended"))
-        lost = self._dropped + len(self._pending)
-        self._notify(
-            "error",
-            f"output-lost:{self.path}",
-            f"{lost} decisions could not be written to {self.path} and are lost there",
-        )
+        lost = self._dropped + sum(future is None for _, future in self._pending)
+        if lost:
+            text = f"{lost} decisions could not be written to {self.path} and are lost there"
+            self._notify("error", f"output-lost:{self.path}", text)
 
     def _settle(self, future: asyncio.Future[None], error: Exception | None) -> None:
         def settle() -> None:

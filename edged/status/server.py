@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
 import msgspec
+import psutil
 from aiohttp import web
 
 from edged.api import ApiError, Done, Problem, PurgeBody
@@ -54,8 +55,15 @@ def is_loopback(address: Address) -> bool:
 
 
 def allowed_hosts(address: Address, configured: Iterable[str]) -> list[str]:
-    """Names the page may be reached under: loopback, the address it listens on, and what the configuration adds."""
-    return [*LOOPBACK_HOSTS, address.host, *configured]
+    """Names the page may be reached under: loopback, the address it listens on, and what the configuration adds.
+
+    For a page on every address these are the machine's own addresses: a number in the Host header is no name that a
+    hostile DNS server could have turned towards us.
+    """
+    own = [address.host]
+    if address.host in ("0.0.0.0", "::"):  # noqa: S104
+        own = [entry.address.partition("%")[0] for found in psutil.net_if_addrs().values() for entry in found]
+    return [*LOOPBACK_HOSTS, *own, *configured]
 
 
 def build(backend: Backend, token: str, address: Address, hosts: Iterable[str]) -> web.Application:

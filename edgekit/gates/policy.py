@@ -258,8 +258,8 @@ class Gate:
     # --- budget mode ------------------------------------------------------------------------------------------------
 
     def _audit_share(self) -> float:
-        """Audits are paid from the budget, and never take more than a fifth of it."""
-        return min(self.settings.audit_share, self.settings.budget / 5)
+        """Audits are paid from the budget, and take at most a twentieth of it: hard samples are worth more."""
+        return min(self.settings.audit_share, self.settings.budget / 20)
 
     def _hard_share(self) -> float:
         audit = self._audit_share()

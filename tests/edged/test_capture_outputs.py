@@ -165,11 +165,13 @@ async def test_closing_on_a_dead_disk_ends_and_tells_waiters(tmp_path: Path) -> 
     events = Events()
     output = JsonlOutput(blocked / "out.jsonl", events)
     durable = asyncio.create_task(output.write_durably(b"wanted"))
+    output.write(b"not waited for")
     await until(lambda: events)
     await asyncio.wait_for(output.close(), 5)
     with pytest.raises(OutputError):
         await durable
     assert events[-1][1].startswith("output-lost")
+    assert events[-1][2].startswith("1 decisions")
 
 
 def test_tail_reads_whole_lines_only(tmp_path: Path) -> None:

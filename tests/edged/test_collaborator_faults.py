@@ -42,7 +42,8 @@ async def test_a_misbehaving_cloud_costs_no_more_than_the_deadline_and_loses_not
             decisions.append(await line.one(HARD, deadline_s=0.3))
             assert time.monotonic() - started < 0.3 + 0.2
         assert all(d.decided == "edge-degraded" and d.label == "ok" and d.reason for d in decisions)
-        assert all(d.spooled for d in decisions), [d.reason for d in decisions]
+        # On a loaded machine the disk may be slower than the time that is kept for it; then the answer says so.
+        assert all(d.spooled or d.reason.endswith("is being stored") for d in decisions), [d.reason for d in decisions]
         assert hub.breaker_state != "closed"
         started = time.monotonic()
         decision = await line.one(HARD, deadline_s=5.0)
@@ -52,7 +53,7 @@ async def test_a_misbehaving_cloud_costs_no_more_than_the_deadline_and_loses_not
         bench.cloud.answered.clear()
         bench.cloud.mode = "answer"
         wanted = {d.sample_id for d in [*decisions, decision]}
-        await until(lambda: hub.spool_report().items == 0)
+        await until(lambda: len(bench.cloud.received) >= len(wanted) and hub.spool_report().items == 0)
     assert Counter(s.sample_id for s in bench.cloud.received if s.late) == Counter(wanted), "each exactly once"
     assert all(bench.cloud.pictures[sample_id].startswith(PICTURE) for sample_id in wanted)
 

@@ -15,9 +15,9 @@ import pytest
 from support.edged import Edged, wait_for
 
 from edged import watchdog as watchdog_module
+from edged.config import Address
 from edged.health import Health
 from edged.sockets import InUse, SocketError, adopt, listen_tcp, lock_state
-from edged.config import Address
 from edged.watchdog import Watchdog
 
 
@@ -155,5 +155,3 @@ async def test_a_full_disk_is_a_health_item_and_no_reason_to_starve(
     health = Health()
     assert await Watchdog(tmp_path / "probe", health)._storage_answers(1.0)
     assert "disk is full" in health.items()[0].text
-
-

@@ -180,7 +180,7 @@ async def test_an_unchanged_desired_state_changes_no_definition(tmp_path: Path) 
     assert changes[1].put == {} and list(changes[1].remove) == []
 
 
-# --- the plan ----------------------------------------------------------------------------------------------------------
+# --- the plan ---------------------------------------------------------------------------------------------------------
 
 PACKAGES = {"m@1": Path("/m1"), "m@2": Path("/m2"), "n@1": Path("/n1")}
 

@@ -132,7 +132,7 @@ def test_a_bad_definition_and_a_bad_model_leave_the_good_ones_running(tmp_path: 
         edged.add_model(package)
         edged.add_model(bad.root)
         assert edged.add_service(definition()).report.state == "ready"
-        with pytest.raises(ApiError, match="dedline_ms.*deadline_ms"):
+        with pytest.raises(ApiError, match=r"dedline_ms.*deadline_ms"):
             edged.add_service(definition().replace("deadline_ms", "dedline_ms"))
         refused = edged.add_service(definition(model="liar"))
         assert refused.refused and refused.last_good

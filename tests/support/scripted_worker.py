@@ -1,6 +1,6 @@
 """A worker process that speaks the supervisor's protocol and misbehaves on demand: the service's deadline says how.
 
-Run as `python scripted_worker.py CONTROL_FD HTTP_FD LOG`. It appends `start PID name:deadline...` and `drain PID` to LOG.
+Run as `python scripted_worker.py CONTROL_FD HTTP_FD LOG`. It appends `start PID name:deadline...`, `drain PID` to LOG.
 """
 
 from __future__ import annotations

@@ -77,15 +77,13 @@ class Template:
             edge.add_model(self.small)
             for text in SERVICES:
                 edge.add_service(text)
-            # The pictures of the warm-up are sent; the first may find the breaker still open and go to the spool.
-            for number in range(_WARM_UP):
-                edge.inspect("solder", tone(number))
-            wait_for(lambda: len(answers(cloud)) == _WARM_UP)
+            decisions = [edge.inspect("solder", tone(number)) for number in range(_WARM_UP)]
+            sent = sum(decision.sent is not None for decision in decisions)
+            # The first may have found the breaker still open and waited in the spool.
+            wait_for(lambda: cloud.status()["totals"]["answered"] == sent)
         finally:
             edge.stop()
             cloud.stop()
-        self.answered = _WARM_UP
-        """Samples of the warm-up, which cloudd has answered."""
 
 
 class Plant:

@@ -141,6 +141,15 @@ must "kill -STOP $pid"
 until_true "[ \$(systemctl show -P MainPID edged) != $pid ] && systemctl is-active edged"
 must "journalctl -q --no-pager -o cat -u edged --grep 'watchdog|Watchdog' | head -3"
 
+title "The spool's key as an encrypted credential; without one the daemon has started with a key file"
+must "ls /var/lib/edged/keys"
+mkdir -p /etc/credstore.encrypted
+must "head -c 32 /dev/urandom | systemd-creds encrypt --with-key=host --name=kek - /etc/credstore.encrypted/edged.kek"
+must "systemctl restart edged"
+must "nsenter -t $(main_pid edged) -m ls -l /run/credentials/edged.service"
+until_true "edged inspect solder $examples/models/solder-small/samples/0.jpg"
+must "edged status | head -1"
+
 title "Stop is orderly and quick"
 must "systemctl stop edged.service"
 must "systemctl show edged -p Result -p ActiveState"

@@ -1,0 +1,123 @@
+"""Both pages in a real Chromium: live numbers, pictures, login and a button, and nothing fetched from elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.options import Options
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+from benchmarks.daemons import Cloud, Edge, Fleet
+from examples.feeds import Item, simulated
+
+MODELS = Path(__file__).resolve().parents[2] / "examples" / "models"
+DEFINITION = (
+    'name = "solder"\nmodel = "solder-small"\ndeadline_ms = 5000\n[hard_samples]\nanswer_model = "solder-large"\n'
+)
+DRIVER, BROWSER = shutil.which("chromedriver"), shutil.which("chromium")
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not (DRIVER and BROWSER), reason="needs Debian's chromium and chromium-driver"),
+]
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cloud, Edge]]:
+    with Fleet(tmp_path_factory.mktemp("p")) as fleet:
+        cloud, edge = fleet.start_cloud(), fleet.start_edge("line-3")
+        for name in ("solder-small", "solder-large"):
+            cloud.add_model(MODELS / name)
+        edge.join(cloud)
+        edge.add_service(DEFINITION)
+        yield cloud, edge
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
+    options = Options()
+    options.binary_location = BROWSER or ""
+    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync",
+                 "disable-background-networking", "disable-component-update", f"user-data-dir={tmp_path}"):  # fmt: skip
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options, Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+def text(browser: webdriver.Chrome, identity: str) -> str:
+    return browser.find_element(By.ID, identity).text
+
+
+def wait_for(browser: webdriver.Chrome, identity: str, expected: str, timeout_s: float = 20.0) -> None:
+    """Without a reload: only the page's own script may bring it."""
+    WebDriverWait(browser, timeout_s, ignored_exceptions=[Exception]).until(
+        lambda driver: expected in text(driver, identity), f"{expected!r} did not appear in #{identity}"
+    )
+
+
+def assert_quiet(browser: webdriver.Chrome, origin: str) -> None:
+    """No error on the console (a policy violation is one) and no request to anywhere else."""
+    assert [line for line in browser.get_log("browser") if line["level"] == "SEVERE"] == []
+    asked = browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
+    assert [url for url in asked if not url.startswith((origin, "data:"))] == []
+
+
+def items(count: int) -> list[Item]:
+    return [item for batch in islice(simulated("north", 21), 1 + count // 12) for item in batch][:count]
+
+
+def test_the_status_page_lives(fleet: tuple[Cloud, Edge], browser: webdriver.Chrome) -> None:
+    _, edge = fleet
+    origin = f"http://{edge.status().addresses.page}"
+    browser.get(f"{origin}/")
+    assert "line-3" in browser.title
+    assert "Everything works." in text(browser, "verdict")
+    assert "connected" in text(browser, "cloud")
+    before = edge.service("solder").report.inspected
+    for item in items(7):
+        edge.inspect("solder", item.data)
+    wait_for(browser, "services", f"cloud {before + 7}")
+    wait_for(browser, "services", "Calibrating")
+    assert_quiet(browser, origin)
+
+
+def test_an_operator_logs_in_and_recalibrates(fleet: tuple[Cloud, Edge], browser: webdriver.Chrome) -> None:
+    _, edge = fleet
+    origin = f"http://{edge.status().addresses.page}"
+    browser.get(f"{origin}/")
+    assert "Recalibrate" not in text(browser, "services")
+    field = browser.find_element(By.NAME, "token")
+    field.send_keys((edge.state_dir / "page-token").read_text().strip())
+    field.submit()
+    wait_for(browser, "services", "Recalibrate")
+    browser.find_element(By.CSS_SELECTOR, "#services form button").click()
+    wait_for(browser, "services", "Calibrating")
+    assert_quiet(browser, origin)
+
+
+def test_the_dashboard_shows_the_hard_samples_with_their_pictures(
+    fleet: tuple[Cloud, Edge], browser: webdriver.Chrome
+) -> None:
+    cloud, edge = fleet
+    for item in items(3):
+        edge.inspect("solder", item.data, {"Edged-Serial": item.serial})
+    browser.get(cloud.dashboard_url)
+    wait_for(browser, "samples", items(3)[-1].serial)
+    wait_for(browser, "devices", "line-3")
+    assert "solder-small@1" in text(browser, "samples")
+    assert "solder-large@1" in text(browser, "samples")
+    WebDriverWait(browser, 10).until(
+        lambda driver: driver.execute_script(
+            "return Array.from(document.querySelectorAll('img.sample')).slice(0, 3).every(i => i.naturalWidth > 0)"
+        )
+    )
+    assert_quiet(browser, cloud.dashboard_url.rstrip("/"))
