@@ -97,7 +97,7 @@ def _prepare(dataset: Dataset, pair: train_pair.Pair, quick: bool) -> tuple[Trut
     calibration = [dataset.calibration[i] for i in rng.permutation(len(dataset.calibration))]
     test = [dataset.test[i] for i in rng.permutation(len(dataset.test))]
     if quick:
-        calibration, test = calibration[:400], test[:400]
+        calibration, test = calibration[:250], test[:250]
     truth = Truth(np.array([i.label for i in test]), _probabilities(pair.edge, test), _probabilities(pair.cloud, test))
     return truth, calibration, test
 

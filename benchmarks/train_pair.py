@@ -41,14 +41,14 @@ FULL: dict[str, tuple[Options, Options]] = {
         {"net": "residual", "width": 16, "seconds": 240, "epochs": 1000, "rate": 0.002},
     ),
     "solder-tht": (
-        {"net": "tiny", "width": 4, "seconds": 20, "epochs": 60},
+        {"net": "tiny", "width": 12, "seconds": 45, "epochs": 200},
         {"net": "residual", "width": 12, "seconds": 60, "epochs": 120, "rate": 0.002},
     ),
 }
 """Options of the small and the large model, see `benchmarks.trainer`. Seconds are CPU seconds of one thread."""
 
 QUICK: dict[str, tuple[Options, Options]] = {
-    name: ({**small, "seconds": 4}, {**large, "seconds": 8, "width": 8}) for name, (small, large) in FULL.items()
+    name: ({**small, "seconds": 3}, {**large, "seconds": 6, "width": 8}) for name, (small, large) in FULL.items()
 }
 
 
@@ -62,7 +62,7 @@ class Pair:
 
 
 def pair(dataset: Dataset, *, quick: bool = False) -> Pair:
-    """The two packages of a data set. `quick` takes the full ones if they are in the cache, and else trains for 12 s.
+    """The two packages of a data set. `quick` takes the full ones if they are in the cache, and else trains for 9 s.
 
     Raises SystemExit with a sentence if the training interpreter is missing or training fails.
     """

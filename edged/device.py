@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from socket import socket
 
@@ -43,6 +42,7 @@ from edgekit.services import ServiceError, dump_service, parse_service
 
 log = logging.getLogger("edged.device")
 
+RESTART_LOOP_S = 5.0
 OBSERVE_S = 5.0
 """How often the services' state is looked at for the health list."""
 
@@ -104,14 +104,11 @@ class Device:
             "follower": self._follower.run,
             "observer": self._observe,
         }
-        self._tasks = [asyncio.create_task(loop(), name=name) for name, loop in loops.items()]
-        for task in self._tasks:
-            task.add_done_callback(_must_not_end)
+        self._tasks = [asyncio.create_task(self._keep_running(name, loop)) for name, loop in loops.items()]
 
     async def stop(self) -> None:
         """Drain the worker, close the link and the database."""
         for task in self._tasks:
-            task.remove_done_callback(_must_not_end)
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._runner.stop()
@@ -151,7 +148,7 @@ class Device:
                 restarts=self._runner.restarts,
                 rss=report.rss if report is not None else 0,
                 breaker=report.breaker if report is not None else "closed",
-                uplink_bytes=report.uplink_bytes if report is not None else 0,
+                uplink_bytes=self._runner.uplink_bytes,
                 swapping=self._runner.swapping,
             ),
             services=self.services(),
@@ -338,6 +335,17 @@ class Device:
         self._runner.send(LinkChanged(link=link))
         self._fetcher.wake()
 
+    async def _keep_running(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
+        """Run one of the device's loops; an error nobody foresaw is shown and costs a few seconds, not the daemon."""
+        while True:
+            try:
+                await loop()
+            except Exception as error:
+                log.exception("The %s met an error that it does not know; it starts again.", name)
+                text = f"The {name} met an unexpected error and was started again: {type(error).__name__}: {error}."
+                self.health.report(f"internal.{name}", "error", f"{text} Please report it with the daemon's log.")
+                await asyncio.sleep(RESTART_LOOP_S)
+
     async def _observe(self) -> None:
         """Turn the services' states into health items."""
         while True:
@@ -376,10 +384,3 @@ class Device:
 
 def _pinned(text: str, ref: str) -> str:
     return dump_service(msgspec.structs.replace(parse_service(text, "stored definition"), model=ref))
-
-
-def _must_not_end(task: asyncio.Task[None]) -> None:
-    """A supervised loop ended by itself: that is a bug, and no daemon is left without it. The manager restarts us."""
-    if not task.cancelled():
-        log.critical("The %s loop ended: %r. edged ends and has to be restarted.", task.get_name(), task.exception())
-        os._exit(70)

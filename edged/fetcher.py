@@ -12,7 +12,7 @@ from typing import Protocol
 from edged.link.errors import SyncError
 from edged.models import ModelStore
 from edgekit.messages import Link
-from edgekit.packages import Package
+from edgekit.packages import Package, find
 
 log = logging.getLogger("edged.fetcher")
 
@@ -82,7 +82,8 @@ class Fetcher:
         """Fetch until cancelled."""
         while True:
             self._wake.clear()
-            missing = self._missing()
+            # The wishes may be older than the newest download: what has come meanwhile is not missing.
+            missing = {ref for ref in self._missing() if find(ref, self._models.installed()) is None}
             self._failures = {ref: failure for ref, failure in self._failures.items() if ref in missing}
             now = time.monotonic()
             due = {ref: self._failures[ref][1] if ref in self._failures else now for ref in sorted(missing)}

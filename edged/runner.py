@@ -21,6 +21,7 @@ import psutil
 from edged.desired import Entry
 from edged.health import Health
 from edged.plan import Choice, Plan, make_plan, proven, unproven
+from edged.tally import Tally
 from edged.worker import RestartPolicy, Worker, describe_exit, worker_command
 from edgekit.faults import crash_point
 from edgekit.messages import Configure, Event, Ready, ServiceReport, ToWorker
@@ -79,7 +80,8 @@ class Runner:
         """Model references that wanted services need and that are not installed."""
         self.entries: dict[str, Entry] = {}
         self._candidate: Worker | None = None
-        self._leaving: asyncio.Task[int] | None = None  # drains the predecessor
+        self._leaving: asyncio.Task[None] | None = None  # drains the predecessor
+        self._tally = Tally()
         self._accepted: dict[str, Choice] = {}  # what the present worker became ready with
         self._planned: dict[str, Choice] = {}  # what it should run by now
         self._held: dict[str, ServiceReport] = {}
@@ -113,11 +115,17 @@ class Runner:
 
     def reports(self) -> list[ServiceReport]:
         """The newest report of every wanted service, by name."""
-        live = {report.name: report for report in self._live_reports()}
+        live = {report.name: self._tally.total(report) for report in self._live_reports()}
         for choice in self._planned.values():
             loading = ServiceReport(name=choice.name, model=choice.ref, state="loading", detail="its model is loading")
             live.setdefault(choice.name, loading)
         return [report for _, report in sorted({**self._held, **live}.items())]
+
+    @property
+    def uplink_bytes(self) -> int:
+        """Bytes sent to cloudd by all workers since the supervisor started."""
+        report = self.worker.report if self.worker is not None else None
+        return self._tally.uplink_bytes + (report.uplink_bytes if report is not None else 0)
 
     def running(self, name: str) -> Choice | None:
         """What runs (or starts) as this service now."""
@@ -166,6 +174,7 @@ class Runner:
         plan = make_plan(entries.values(), self._packages(), self._accepted, self._one_by_one)
         self.entries, self.missing, self._held = entries, plan.missing, plan.held
         self._planned = {choice.name: choice for choice in plan.choices}
+        self._tally.forget(entries)
         self._on_plan()
         return plan, entries
 
@@ -197,8 +206,8 @@ class Runner:
         await self._see_out()  # never three workers at once
         if self.worker is not None and not _fits_beside(self.worker):
             log.info("There is not memory enough for two workers: the present one ends before its successor starts.")
-            await self.worker.drain(DRAIN_S)
-            self.worker = None
+            leaving, self.worker = self.worker, None
+            await self._retire(leaving)
         self.swapping = self.worker is not None
         try:
             configure = self._configure(plan)
@@ -265,9 +274,18 @@ class Runner:
         self._health.clear("worker.down", "The worker is ready again.")
         self._health.clear("worker.successor", "The changed services run now.")
         if old is not None and old is not candidate:
-            self._leaving = asyncio.create_task(old.drain(DRAIN_S))
+            self._leaving = asyncio.create_task(self._retire(old))
         count = len(plan.choices) - len(failed)
         log.info("Worker %d is ready with %d %s.", candidate.pid, count, "service" if count == 1 else "services")
+
+    async def _retire(self, worker: Worker) -> None:
+        """See a worker out and keep what it counted to the last."""
+        await worker.drain(DRAIN_S)
+        self._count(worker)
+
+    def _count(self, worker: Worker) -> None:
+        if worker.report is not None:
+            self._tally.retire(worker.report.services, worker.report.uplink_bytes)
 
     async def _see_out(self) -> None:
         """Wait until the predecessor has ended."""
@@ -298,6 +316,7 @@ class Runner:
 
     def _bury(self, worker: Worker) -> None:
         self.worker = None
+        self._count(worker)
         for code in self._worker_codes:
             self._health.clear(code)
         self._worker_codes.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from edged.status.state import StatusState
+from edgekit.messages import LATENCY_BOUNDS_MS, ServiceReport
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -55,14 +56,13 @@ def render(state: StatusState) -> str:
 def _service_blocks(state: StatusState) -> list[str]:
     reports = [service.report for service in state.services]
     decided: list[Sample] = []
-    latency: list[Sample] = []
+    dropped: list[Sample] = []
     labels: list[Sample] = []
     for report in reports:
         for place, number in (("edge", report.edge), ("cloud", report.cloud), ("edge-degraded", report.degraded)):
             decided.append(({"service": report.name, "decided": place}, number))
-        for quantile, value in (("0.5", report.p50_ms), ("0.99", report.p99_ms)):
-            seconds = None if value is None else value / 1000
-            latency.append(({"service": report.name, "quantile": quantile}, seconds))
+        for why, number in (("unreadable", report.refused), ("overload", report.shed), ("error", report.errors)):
+            dropped.append(({"service": report.name, "why": why}, number))
         labels += [({"service": report.name, "label": label}, number) for label, number in report.labels.items()]
     return [
         _gauge(
@@ -71,6 +71,7 @@ def _service_blocks(state: StatusState) -> list[str]:
             [({"service": report.name, "model": report.model}, float(report.state == "ready")) for report in reports],
         ),
         _counter("edged_decisions_total", "Decisions by the place they were made at.", decided),
+        _counter("edged_undecided_total", "Requests that got no decision, by the reason.", dropped),
         _counter("edged_labels_total", "Decisions by label.", labels),
         _gauge(
             "edged_offload_share",
@@ -82,8 +83,37 @@ def _service_blocks(state: StatusState) -> list[str]:
             "Share of cloud answers that equal the edge's.",
             [({"service": report.name}, report.agreement) for report in reports],
         ),
-        _gauge("edged_latency_seconds", "Time from request to decision, recent quantiles.", latency),
+        _gauge(
+            "edged_queue_length",
+            "Requests that wait now.",
+            [({"service": report.name}, report.waiting) for report in reports],
+        ),
+        _gauge(
+            "edged_last_decision_time_seconds",
+            "When the newest decision was made.",
+            [({"service": report.name}, report.last_at) for report in reports],
+        ),
+        _latency(reports),
     ]
+
+
+def _latency(reports: Iterable[ServiceReport]) -> str:
+    """The one histogram. Its buckets are cumulative here, and plain in the report."""
+    name = "edged_latency_seconds"
+    lines: list[str] = []
+    for report in reports:
+        if not report.latency_counts:
+            continue
+        total = 0
+        bounds = [_number(bound / 1000) for bound in LATENCY_BOUNDS_MS] + ["+Inf"]
+        for bound, number in zip(bounds, report.latency_counts, strict=False):
+            total += number
+            lines.append(f"{name}_bucket{_labels({'service': report.name, 'le': bound})} {total}\n")
+        labels = _labels({"service": report.name})
+        lines.append(f"{name}_sum{labels} {_number(report.latency_sum_ms / 1000)}\n")
+        lines.append(f"{name}_count{labels} {total}\n")
+    text = "Time from request to decision."
+    return f"# HELP {name} {text}\n# TYPE {name} histogram\n{''.join(lines)}" if lines else ""
 
 
 def _info(state: StatusState) -> dict[str, str]:

@@ -40,6 +40,8 @@ def example_state() -> StatusState:
     report = ServiceReport(
         name="solder", model="small@1", state="ready", inspected=12, edge=9, cloud=2, degraded=1,
         offload_share=0.25, agreement=0.5, p50_ms=1.5, p99_ms=3.0, gate="certified", labels={'a"\n\\': 3},
+        refused=4, waiting=2, last_at=190.0, latency_counts=[0, 9, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
+        latency_sum_ms=6000.0,
     )  # fmt: skip
     service = ServiceState(
         name="solder", origin="local", model="small", priority="inline", deadline_ms=300, source="http",
@@ -253,10 +255,15 @@ def test_metrics_are_valid_exposition_format() -> None:
             typed.add(name)
         elif not line.startswith("# HELP "):
             assert sample.fullmatch(line), line
-            assert line.partition("{")[0].partition(" ")[0] in typed
+            name = line.partition("{")[0].partition(" ")[0]
+            assert name in typed or re.sub("_(bucket|sum|count)$", "", name) in typed
     assert 'edged_decisions_total{service="solder",decided="edge"} 9\n' in text
     assert 'edged_labels_total{service="solder",label="a\\"\\n\\\\"} 3\n' in text
-    assert 'edged_latency_seconds{service="solder",quantile="0.99"} 0.003\n' in text
+    assert 'edged_latency_seconds_bucket{service="solder",le="0.002"} 9\n' in text
+    assert 'edged_latency_seconds_bucket{service="solder",le="5"} 11\n' in text
+    assert 'edged_latency_seconds_bucket{service="solder",le="+Inf"} 12\n' in text
+    assert 'edged_latency_seconds_sum{service="solder"} 6\n' in text
+    assert 'edged_undecided_total{service="solder",why="unreadable"} 4\n' in text
     assert "edged_spool_evicted_total 1\n" in text
 
 

@@ -14,7 +14,9 @@ from edged.health import MAX_ITEMS, Health
 from edged.shortpath import short_path
 from edged.sockets import listen_unix
 from edged.status.server import allowed_hosts, is_loopback
+from edged.tally import Tally
 from edged.worker import CRASHES, PEACE_S, SLOW_DELAY_S, RestartPolicy, describe_exit
+from edgekit.messages import ServiceReport
 
 
 def test_everything_has_a_default(tmp_path: Path) -> None:
@@ -164,3 +166,19 @@ def test_who_can_reach_a_page() -> None:
     assert not is_loopback(Address("0.0.0.0", 1)) and not is_loopback(Address("10.0.0.5", 1))
     assert "10.0.0.5" in allowed_hosts(Address("10.0.0.5", 1), [])
     assert "0.0.0.0" not in allowed_hosts(Address("0.0.0.0", 1), []) and "x" in allowed_hosts(Address("::", 1), ["x"])
+
+
+def test_counters_outlive_workers_and_leave_with_their_service() -> None:
+    tally = Tally()
+    first = ServiceReport(name="a", model="m", state="ready", inspected=3, edge=2, cloud=1, labels={"x": 2, "y": 1},
+                          errors=1, latency_counts=[2, 1], latency_sum_ms=3.0, last_at=9.0)  # fmt: skip
+    tally.retire([first], 10)
+    tally.retire([first], 5)
+    now = ServiceReport(name="a", model="m2", state="ready", inspected=1, degraded=1, labels={"z": 1}, p99_ms=4.0)
+    total = tally.total(now)
+    assert (total.inspected, total.edge, total.cloud, total.degraded) == (7, 4, 2, 1)
+    assert total.labels == {"x": 4, "y": 2, "z": 1}
+    assert (total.errors, total.latency_counts, total.latency_sum_ms, total.last_at) == (2, [4, 2], 6.0, 9.0)
+    assert (total.model, total.p99_ms, tally.uplink_bytes) == ("m2", 4.0, 15)
+    tally.forget(["b"])
+    assert tally.total(now) == now
