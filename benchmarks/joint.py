@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,9 +74,11 @@ def main() -> None:
     cases: list[dict[str, Any]] = []
     rules: list[dict[str, Any]] = []
     models: list[dict[str, Any]] = []
-    for name in args.data.split(","):
-        dataset = pictures.load(name)
-        pair = train_pair.pair(dataset, quick=args.quick)
+    datasets = [pictures.load(name) for name in args.data.split(",")]
+    with ThreadPoolExecutor(len(datasets)) as pool:  # one core each; a cached pair costs nothing
+        pairs = list(pool.map(lambda dataset: train_pair.pair(dataset, quick=args.quick), datasets))
+    for dataset, pair in zip(datasets, pairs, strict=True):
+        name = dataset.name
         truth, calibration, test = _prepare(dataset, pair, args.quick)
         models.append({"data": name, **_describe(dataset, pair, truth, calibration, test)})
         print(f"\n{name}: {len(test)} test pictures of {len({i.board for i in test})} boards\n")
@@ -188,13 +191,11 @@ def _case(
 
 def _uplink_bytes(edge: Edge) -> int:
     """Bytes sent to cloudd, once they have come to rest: audits leave in the background, reports come each second."""
-    last, until = -1, time.monotonic() + 20
-    while time.monotonic() < until:
-        now = edge.status().worker.uplink_bytes
-        if now == last:
-            break
-        last = now
-        time.sleep(2.2)
+    last, until = -1, time.monotonic()
+    while (now := edge.status().worker.uplink_bytes) != last or time.monotonic() < until:
+        if now != last:
+            last, until = now, time.monotonic() + 1.3
+        time.sleep(0.1)
     return last
 
 

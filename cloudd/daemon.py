@@ -38,8 +38,7 @@ from cloudd.registry import routes as registry_routes
 from cloudd.storage import Blobs, Rows, StorageError, references
 from cloudd.storage.rows import sqlite_url
 from cloudd.web import Listener, listen_tcp, listen_unix, new_app
-from edgekit import systemd
-from edgekit.atomic import write_file
+from edgekit import atomic, packages, systemd
 from edgekit.identity import Authority, IdentityError
 from edgekit.webguard import LOOPBACK_HOSTS, PageGuard, TryLimiter, new_page_token
 
@@ -58,6 +57,7 @@ def run(settings: Settings, state: Path, *, verbose: bool = False, json_ready: b
     state = state.absolute()
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _only_one(state):
+        atomic.sweep(state, state / "authority")
         try:
             asyncio.run(_until_told(settings, state, _announce_json if json_ready else _announce))
         except (StorageError, IdentityError) as error:
@@ -83,7 +83,9 @@ async def serve(settings: Settings, state: Path, announce: Callable[[About], Non
         stack.push_async_callback(rows.close)
         blobs = await Blobs.open(settings.blobs or str(state / "blobs"))
         await references.sweep(rows, blobs)
-        registry = Registry(rows, blobs, state / "cache" / "models")
+        cache = state / "cache" / "models"
+        await asyncio.to_thread(packages.sweep, cache)
+        registry = Registry(rows, blobs, cache)
         authority = Authority.open(state / "authority", settings.name, time.time())
         fleet, invites = Fleet(rows), Invites(rows, authority.fingerprint)
         hub = ControlHub(fleet, settings.name, settings.heartbeat_s)
@@ -174,7 +176,7 @@ def page_token(state: Path) -> str:
         if len(token) >= 32:
             return token
     token = new_page_token()
-    write_file(path, token.encode() + b"\n", 0o600)
+    atomic.write_file(path, token.encode() + b"\n", 0o600)
     return token
 
 

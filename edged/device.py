@@ -35,7 +35,7 @@ from edged.status.machine import MachineSampler
 from edged.status.state import Addresses, CloudState, ModelState, ServiceState, StatusState, WorkerState
 from edged.status.views import observe_services, service_state
 from edged.store import Database
-from edgekit import VERSION
+from edgekit import VERSION, atomic
 from edgekit.messages import Configure, Link, LinkChanged, PurgeSpool, Recalibrate, Report
 from edgekit.packages import PackageError, find, split_ref
 from edgekit.services import ServiceError, dump_service, parse_service
@@ -90,6 +90,8 @@ class Device:
         if self._database.quarantined is not None:
             text = f"The database was damaged and was moved to {self._database.quarantined}."
             self.health.note("warning", "state.quarantined", f"{text} Services come from their files.")
+        state = self._settings.state_dir
+        atomic.sweep(state, state / "keys", state / "services")
         self._models.open()
         self._take_file_problems(self._desired.open())
         self._desired.forgive(hopeless_only=True)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from pathlib import Path
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)
 
 
 def fsync_dir(path: Path) -> None:
@@ -35,3 +38,14 @@ def write_file(path: Path, data: bytes, mode: int = 0o600) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync_dir(path.parent)
+
+
+def sweep(*directories: Path) -> None:
+    """Remove what a `write_file` that was killed left in these directories (not below them); missing ones are fine.
+
+    Call it at start, before anything writes there. Raises OSError.
+    """
+    for directory in directories:
+        for entry in directory.iterdir() if directory.is_dir() else ():
+            if _TEMPORARY.fullmatch(entry.name):
+                entry.unlink(missing_ok=True)

@@ -90,6 +90,7 @@ class LinkService:
         key can be neither read nor made.
         """
         self._store = IdentityStore(directory / "identity")
+        self._store.sweep()
         self._known_path = directory / "link.json"
         self._known = known.load(self._known_path)
         self._configured = cloud_url(url) if url else ""

@@ -18,7 +18,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from edgekit.atomic import fsync_dir, write_file
+from edgekit.atomic import fsync_dir, sweep, write_file
 from edgekit.faults import crash_point
 from edgekit.identity.authority import device_id_of, issued_by, parse_certificate
 from edgekit.identity.device_id import device_id
@@ -99,6 +99,15 @@ class IdentityStore:
             return _read(link.resolve(strict=True))
         except (OSError, IdentityError) as error:
             raise IdentityError(f"the stored identity is damaged ({error}); join again with a new token") from error
+
+    def sweep(self) -> None:
+        """Remove what a power cut left half-written. Call it at start, before anything else writes. Raises OSError."""
+        sweep(self.directory)
+        for entry in self.directory.glob(f"{_TEMPORARY}*"):
+            if entry.is_symlink():
+                entry.unlink()
+            else:
+                shutil.rmtree(entry, ignore_errors=True)
 
     def install(self, certificate_pem: str, authority_pem: str) -> Identity:
         """Make this certificate the current one, durably; the certificate must be for the device key.

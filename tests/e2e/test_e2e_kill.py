@@ -22,7 +22,6 @@ import psutil
 import pytest
 
 from benchmarks.daemons import REPOSITORY
-from edgekit.identity import JoinToken
 from tests.support.edged import wait_for
 from tests.support.models import make_package, picture
 from tests.support.stage import (
@@ -34,7 +33,6 @@ from tests.support.stage import (
     assert_whole,
     died,
     gone,
-    raw_exchange,
     wait_for_api,
 )
 
@@ -54,7 +52,7 @@ def device_dies_joining(template: Template, point: str) -> None:
         plant.edge.start(wait=False)
         wait_for_api(plant.edge)
         lost = plant.edge.command("join", token, "--url", plant.cloud.url)
-        assert lost.returncode == 3 and lost.stderr.startswith("edged: edged went away"), lost
+        assert lost.returncode == 3 and lost.stderr.startswith("edged: edged "), lost
         died(plant.edge)
         plant.edge.environ[CRASH] = ""
         plant.edge.start(wait=False)
@@ -191,7 +189,7 @@ def worker_dies_spooling(template: Template, point: str) -> None:
 
 
 def worker_dies_delivering(template: Template, point: str) -> None:
-    """The worker dies after every second delivery, between cloudd's answer and the end of the sample's removal."""
+    """The worker dies at every second delivery, between cloudd's answer and the end of the sample's removal."""
     with Plant(template) as plant:
         plant.cloud.start()
         url = plant.cloud.url
@@ -217,27 +215,26 @@ def check_delivered(plant: Plant, wanted: set[str]) -> None:
 
 
 def worker_dies_over_a_folder(template: Template, point: str) -> None:
-    """Each worker manages one file and dies at the second: every file is decided, written and moved once."""
+    """The worker dies at its second file, then the power fails: every file is decided, written and moved once."""
     with Plant(template) as plant:
         folder, output = plant.place / "in", plant.place / "decisions.jsonl"
         folder.mkdir()
-        for number in range(5):
+        for number in range(6):
             (folder / f"board-{number}.png").write_bytes(picture(EASY, seed=number))
         plant.edge.environ[CRASH] = f"{point}:2"
-        plant.cloud.start()
-        plant.start_edge(plant.cloud.url, wait_for_link=False)
+        plant.start_edge("https://127.0.0.1:1", wait_for_link=False)
         text = f'name = "watch"\nmodel = "small"\n[source]\nkind = "folder"\npath = "{folder}"\n'
         text += f'[[outputs]]\npath = "{output}"\n'
-        added = plant.place / "watch.toml"
-        added.write_text(text)
-        plant.edge.command("services", "add", str(added))
-        done = folder / "done"
-        plant.edge.wait_for(lambda: len(list(done.glob("*.png"))) == 5, "to work through the folder", 60.0)
-        assert plant.edge.status().worker.restarts >= 1
+        definition = plant.place / "watch.toml"
+        definition.write_text(text)
+        plant.edge.command("services", "add", str(definition))
+        plant.edge.wait_for(lambda: plant.edge.status().worker.restarts > 0, "to lose its worker")
         plant.kill_edge()
+        assert len(list((folder / "done").glob("*.png"))) < 6
         plant.restart_edge(**{CRASH: ""})
+        plant.edge.wait_for(lambda: len(list((folder / "done").glob("*.png"))) == 6, "to work through the folder")
         lines = [json.loads(line) for line in output.read_text().splitlines()]
-        assert sorted(line["serial"] for line in lines) == [f"board-{number}" for number in range(5)]
+        assert sorted(line["serial"] for line in lines) == [f"board-{number}" for number in range(6)]
         assert not list(folder.glob("*.png"))
         assert_whole(plant.edge)
 
@@ -259,7 +256,6 @@ def cloudd_dies_keeping_an_answer(template: Template, point: str) -> None:
         plant.start()
         decisions = [plant.send() for _ in range(4)]
         died(plant.cloud)
-        assert [decision.decided for decision in decisions][0] == "cloud"
         assert all(decision.spooled for decision in decisions if decision.decided != "cloud")
         plant.cloud.environ[CRASH] = ""
         plant.cloud.start()
@@ -281,6 +277,7 @@ SCENARIOS: dict[str, Callable[[Template, str], None]] = {
     # its worker
     "spool.written": worker_dies_spooling,
     "spool.indexed": worker_dies_spooling,
+    "spool.answered": worker_dies_delivering,
     "spool.delivered": worker_dies_delivering,
     "spool.removed": worker_dies_delivering,
     "folder.decided": worker_dies_over_a_folder,
@@ -343,7 +340,7 @@ class Hammer(threading.Thread):
         self._address = (host, int(port))
         self._ending = threading.Event()
         body = picture(EASY)
-        head = f"POST /v1/services/solder/inspect HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        head = "POST /v1/services/solder/inspect HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
         self._request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
         self.answered = self.lost = 0
         self.slowest_s = 0.0

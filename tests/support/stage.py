@@ -14,6 +14,7 @@ import shutil
 import socket
 import sqlite3
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,9 +24,10 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from benchmarks.daemons import Cloud, DaemonError, Edge
+from benchmarks.daemons import Cloud, Edge
 from benchmarks.faulty_link import FaultyLink
 from edged.client import NotRunning
+from edged.collab.spool_view import SpooledSample
 from edgekit.messages import Decision
 from edgekit.packages import open_package
 from tests.support.edged import wait_for
@@ -188,13 +190,13 @@ class Plant:
         """How often each sample id is among cloudd's answers, as `cloudd answers list --json` prints them."""
         return answers(self.cloud)
 
-    def spool_items(self) -> int:
-        spool = self.edge.status().spool
-        return -1 if spool is None else spool.items
+    def spooled(self) -> list[str]:
+        """Ids of the samples that wait in the spool now; the status is up to a second old."""
+        return [sample.id for sample in self.edge.client.get("/spool?limit=100000", list[SpooledSample])]
 
     def wait_drained(self, timeout_s: float = 90.0) -> None:
         """Until nothing waits in the spool."""
-        self.edge.wait_for(lambda: self.spool_items() == 0, "to empty its spool", timeout_s, 0.1)
+        self.edge.wait_for(lambda: not self.spooled(), "to empty its spool", timeout_s, 0.1)
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
@@ -233,11 +235,20 @@ def answers(cloud: Cloud) -> Counter[str]:
 
 def gone(processes: list[psutil.Process]) -> None:
     """Fail (and end them) unless these processes end by themselves in time."""
-    _, alive = psutil.wait_procs(processes, _GONE_S)
-    alive = [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+    until = time.monotonic() + _GONE_S
+    while (alive := [process for process in processes if _runs(process)]) and time.monotonic() < until:
+        time.sleep(0.01)
     for process in alive:
         process.kill()
     assert not alive, f"these processes outlived their daemon: {alive}"
+
+
+def _runs(process: psutil.Process) -> bool:
+    """A zombie does not: nobody has to have asked for its exit status yet."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def died(daemon: Cloud | Edge, timeout_s: float = 60.0) -> None:
@@ -327,15 +338,3 @@ def raw_exchange(address: str, data: bytes, timeout_s: float = 10.0) -> bytes:
         except ConnectionResetError:
             pass  # the server closed while we still had something to say
         return bytes(reply)
-
-
-def retried(action: Any, timeout_s: float = 30.0) -> Any:
-    """The result of `action` once it no longer raises DaemonError or NotRunning."""
-
-    def attempt() -> Any:
-        try:
-            return (action(),)
-        except (DaemonError, NotRunning):
-            return None
-
-    return wait_for(attempt, timeout_s)[0]
