@@ -34,6 +34,9 @@ from edgekit.vision.classification import Classifier
 RISK = {"pcb-bare": 0.03, "solder-tht": 0.02}
 BUDGET = {"pcb-bare": 0.3, "solder-tht": 0.1}
 CONFIDENCE = 0.9
+MODES = ("budget", "risk")
+
+Row = dict[str, Any]
 
 SERVICE = """
 name = "{name}"
@@ -71,28 +74,34 @@ def main() -> None:
     parser = report.arguments("Joint inference of edged and cloudd on real pictures.")
     parser.add_argument("--data", default="solder-tht,pcb-bare", help="data sets, separated by commas")
     args = parser.parse_args()
-    cases: list[dict[str, Any]] = []
-    rules: list[dict[str, Any]] = []
-    models: list[dict[str, Any]] = []
-    datasets = [pictures.load(name) for name in args.data.split(",")]
-    with ThreadPoolExecutor(len(datasets)) as pool:  # one core each; a cached pair costs nothing
-        pairs = list(pool.map(lambda dataset: train_pair.pair(dataset, quick=args.quick), datasets))
-    for dataset, pair in zip(datasets, pairs, strict=True):
-        name = dataset.name
-        truth, calibration, test = _prepare(dataset, pair, args.quick)
-        models.append({"data": name, **_describe(dataset, pair, truth, calibration, test)})
-        print(f"\n{name}: {len(test)} test pictures of {len({i.board for i in test})} boards\n")
-        with tempfile.TemporaryDirectory(prefix="edj-") as folder, Fleet(Path(folder)) as fleet:
-            measured = [
-                _case(edge, dataset, pair, mode, truth, calibration, test) for edge, mode in _start(fleet, pair)
-            ]
-        cases += measured
-        compared = _compare(dataset, truth)
-        rules += compared
-        print(report.transposed([_rounded(case) for case in measured], "case"))
+    names = args.data.split(",")
+    # One after the other, so that latencies are those of an unhurried machine; in a hurry side by side.
+    with ThreadPoolExecutor(len(names) if args.quick else 1) as pool:
+        results = list(pool.map(lambda name: _measure(name, args.quick), names))
+    for model, cases, rules in results:
+        print(
+            f"\n{model['data']}: {model['test_items']} test pictures of {model['test_boards']} boards, "
+            f"gap between cloud and edge {model['gap_points']:.1f} points\n"
+        )
+        print(report.transposed([_rounded(case) for case in cases], "case"))
         print()
-        print(report.table(compared, ["rule", "offload_share", "accuracy", "share_of_cloud_accuracy", "risk"]))
-    report.write_json(args.json, "joint", {"cases": cases, "rules": rules, "models": models}, quick=args.quick)
+        print(report.table(rules, ["rule", "offload_share", "accuracy", "share_of_cloud_accuracy", "risk"]))
+    figures = {
+        "cases": [case for _, cases, _ in results for case in cases],
+        "rules": [rule for _, _, rules in results for rule in rules],
+        "models": [model for model, _, _ in results],
+    }
+    report.write_json(args.json, "joint", figures, quick=args.quick)
+
+
+def _measure(name: str, quick: bool) -> tuple[Row, list[Row], list[Row]]:
+    """The models' row, a row for each case, and a row for each rule of one data set."""
+    dataset = pictures.load(name)
+    pair = train_pair.pair(dataset, quick=quick)
+    truth, calibration, test = _prepare(dataset, pair, quick)
+    with tempfile.TemporaryDirectory(prefix="edj-") as folder, Fleet(Path(folder)) as fleet:
+        cases = [_case(edge, dataset, pair, mode, truth, calibration, test) for edge, mode in _start(fleet, pair)]
+    return {"data": name, **_describe(dataset, pair, truth, calibration, test)}, cases, _compare(dataset, truth)
 
 
 def _prepare(dataset: Dataset, pair: train_pair.Pair, quick: bool) -> tuple[Truth, list[Item], list[Item]]:
@@ -100,7 +109,7 @@ def _prepare(dataset: Dataset, pair: train_pair.Pair, quick: bool) -> tuple[Trut
     calibration = [dataset.calibration[i] for i in rng.permutation(len(dataset.calibration))]
     test = [dataset.test[i] for i in rng.permutation(len(dataset.test))]
     if quick:
-        calibration, test = calibration[:250], test[:250]
+        calibration, test = calibration[:150], test[:150]
     truth = Truth(np.array([i.label for i in test]), _probabilities(pair.edge, test), _probabilities(pair.cloud, test))
     return truth, calibration, test
 
@@ -113,9 +122,7 @@ def _probabilities(package: Package, items: list[Item]) -> NDArray[np.float32]:
         classifier.close()
 
 
-def _describe(
-    dataset: Dataset, pair: train_pair.Pair, truth: Truth, calibration: list[Item], test: list[Item]
-) -> dict[str, Any]:
+def _describe(dataset: Dataset, pair: train_pair.Pair, truth: Truth, calibration: list[Item], test: list[Item]) -> Row:
     """The models, the splits, and the gap that sets how much has to be offloaded."""
     edge, cloud = _accuracy(truth.edge_label, truth), _accuracy(truth.cloud_label, truth)
     return {
@@ -136,13 +143,12 @@ def _start(fleet: Fleet, pair: train_pair.Pair) -> list[tuple[Edge, str]]:
     """A cloudd with the large model, and a joined edged with the small one for each mode."""
     cloud = fleet.start_cloud(flags=["--heartbeat", "1"])
     cloud.add_model(pair.cloud.root)
-    started = []
-    for mode in ("budget", "risk"):
-        edge = fleet.start_edge(mode)
+    with ThreadPoolExecutor(len(MODES)) as pool:
+        edges = list(pool.map(fleet.start_edge, MODES))
+    for edge in edges:
         edge.join(cloud)
         edge.add_model(pair.edge.root)
-        started.append((edge, mode))
-    return started
+    return list(zip(edges, MODES, strict=True))
 
 
 def _case(
@@ -153,7 +159,7 @@ def _case(
     truth: Truth,
     calibration: list[Item],
     test: list[Item],
-) -> dict[str, Any]:
+) -> Row:
     name = f"{dataset.name}-{mode}"
     edge.add_service(
         SERVICE.format(
@@ -201,7 +207,7 @@ def _uplink_bytes(edge: Edge) -> int:
 
 def _figures(
     dataset: Dataset, mode: str, truth: Truth, decisions: list[Decision], latencies_ms: NDArray[np.float64]
-) -> dict[str, Any]:
+) -> Row:
     index = {label: i for i, label in enumerate(dataset.labels)}
     joint = np.array([index[d.label] for d in decisions])
     edge = np.array([index[d.edge.label] for d in decisions])
@@ -213,7 +219,7 @@ def _figures(
         raise SystemExit(f"cloudd answered {len(wrong)} pictures otherwise than its model does here: {wrong[0]}")
     n, differing = len(decisions), int((local & (edge != cloud)).sum())
     quiet = latencies_ms[~sent] if (~sent).any() else np.array([np.nan])
-    figures: dict[str, Any] = {
+    figures: Row = {
         "edge_accuracy": _accuracy(edge, truth),
         "cloud_accuracy": _accuracy(cloud, truth),
         "joint_accuracy": _accuracy(joint, truth),
@@ -248,7 +254,7 @@ def _defects(answers: NDArray[Any], truth: Truth, defect: int) -> dict[str, floa
     return {"recall": float(recall), "f1": float(f1), "escape": float(1 - recall), "overkill": float(overkill)}
 
 
-def _compare(dataset: Dataset, truth: Truth) -> list[dict[str, Any]]:
+def _compare(dataset: Dataset, truth: Truth) -> list[Row]:
     """Sedna's rules, the margin at fixed shares, and the smallest share with 99 % of the cloud's accuracy."""
     hardness = 1 - margins(truth.edge)
     order = np.argsort(-hardness, kind="stable")
@@ -267,9 +273,9 @@ def _compare(dataset: Dataset, truth: Truth) -> list[dict[str, Any]]:
     return rows
 
 
-def _rule(dataset: Dataset, name: str, hard: NDArray[np.bool_], truth: Truth) -> dict[str, Any]:
+def _rule(dataset: Dataset, name: str, hard: NDArray[np.bool_], truth: Truth) -> Row:
     joint = np.where(hard, truth.cloud_label, truth.edge_label)
-    row: dict[str, Any] = {
+    row: Row = {
         "data": dataset.name,
         "rule": name,
         "offload_share": float(hard.mean()),
@@ -282,7 +288,7 @@ def _rule(dataset: Dataset, name: str, hard: NDArray[np.bool_], truth: Truth) ->
     return row
 
 
-def _rounded(case: dict[str, Any]) -> dict[str, Any]:
+def _rounded(case: Row) -> Row:
     """For the table: the sentences of the gate are long and stand in the JSON."""
     return {key: value for key, value in case.items() if key not in ("calibrated", "gate")}
 

@@ -28,7 +28,8 @@ class Options:
     net: str  # tiny (edge) or residual (cloud)
     width: int
     seconds: float  # training ends after so many seconds of CPU time ...
-    epochs: int  # ... or after so many passes, whichever comes first
+    epochs: int  # ... or after so many passes ...
+    wall: float = 1e9  # ... or after so many seconds on the wall, whichever comes first
     stem: int = 2  # stride of the first layer
     rate: float = 3e-3
     smoothing: float = 0.05
@@ -118,13 +119,14 @@ def fit(model: nn.Module, x: Tensor, y: Tensor, classes: int, rotatable: bool, o
     frequency = torch.bincount(y, minlength=classes).float().clamp(min=1)
     weight = frequency.rsqrt() / frequency.rsqrt().mean()
     optimiser = torch.optim.AdamW(model.parameters(), options.rate, weight_decay=0.02)
-    size, began = min(64, len(x)), time.process_time()
+    size, began, wall = min(64, len(x)), time.process_time(), time.monotonic()
     total, step, loss = options.epochs * max(1, len(x) // size), 0, torch.zeros(())
     model.train()
     while True:
         order = torch.randperm(len(x), generator=generator)
         for start in range(0, len(x) - size + 1, size):
-            progress = max(step / total, (time.process_time() - began) / options.seconds)
+            spent = (time.process_time() - began) / options.seconds, (time.monotonic() - wall) / options.wall
+            progress = max(step / total, *spent)
             if progress >= 1:
                 return {"steps": step, "epochs": round(step * size / len(x), 1), "loss": round(float(loss), 4)}
             rise = min(1.0, progress / 0.15)

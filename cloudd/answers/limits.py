@@ -8,3 +8,5 @@ MAX_THUMBNAIL = 1 << 20
 """Bytes of a thumbnail; a JPEG of its size takes 20 KiB."""
 THUMBNAIL_SIDE = 240
 """Pixels of its longer side."""
+KEEP_MODELS = 2
+"""Models that a worker holds in memory; the one used longest ago makes room for another."""

@@ -150,10 +150,13 @@ class AnswerPool:
                 try:
                     await self._work(slot, question)
                     pause = 0.0
-                except (WorkerDied, OSError) as error:
-                    self._live.pop(slot, None)
+                except Exception as error:  # whatever it is, the next question finds a keeper
+                    worker = self._live.pop(slot, None)
+                    if worker is not None:
+                        await worker.end()
                     self.restarts += 1
-                    log.warning("%s; starting another", error)
+                    bug = not isinstance(error, (WorkerDied, OSError))
+                    log.warning("%s; starting another", error, exc_info=bug)
                     pause = min(_LONGEST_PAUSE_S, pause * 2 or _FIRST_PAUSE_S)
                     _fail(question, Busy("the answer worker failed on this sample; try again", pause + 1.0))
                     await asyncio.sleep(pause)
@@ -176,7 +179,7 @@ class AnswerPool:
         if worker is None:
             settings = self.settings
             worker = self._live[slot] = await Worker.start(self._empty, settings.memory, settings.threads)
-        if question.directory not in worker.loaded and not await self._load(worker, question):
+        if not worker.holds(question.directory) and not await self._load(worker, question):
             return
         if question.result.done():
             return

@@ -8,17 +8,20 @@ import itertools
 import os
 import socket
 import sys
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
 import cloudd
-from cloudd.answers.limits import MAX_THUMBNAIL
+from cloudd.answers.limits import KEEP_MODELS, MAX_THUMBNAIL
 from edgekit.envelope import EnvelopeError, FrameReader, seal
 from edgekit.messages import AskModel, ModelAnswer
 
 _END_S = 2.0
+# What a worker that ended, or that a hostile picture took over, makes us see.
+_NONSENSE = (ConnectionError, EOFError, EnvelopeError, msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 # What a worker may inherit. Secrets in cloudd's environment (database and store credentials) are none of its business.
 _INHERITED = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "EDGED_CRASH_AT")
 
@@ -36,7 +39,7 @@ class Worker:
         self._process, self._reader, self._writer = process, reader, writer
         self._frames = FrameReader(MAX_THUMBNAIL)
         self._tickets = itertools.count(1)
-        self.loaded: set[str] = set()  # package directories that it has loaded once, so they are not what kills it
+        self._loaded: OrderedDict[str, None] = OrderedDict()  # package directories, the one used last at the end
 
     @property
     def pid(self) -> int:
@@ -47,6 +50,10 @@ class Worker:
     def ended(self) -> bool:
         """It is gone, or going: killed from outside, or by the kernel when memory ran out."""
         return self._process.returncode is not None or self._reader.at_eof()
+
+    def holds(self, directory: str) -> bool:
+        """It has this model in memory, so a question takes no time to load it, and loading it is not what kills it."""
+        return directory in self._loaded
 
     @classmethod
     async def start(cls, empty: Path, memory: int, threads: int) -> Worker:
@@ -88,14 +95,13 @@ class Worker:
         except TimeoutError:
             await self.end()
             raise WorkerDied(f"the answer worker did not answer within {timeout:.0f} seconds") from None
-        except (ConnectionError, EnvelopeError, msgspec.DecodeError, EOFError) as error:
+        except _NONSENSE as error:
             code = await self.end()
             raise WorkerDied(f"the answer worker ended ({_ending(code)})") from error
         except BaseException:
             await self.end()
             raise
-        if not answer.error:
-            self.loaded.add(directory)
+        self._note(directory, answer)
         return answer, thumbnail
 
     async def end(self) -> int:
@@ -108,6 +114,16 @@ class Worker:
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
         return await self._process.wait()
+
+    def _note(self, directory: str, answer: ModelAnswer) -> None:
+        """Follow what the worker holds, by its own rule."""
+        if answer.error and directory not in self._loaded:  # not loaded, and something may have made room for it
+            self._loaded.clear()
+            return
+        self._loaded[directory] = None
+        self._loaded.move_to_end(directory)
+        while len(self._loaded) > KEEP_MODELS:
+            self._loaded.popitem(last=False)
 
     async def _receive(self) -> tuple[ModelAnswer, bytes]:
         while data := await self._reader.read(1 << 18):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from cloudd.answers.limits import MAX_PICTURE, THUMBNAIL_SIDE
+from cloudd.answers.limits import KEEP_MODELS, MAX_PICTURE, THUMBNAIL_SIDE
 from edgekit.envelope import FrameReader, seal
 from edgekit.faults import crash_point
 from edgekit.messages import AskModel, ModelAnswer, Verdict
@@ -18,7 +18,6 @@ from edgekit.runtimes import ModelError, SessionOptions
 from edgekit.vision.classification import Classifier
 from edgekit.vision.images import ImageError, decode, thumbnail
 
-_KEEP_MODELS = 2
 _MAX_ERROR = 500
 
 
@@ -44,7 +43,7 @@ class _Models:
         """Raises PackageError or ModelError."""
         model = self._loaded.get(directory)
         if model is None:
-            while len(self._loaded) >= _KEEP_MODELS:
+            while len(self._loaded) >= KEEP_MODELS:
                 self._loaded.popitem(last=False)[1].close()
             model = Classifier.load(open_package(Path(directory)), self._options)
             model.prove()

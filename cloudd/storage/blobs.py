@@ -162,6 +162,8 @@ class Blobs:
     async def sweep(self) -> None:
         """Remove uploads that never ended. Call it before the first `put`."""
         with _explained("listed"):
+            if self._directory is not None:
+                await asyncio.to_thread(_remove_staged, self._directory)
             async for batch in obstore.list(self._store, prefix=_INCOMING):
                 await obstore.delete_async(self._store, [entry["path"] for entry in batch])
 
@@ -214,6 +216,12 @@ def _explained(done: str, sha256: str = "") -> Iterator[None]:
 
 def _prepare(directory: Path) -> None:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _remove_staged(directory: Path) -> None:
+    """A local store writes NAME#1 and renames it. A kill in between leaves that file, which the store never lists."""
+    for path in directory.glob("*/*#*"):
+        path.unlink(missing_ok=True)
 
 
 def _fsync(*paths: Path) -> None:

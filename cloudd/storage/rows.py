@@ -132,6 +132,12 @@ def _prepare_sqlite(engine: AsyncEngine) -> None:
         write = connection.get_execution_options().get("cloudd_write", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
+    @event.listens_for(engine.sync_engine, "invalidate")
+    def invalidate(connection: Any, _record: object, _error: BaseException | None) -> None:
+        # A task was cancelled in the middle of a statement. SQLAlchemy only closes the connection, and SQLite keeps a
+        # closed connection's transaction, with its lock, until the last cursor is garbage.
+        connection.rollback()
+
 
 def _shown(url: str) -> str:
     """A database URL without its password."""

@@ -102,8 +102,6 @@ class Collaboration:
         """Open spool and record, and begin to deliver. A disk that does not play along is a health event, no error."""
         await self._depot.open()
         self._tasks = [asyncio.create_task(self.drain.run()), asyncio.create_task(self._upkeep())]
-        for task in self._tasks:
-            task.add_done_callback(_say_if_it_broke)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -140,6 +138,7 @@ class Collaboration:
             self.breaker.link_down()
         elif not was.up or (was.url, was.generation) != (link.url, link.generation):
             self.breaker.link_up()
+            self.drain.link_is_new()
         self.drain.wake()
 
     async def purge(self, service: str = "") -> int:
@@ -222,15 +221,20 @@ class Collaboration:
         due = self._clock() + UPKEEP_EVERY_S
         while True:
             await asyncio.sleep(SAVE_EVERY_S)
-            for collaborator in list(self._services.values()):
-                await collaborator.keeper.save()
-            if self._clock() < due or not await self._depot.open():
-                continue
-            due = self._clock() + UPKEEP_EVERY_S
-            await self._depot.run(Spool.maintain)
-            for name, collaborator in list(self._services.items()):
-                days = collaborator.service.retention.spool_days
-                await self._depot.run(lambda spool, name=name, days=days: spool.expire(name, days))  # type: ignore[misc]
+            try:
+                for collaborator in list(self._services.values()):
+                    await collaborator.keeper.save()
+                if self._clock() >= due and await self._depot.open():
+                    due = self._clock() + UPKEEP_EVERY_S
+                    await self._maintain()
+            except Exception:  # a fault of ours must not end the upkeep for good
+                log.exception("The upkeep of the spool failed in a way it should not")
+
+    async def _maintain(self) -> None:
+        await self._depot.run(Spool.maintain)
+        for name, collaborator in list(self._services.items()):
+            days = collaborator.service.retention.spool_days
+            await self._depot.run(lambda spool, name=name, days=days: spool.expire(name, days))  # type: ignore[misc]
 
     def _open_spool(self) -> Spool:
         kek = Kek.open(self._state_dir / "keys" / "kek", self._credentials)
@@ -266,9 +270,3 @@ class Collaboration:
 
     def _say(self, level: Level, code: str, text: str) -> None:
         self._on_event(Event(level=level, code=code, text=text, at=self._wall()))
-
-
-def _say_if_it_broke(task: asyncio.Task[None]) -> None:
-    """These tasks never end by themselves; one that does is a bug that must be seen."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("A background task of the collaboration ended", exc_info=error)

@@ -27,6 +27,9 @@ LATE_TIMEOUT_S = 20.0
 UNKNOWN_MODEL_REST_S = 600.0
 """A model that cloudd does not have yet may be imported any day; until then its samples wait and others go first."""
 
+SAMPLE_REST = 10
+"""Times the rest of the breaker. So one sample that cloudd can never answer costs the others a tenth of the time."""
+
 _CHECK_TIMEOUT_S = 5.0
 _NOTHING_TO_DO_S = 5.0
 _DISK_REST_S = 5.0
@@ -78,6 +81,7 @@ class Drain:
         self._audits: deque[_Parcel] = deque()
         self._audit_bytes = 0
         self._resting_models: dict[str, float] = {}
+        self._resting_samples: dict[str, float] = {}
         self._wake = asyncio.Event()
         self._current: asyncio.Task[Answer] | None = None
         self.live_count = 0
@@ -89,10 +93,14 @@ class Drain:
         self._wake.set()
 
     def breaker_moved(self) -> None:
-        """Stop at once if the breaker opened under a delivery."""
-        if self._breaker.state == "open" and self._current is not None:
+        """Stop at once if the breaker opened under a delivery; one that opened it itself has its result already."""
+        if self._breaker.state == "open" and self._current not in (None, asyncio.current_task()):
             self._current.cancel()
         self._wake.set()
+
+    def link_is_new(self) -> None:
+        """What failed on the link of before may be tried again now."""
+        self._resting_samples.clear()
 
     @contextlib.contextmanager
     def live(self) -> Iterator[None]:
@@ -125,7 +133,12 @@ class Drain:
         """Deliver for ever. Cancel it to stop; what was under way is then still in the spool."""
         while True:
             self._wake.clear()
-            seconds = await self._step()
+            try:
+                seconds = await self._step()
+            except Exception:  # a fault of ours must not end the deliveries for good
+                log.exception("A delivery failed in a way it should not")
+                await asyncio.sleep(_DISK_REST_S)
+                continue
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self._wake.wait()
@@ -168,12 +181,10 @@ class Drain:
             parcel = self._audits.popleft()
             self._audit_bytes -= len(parcel.picture)
             return parcel
-        now = self._clock()
-        self._resting_models = {model: until for model, until in self._resting_models.items() if until > now}
-        resting = frozenset(self._resting_models)
+        models, samples = self._resting(self._resting_models), self._resting(self._resting_samples)
 
         def fetch(spool: Spool) -> _Parcel | None:
-            while (sample_id := spool.next(services, resting)) is not None:
+            while (sample_id := spool.next(services, models, samples)) is not None:
                 try:
                     header, picture = spool.read(sample_id)
                 except (SealError, FileNotFoundError) as error:
@@ -185,18 +196,26 @@ class Drain:
 
         return await self._depot.run(fetch)
 
+    def _resting(self, until: dict[str, float]) -> frozenset[str]:
+        now = self._clock()
+        for name in [name for name, end in until.items() if end <= now]:
+            del until[name]
+        return frozenset(until)
+
     async def _deliver(self, parcel: _Parcel, ticket: int) -> bool:
         """Send one parcel and keep the books; False if the disk kept it from being sent or removed."""
         header = parcel.header
-        self._current = asyncio.create_task(self._courier.deliver(header, parcel.picture, LATE_TIMEOUT_S, ticket))
+        current = asyncio.create_task(self._courier.deliver(header, parcel.picture, LATE_TIMEOUT_S, ticket))
+        self._current = current
         try:
-            await asyncio.wait([self._current])
+            await asyncio.wait([current])
+        except asyncio.CancelledError:  # the drain itself is being stopped
+            current.cancel()
+            await asyncio.wait([current])
+            self._put_back(parcel)  # even if an answer came just now: cloudd gives it again
+            raise
         finally:
-            current, self._current = self._current, None
-            if not current.done():  # the drain itself is being stopped
-                current.cancel()
-                await asyncio.wait([current])
-                self._put_back(parcel)
+            self._current = None
         if current.cancelled():
             self._put_back(parcel)
             return True
@@ -216,6 +235,8 @@ class Drain:
     async def _failed(self, parcel: _Parcel, error: UplinkError) -> bool:
         header = parcel.header
         if error.kind != "rejected":
+            if error.sent:  # perhaps this very sample is what cloudd fails on: let the others go first
+                self._resting_samples[header.sample_id] = self._clock() + SAMPLE_REST * self._breaker.retry_in
             self._put_back(parcel)
             return True
         self._on_rejected(header, error)

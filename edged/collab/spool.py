@@ -166,10 +166,12 @@ class Spool:
 
     # --- delivering --------------------------------------------------------------------------------------------------
 
-    def next(self, services: Collection[str], skip_models: Collection[str] = ()) -> str | None:
+    def next(
+        self, services: Collection[str], skip_models: Collection[str] = (), skip_samples: Collection[str] = ()
+    ) -> str | None:
         """Id of the most valuable waiting sample of `services` (the oldest of equals), None if there is none."""
         with self._lock:
-            return self._run(lambda: self._index.next(services, skip_models))
+            return self._run(lambda: self._index.next(services, skip_models, skip_samples))
 
     def read(self, sample_id: str) -> tuple[HardSample, bytes]:
         """Header and picture. Raises SealError if the file does not open, OSError if it is gone."""

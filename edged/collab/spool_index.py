@@ -112,11 +112,15 @@ class SpoolIndex:
                 return []
             limit *= 8
 
-    def next(self, services: Collection[str], skip_models: Collection[str]) -> str | None:
+    def next(
+        self, services: Collection[str], skip_models: Collection[str], skip_samples: Collection[str]
+    ) -> str | None:
+        lists = (json.dumps(sorted(names)) for names in (services, skip_models, skip_samples))
         row = self._database.one(
             "SELECT id FROM samples WHERE state = ? AND service IN (SELECT value FROM json_each(?))"
-            " AND answer_model NOT IN (SELECT value FROM json_each(?)) ORDER BY value DESC, stored_at LIMIT 1",
-            (WAITING, json.dumps(sorted(services)), json.dumps(sorted(skip_models))),
+            " AND answer_model NOT IN (SELECT value FROM json_each(?)) AND id NOT IN (SELECT value FROM json_each(?))"
+            " ORDER BY value DESC, stored_at LIMIT 1",
+            (WAITING, *lists),
         )
         return row["id"] if row else None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hmac
 
-from edged.link.errors import LinkError, Refused, Unreachable, WrongAuthority
+from edged.link.errors import Refused, Unreachable, WrongAuthority
 from edged.link.http import call, open_session, stranger_context
 from edgekit.identity import (
     IdentityError,
@@ -39,7 +39,8 @@ async def fetch_authority(url: str, pin: str, timeout_s: float = 5.0) -> Authori
     if not hmac.compare_digest(found.encode(), pin.encode()):
         raise WrongAuthority(f"the server at {url} is another cloudd than the one that made the token")
     if info.protocol != PROTOCOL:
-        raise LinkError(
+        # Not proved yet, so no reason to stop looking either: the next address may be the real one.
+        raise Unreachable(
             f"cloudd at {url} speaks protocol {info.protocol}, this edged speaks {PROTOCOL}; "
             "bring both to the same release"
         )

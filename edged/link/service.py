@@ -351,19 +351,22 @@ class LinkService:
                 continue
             due = renewal_time(identity.not_before, identity.not_after, jitter) - self._wall()
             if due > 0:
+                backoff.reset()
                 await self._wait(self._renewable, min(due, self._timing.renew_check))
                 continue
             try:
                 await self._renew(identity)
-                backoff.reset()
                 self._health.clear("certificate", "the device's certificate was renewed")
-            except (LinkError, IdentityError, OSError) as error:
+            except Exception as error:  # whatever it is, the next try must come
+                if not isinstance(error, LinkError | IdentityError | OSError):
+                    log.exception("renewing failed in a way it should not")
                 left = identity.not_after - self._wall()
                 level: Level = "warning" if left > 0 else "error"
                 when = f"ends in {left / 86_400:.1f} days" if left > 0 else "has ended"
                 text = f"the device's certificate {when} and cannot be renewed: {error}; local work goes on"
                 self._health.raise_(level, "certificate", text)
-                await self._wait(self._renewable, backoff.next_s())
+            # After a success too: with a clock weeks ahead the new certificate is due at once, again and again.
+            await self._wait(self._renewable, backoff.next_s())
 
     async def _renew(self, identity: Identity) -> None:
         _, certificate = await first_answer(

@@ -163,14 +163,20 @@ class Authority:
 
 
 def parse_certificate(pem: str) -> x509.Certificate:
-    """One PEM certificate with a P-256 key. Raises IdentityError on anything else."""
+    """Exactly one PEM certificate with a P-256 key. Raises IdentityError on anything else.
+
+    A second one behind it is refused: it would be trusted wherever the text is loaded whole, and compared nowhere.
+    """
     if len(pem) > _MAX_PEM:
         raise IdentityError(f"the certificate has {len(pem)} characters; {_MAX_PEM} are allowed")
     try:
-        certificate = x509.load_pem_x509_certificate(pem.encode())
+        certificates = x509.load_pem_x509_certificates(pem.encode())
+        certificate = certificates[0]
         public = certificate.public_key()
     except Exception as error:  # the parser has several error types; every one means the same here
         raise IdentityError(f"the certificate cannot be read ({error})") from error
+    if len(certificates) != 1:
+        raise IdentityError(f"there are {len(certificates)} certificates where one is expected")
     if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1):
         raise IdentityError("the certificate carries another kind of key; ECDSA P-256 is needed")
     return certificate

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from edgekit.atomic import fsync_dir, sweep, write_file
 from edgekit.faults import crash_point
-from edgekit.identity.authority import device_id_of, issued_by, parse_certificate
+from edgekit.identity.authority import certificate_text, device_id_of, issued_by, parse_certificate
 from edgekit.identity.device_id import device_id
 from edgekit.identity.errors import IdentityError
 from edgekit.identity.keys import fingerprint, key_pem, load_key, load_or_create_key, spki_der
@@ -121,7 +121,7 @@ class IdentityStore:
             raise IdentityError("the certificate was not issued by the authority that came with it")
         target = self.directory / f"{certificate.serial_number:x}"
         if not target.exists():
-            self._write(target, certificate_pem, authority_pem)
+            self._write(target, certificate, authority)
         crash_point("identity.written")
         previous = self._target()
         self._swap(target)
@@ -129,12 +129,12 @@ class IdentityStore:
         self._prune({target.name, previous})
         return _read(target)
 
-    def _write(self, target: Path, certificate_pem: str, authority_pem: str) -> None:
+    def _write(self, target: Path, certificate: x509.Certificate, authority: x509.Certificate) -> None:
         temporary = self.directory / f"{_TEMPORARY}{secrets.token_hex(4)}"
         temporary.mkdir(mode=0o700)
         write_file(temporary / KEY, key_pem(self.key), 0o600)
-        write_file(temporary / CERTIFICATE, certificate_pem.encode(), 0o644)
-        write_file(temporary / AUTHORITY, authority_pem.encode(), 0o644)
+        write_file(temporary / CERTIFICATE, certificate_text(certificate).encode(), 0o644)
+        write_file(temporary / AUTHORITY, certificate_text(authority).encode(), 0o644)
         temporary.rename(target)
         fsync_dir(self.directory)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from edgekit.identity.authority import device_id_of, parse_certificate
+from edgekit.identity.authority import certificate_text, device_id_of, parse_certificate
 from edgekit.identity.errors import IdentityError
 
 _NO_CHECK_TIME = 0x200000
@@ -55,7 +55,8 @@ def pinned_context(authority_pem: str, now: float | None = None) -> ssl.SSLConte
     context.check_hostname = False
     context.verify_mode = ssl.CERT_REQUIRED
     try:
-        context.load_verify_locations(cadata=authority_pem)
+        # What was parsed (and compared with the pin), not the text: OpenSSL would trust whatever else stands in it.
+        context.load_verify_locations(cadata=certificate_text(certificate))
     except ssl.SSLError as error:
         raise IdentityError(f"the authority's certificate cannot be used ({error})") from error
     if (time.time() if now is None else now) < certificate.not_valid_before_utc.timestamp():

@@ -84,7 +84,11 @@ class Bench:
 
     @contextlib.asynccontextmanager
     async def hub(
-        self, link: Link | None = None, quota: int = 1 << 26, rng: float = 0.5
+        self,
+        link: Link | None = None,
+        quota: int = 1 << 26,
+        rng: float = 0.5,
+        clock: Callable[[], float] = time.monotonic,
     ) -> AsyncIterator[Collaboration]:
         async with Collaboration(
             self.state,
@@ -94,6 +98,7 @@ class Bench:
             reserve=0,
             on_event=self.events.append,
             on_compared=lambda name, agrees: self.compared.append(agrees),
+            clock=clock,
             rng=lambda: rng,
             breaker=BreakerSettings(first_backoff=0.2, longest_backoff=0.4),
             drain_per_second=200.0,

@@ -36,6 +36,7 @@ class FaultyCloud:
         self.label = "bad"
         self.model = "large@1"
         self.delay = 0.0
+        self.poison: set[str] = set()  # sample ids that it always fails on
         self.received: list[HardSample] = []
         self.pictures: dict[str, bytes] = {}
         self.answered: dict[str, Answer] = {}
@@ -88,6 +89,8 @@ class FaultyCloud:
         header = msgspec.json.decode(head, type=HardSample)
         assert request.transport is not None
         self.devices.add(peer_device_id(request.transport.get_extra_info("ssl_object")))
+        if header.sample_id in self.poison:
+            return web.Response(status=503, headers={"Retry-After": "1"}, body=b"")
         if mode == "hang":
             await asyncio.sleep(60)
         if mode.startswith("status "):

@@ -253,10 +253,11 @@ class Cloud:
 class Rogue:
     """A TLS server without the authority's key. It keeps every byte that anybody encrypts for it."""
 
-    def __init__(self, directory: Path, certificate: str = "") -> None:
+    def __init__(self, directory: Path, certificate: str = "", protocol: int = PROTOCOL) -> None:
         """`certificate` is what it shows as its authority: its own, or another's that it has copied."""
         self.authority = Authority.create("cloud", time.time())
         self.shown = certificate or self.authority.certificate_pem
+        self.protocol = protocol
         self.directory = directory
         self.decrypted = bytearray()
         self.connections = 0
@@ -283,7 +284,9 @@ class Rogue:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        info = AuthorityInfo(protocol=PROTOCOL, name="cloud", certificate_pem=self.shown, fingerprint="x")
+        info = AuthorityInfo(
+            protocol=self.protocol, name="cloud", certificate_pem=self.shown, fingerprint="x"
+        )
         body = msgspec.json.encode(info)
         try:
             while data := await reader.read(65_536):

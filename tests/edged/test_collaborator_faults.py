@@ -151,6 +151,36 @@ async def test_late_samples_wait_while_a_live_one_is_on_its_way(bench: Bench) ->
         assert [sample.late for sample in bench.cloud.received] == [False, True]
 
 
+async def test_an_answer_that_opens_the_breaker_by_being_slow_still_counts(bench: Bench) -> None:
+    async with bench.hub(link=Link()) as hub:
+        await Line(await hub.add(service(), "small@1")).one()
+    bench.cloud.delay = 0.3
+    async with bench.hub(clock=lambda: time.monotonic() * 20) as hub:  # 0.3 s are 6 s to it: slow
+        await hub.add(service(), "small@1")
+        await until(lambda: hub.spool_report().delivered == 1)
+        assert hub.breaker_state == "open"
+    assert bench.cloud.requests == 1, "the answer was thrown away and the sample sent again"
+
+
+async def test_a_sample_that_cloudd_always_fails_on_holds_up_neither_the_others_nor_the_line(bench: Bench) -> None:
+    async with bench.hub(link=Link()) as hub:
+        line = Line(await hub.add(service(), "small@1"))
+        for _ in range(6):
+            await line.one()
+    bench.cloud.poison = {"s1"}  # the oldest of equally valuable ones: the first to be sent
+    async with bench.hub() as hub:
+        line = Line(await hub.add(service(), "small@1"), prefix="live")
+        await until(lambda: hub.spool_report().items == 1)
+        assert {sample.sample_id for sample in bench.cloud.received} == {"s2", "s3", "s4", "s5", "s6"}
+        await until(lambda: hub.breaker_state == "closed")
+        decisions = []
+        for _ in range(8):
+            decisions.append((await line.one()).decided)
+            await asyncio.sleep(0.1)
+        assert decisions == ["cloud"] * 8
+        assert hub.spool_report().items == 1, "it is kept and tried again, but rarely"
+
+
 async def test_a_busy_cloud_gets_the_rest_it_asks_for(bench: Bench) -> None:
     async with bench.hub() as hub:
         line = await bench.ready(hub)

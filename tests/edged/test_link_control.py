@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -175,6 +177,17 @@ async def test_a_failed_renewal_is_a_warning_and_an_expired_certificate_renews_i
     cloud.renewal_works, cloud.lifetime = True, 86_400.0
     await until(lambda: device.service.link.up and cloud.renewals == 1)
     assert "certificate" in device.codes("ok")
+    await device.service.stop()
+
+
+async def test_a_clock_weeks_ahead_does_not_renew_without_end(cloud: Cloud, tmp_path: Path) -> None:
+    timing = replace(FAST, renew_retry_base=0.4, renew_retry_cap=60.0)
+    device = Device(tmp_path / "device", timing=timing, wall=lambda: time.time() + 25 * 86_400.0)
+    await device.service.start()
+    await device.service.join(cloud.invite().text(), cloud.url)
+    await until(lambda: cloud.renewals >= 1)
+    await asyncio.sleep(1.0)
+    assert cloud.renewals < 12, "each new certificate seems to be due at once"
     await device.service.stop()
 
 

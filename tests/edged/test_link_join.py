@@ -10,6 +10,7 @@ from link_cloud import Cloud, Device, Rogue, until
 
 from edged.link.errors import LinkError
 from edgekit.identity import IdentityStore, new_token
+from edgekit.messages import PROTOCOL
 
 
 @pytest.fixture
@@ -71,6 +72,22 @@ async def test_a_rogue_that_shows_the_right_certificate_gets_nothing_either(clou
     await rogue.stop()
 
 
+@pytest.mark.parametrize("label", ["CERTIFICATE", "X509 CERTIFICATE", "TRUSTED CERTIFICATE"])
+async def test_a_rogue_that_adds_its_own_certificate_to_the_right_one_gets_nothing(
+    cloud: Cloud, tmp_path: Path, label: str
+) -> None:
+    """The first certificate has the token's fingerprint; the second one is what the rogue's server would prove."""
+    rogue = Rogue(tmp_path / "rogue")
+    rogue.shown = cloud.authority.certificate_pem + rogue.authority.certificate_pem.replace("CERTIFICATE", label)
+    await rogue.start()
+    token = cloud.invite()
+    device = Device(tmp_path / "device")
+    with pytest.raises(LinkError, match="2 certificates where one|not the cloudd that this device trusts"):
+        await device.service.join(token.text(), rogue.url)
+    assert_only_asked(rogue, token.secret, token.token_id, device.service.device_id)
+    await rogue.stop()
+
+
 def assert_only_asked(rogue: Rogue, *secrets: str) -> None:
     """What it decrypted is one GET without anything that belongs to the device."""
     text = rogue.decrypted.decode("latin-1")
@@ -81,9 +98,10 @@ def assert_only_asked(rogue: Rogue, *secrets: str) -> None:
     assert not any(secret in text for secret in secrets)
 
 
-async def test_the_real_cloudd_is_found_behind_a_rogue(cloud: Cloud, tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", [PROTOCOL, PROTOCOL + 1])
+async def test_the_real_cloudd_is_found_behind_a_rogue(cloud: Cloud, tmp_path: Path, protocol: int) -> None:
     """The address that a person typed is a rogue's; the one in the configuration is the real one."""
-    rogue = Rogue(tmp_path / "rogue", cloud.authority.certificate_pem)
+    rogue = Rogue(tmp_path / "rogue", cloud.authority.certificate_pem, protocol)
     await rogue.start()
     first = Device(tmp_path / "device")
     await first.service.join(cloud.invite().text(), cloud.url)

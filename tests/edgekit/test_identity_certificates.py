@@ -106,6 +106,11 @@ def test_any_text_is_a_clear_error(text: str) -> None:
         parse_certificate(text)
 
 
+def test_one_certificate_is_one_certificate(authority: Authority) -> None:
+    with pytest.raises(IdentityError, match="2 certificates"):
+        parse_certificate(authority.certificate_pem + Authority.create("other", NOW).certificate_pem)
+
+
 def test_the_authority_survives_a_restart(tmp_path: Path) -> None:
     first = Authority.open(tmp_path / "authority", "plant", NOW)
     again = Authority.open(tmp_path / "authority", "plant", NOW + 5)

@@ -20,6 +20,7 @@ from edgekit.identity import (
     generate_key,
     make_csr,
     peer_device_id,
+    pinned_context,
     save_key,
     server_context,
 )
@@ -151,6 +152,16 @@ def test_a_rogue_server_gets_no_byte(authority: Authority, root: Path, tmp_path:
     left.close()
     assert outcome.received == b""
     assert outcome.peer is None
+
+
+def test_only_the_parsed_certificate_is_trusted(authority: Authority, tmp_path: Path) -> None:
+    """OpenSSL reads labels that the parser skips; a certificate hidden that way must not become a second root."""
+    other = Authority.create("other", time.time()).certificate_pem.replace("CERTIFICATE", "TRUSTED CERTIFICATE")
+    assert len(pinned_context(authority.certificate_pem + other).get_ca_certs()) == 1
+    store = IdentityStore(tmp_path / "identity")
+    certificate, _ = authority.sign_csr(make_csr(store.key), time.time())
+    identity = store.install(certificate, authority.certificate_pem + other)
+    assert identity.authority_path.read_text() == authority.certificate_pem
 
 
 def test_an_enrolled_device_cannot_pose_as_the_server(authority: Authority, root: Path, tmp_path: Path) -> None:

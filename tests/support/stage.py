@@ -19,7 +19,6 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
@@ -325,16 +324,20 @@ def _copy(source: Path, target: Path) -> None:
     shutil.copytree(source, target, symlinks=True, ignore=shutil.ignore_patterns("*.sock"), dirs_exist_ok=True)
 
 
-def raw_exchange(address: str, data: bytes, timeout_s: float = 10.0) -> bytes:
-    """Send these bytes to host:port on a connection of their own and return everything that comes back."""
+def raw_exchange(address: str, data: bytes, *, hang_up: bool = False, timeout_s: float = 10.0) -> bytes:
+    """Send these bytes to host:port on a connection of their own; everything that comes back until the server closes.
+
+    `hang_up`: say at once that nothing more will come. Raises TimeoutError if the server keeps the connection open.
+    """
     host, _, port = address.rpartition(":")
+    reply = bytearray()
     with socket.create_connection((host, int(port)), timeout_s) as connection:
-        connection.sendall(data)
-        connection.shutdown(socket.SHUT_WR)
-        reply = bytearray()
         try:
+            connection.sendall(data)
+            if hang_up:
+                connection.shutdown(socket.SHUT_WR)
             while chunk := connection.recv(65_536):
                 reply += chunk
-        except ConnectionResetError:
-            pass  # the server closed while we still had something to say
-        return bytes(reply)
+        except (ConnectionResetError, BrokenPipeError):
+            pass  # it closed while we still had something to say
+    return bytes(reply)
