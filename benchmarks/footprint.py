@@ -99,9 +99,9 @@ def watch(folder: Path, settle_s: int, idle_s: int) -> list[dict[str, Any]]:
         edge.add_service(DEFINITION)
         for joint in next(boards("north", 1)).joints:  # the first question starts cloudd's model
             edge.inspect("solder", joint.jpeg())
+        time.sleep(settle_s)  # also until the worker that the service's one replaced has ended
         for parent in list(watched):
             watched += [Watched(f"{parent.case} worker", child) for child in parent.process.children(recursive=True)]
-        time.sleep(settle_s)
         for one in watched:
             one.begin()
         for _ in range(idle_s):

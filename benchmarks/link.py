@@ -7,8 +7,9 @@ line simulator keep coming, healthy and faulty in turn (A B A B). About a tenth 
 A local answer is one that the gate trusted at the edge. The goal: p99 with the cloud hung at most 1.2 times p99 with it
 healthy. At the end the link is healthy again and every spooled sample must arrive, each exactly once.
 
-Keys: `p99_ratio_hung`, `spooled`, `delivered`, `duplicates`, `drain_s`; per case `case, samples, local_p50_ms,
-local_p99_ms, p99_ratio, hard_p50_ms, hard_p99_ms, degraded_share`. Times are measured at the client.
+Keys: `p99_ratio_hung, hard_samples, spooled, left_in_spool, answered_by_cloud, duplicates, drain_s`; per case
+`case, samples, local_p50_ms, local_p99_ms, p99_ratio, hard_p50_ms, hard_p99_ms, degraded_share`. Times are
+measured at the client.
 For comparison: Sedna's joint inference blocks 12.0 s for every hard sample with the cloud refusing, and for ever with
 it hung (measured on its library v0.7.0 without Kubernetes).
 """

@@ -18,6 +18,11 @@ DEFAULT_LISTEN = "0.0.0.0:8440"
 DEFAULT_DASHBOARD = "127.0.0.1:8441"
 SOCKET_NAME = "cloudd.sock"
 SYSTEM_STATE = Path("/var/lib/cloudd")
+DEFAULT_TTL_S = 3600.0
+MAX_TTL_S = 30 * 86_400.0
+"""Seconds that a join token may live."""
+MAX_NAME = 64
+"""Characters of the name of a cloudd or a device."""
 _MAX_FILE = 65_536
 _MAX_SOCKET_PATH = 107  # bytes, sockaddr_un
 
@@ -29,7 +34,7 @@ class ConfigError(ValueError):
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that can be set in cloudd.toml; each key also has a flag."""
 
-    name: Annotated[str, Meta(max_length=64)] = ""  # what people call this cloudd; the host name if empty
+    name: Annotated[str, Meta(max_length=MAX_NAME)] = ""  # what people call this cloudd; the host name if empty
     listen: str = DEFAULT_LISTEN  # device API, address:port; port 0 takes any free one
     dashboard: str = DEFAULT_DASHBOARD  # the page; loopback only, because it has no TLS
     database: str = ""  # URL; empty: SQLite in the state directory
@@ -58,7 +63,7 @@ def load(path: Path | None, flags: Mapping[str, Any]) -> Settings:
             "to see it from elsewhere use `ssh -L 8441:127.0.0.1:8441 HOST` or a reverse proxy on this host"
         )
     if not settings.name:
-        settings = msgspec.structs.replace(settings, name=socket.gethostname()[:64] or "cloudd")
+        settings = msgspec.structs.replace(settings, name=socket.gethostname()[:MAX_NAME] or "cloudd")
     return settings
 
 

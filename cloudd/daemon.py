@@ -8,6 +8,7 @@ import fcntl
 import ipaddress
 import logging
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -40,11 +41,13 @@ from cloudd.storage.rows import sqlite_url
 from cloudd.web import Listener, listen_tcp, listen_unix, new_app
 from edgekit import atomic, packages, systemd
 from edgekit.identity import Authority, IdentityError
+from edgekit.text import printable
 from edgekit.webguard import LOOPBACK_HOSTS, PageGuard, TryLimiter, new_page_token
 
 log = logging.getLogger("cloudd")
 
 _UPKEEP_S = 3600.0
+_DESCRIPTORS = 16_384
 
 
 def run(settings: Settings, state: Path, *, verbose: bool = False, json_ready: bool = False) -> int:
@@ -54,6 +57,7 @@ def run(settings: Settings, state: Path, *, verbose: bool = False, json_ready: b
     """
     _log_to_stderr(verbose)
     os.umask(0o077)
+    _allow_many_files()
     state = state.absolute()
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _only_one(state):
@@ -63,6 +67,14 @@ def run(settings: Settings, state: Path, *, verbose: bool = False, json_ready: b
         except (StorageError, IdentityError) as error:
             raise ConfigError(str(error)) from None
     return 0
+
+
+def _allow_many_files() -> None:
+    """The usual soft limit of 1024 descriptors is less than the connections that the listeners admit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _until_told(settings: Settings, state: Path, announce: Callable[[About], None]) -> None:
@@ -142,7 +154,7 @@ async def _upkeep(identity: ServerIdentity, tls: ssl.SSLContext, settings: Setti
         try:
             if identity.refresh(host_names(settings.names), time.time()):
                 identity.reload(tls)
-        except (OSError, IdentityError):
+        except Exception:  # one bad hour must not end the renewal for good
             log.exception("the server certificate could not be renewed; the present one stays in use")
 
 
@@ -251,13 +263,19 @@ def _announce_json(about: About) -> None:
     print(msgspec.json.encode(about).decode(), flush=True)
 
 
+class _OneLine(logging.Formatter):
+    """Messages quote devices and strangers: a line break in one must not look like another message."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+
 def _log_to_stderr(verbose: bool) -> None:
     under_journal = "JOURNAL_STREAM" in os.environ  # it keeps the time itself
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(name)s: %(message)s" if under_journal else "%(asctime)s %(levelname).1s %(name)s: %(message)s",
-    )
+    layout = "%(name)s: %(message)s" if under_journal else "%(asctime)s %(levelname).1s %(name)s: %(message)s"
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine(layout))
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])
     for chatty in ("aiosqlite", "alembic", "asyncio"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.getLogger("zeroconf").setLevel(

@@ -22,7 +22,7 @@ def render(state: DashboardState) -> str:
         ({"device": device.short_id, "service": service.name}, service)
         for device in state.devices
         if not device.revoked
-        for service in device.services
+        for service in {one.name: one for one in device.services}.values()  # a name twice would spoil the whole page
     ]
     decided = [
         ({**labels, "decided": where}, count)

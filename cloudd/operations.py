@@ -12,16 +12,17 @@ import msgspec
 from msgspec import Meta
 
 from cloudd.answers.store import AnswerStore, StoredAnswer
+from cloudd.config import DEFAULT_TTL_S, MAX_NAME, MAX_TTL_S
 from cloudd.dashboard.state import DashboardState, DeviceView, ModelView, SampleView, Totals
-from cloudd.devices.control import CLOSE_REVOKED, ControlHub
+from cloudd.devices.control import ControlHub
 from cloudd.devices.enrol import clean_name
 from cloudd.devices.fleet import Device, Fleet
-from cloudd.devices.invites import DEFAULT_TTL_S, MAX_TTL_S, Invites
+from cloudd.devices.invites import Invites
 from cloudd.registry import ModelSummary, Registry, RegistryError
 from cloudd.web import HttpProblem
 from edgekit import VERSION
 from edgekit.identity import short_id
-from edgekit.messages import Level, ModelEntry, Notice
+from edgekit.messages import Level, ModelEntry
 from edgekit.packages import PackageError
 
 _SHOWN = 50  # answers on the dashboard
@@ -47,7 +48,7 @@ class InviteRequest(msgspec.Struct, kw_only=True):
     """Wish for a join token: its life in seconds and what the device shall be called ("": it decides)."""
 
     ttl_s: Annotated[float, Meta(gt=0.0, le=MAX_TTL_S)] = DEFAULT_TTL_S
-    name: Annotated[str, Meta(max_length=64)] = ""
+    name: Annotated[str, Meta(max_length=MAX_NAME)] = ""
 
 
 class Invitation(msgspec.Struct, frozen=True, kw_only=True):
@@ -162,7 +163,7 @@ class Operations:
         """Lock a device out, now: its next request is refused and its control channel is closed."""
         device = await self._fleet.find(text)
         await self._fleet.revoke(device.id, self._wall(), reason)
-        self._hub.close(device.id, CLOSE_REVOKED, Notice(code="revoked", text="this device was revoked"))
+        self._hub.lock_out(device.id)
         return Change(device_id=device.id, name=device.name)
 
     async def restore(self, text: str) -> Change:

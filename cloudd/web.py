@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cloudd.storage import StorageError
 from edgekit.messages import Problem
+from edgekit.webguard import peer_key
 
 log = logging.getLogger("cloudd.web")
 
@@ -158,7 +159,7 @@ class _Doorkeeper(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        peer = _stranger(transport)
+        peer = stranger(transport)
         if not self._listener.admit(peer):
             transport.abort()
             return
@@ -249,12 +250,12 @@ class Listener:
         return connection
 
 
-def _stranger(transport: asyncio.Transport) -> str:
-    """Address of a TLS peer without a certificate; "" for everybody else."""
+def stranger(transport: asyncio.Transport) -> str:
+    """Address (for IPv6 its /64) of a TLS peer without a certificate; "" for everybody else."""
     tls, peer = transport.get_extra_info("ssl_object"), transport.get_extra_info("peername")
     if tls is None or not isinstance(peer, tuple) or tls.getpeercert(binary_form=True):
         return ""
-    return str(peer[0])
+    return peer_key(str(peer[0]))
 
 
 def listen_tcp(host: str, port: int) -> socket.socket:

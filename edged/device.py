@@ -36,7 +36,7 @@ from edged.status.state import Addresses, CloudState, ModelState, ServiceState, 
 from edged.status.views import observe_services, service_state
 from edged.store import Database
 from edgekit import VERSION, atomic
-from edgekit.messages import Configure, Link, LinkChanged, PurgeSpool, Recalibrate, Report
+from edgekit.messages import Configure, Held, Link, LinkChanged, PurgeSpool, Recalibrate, Report
 from edgekit.packages import PackageError, find, split_ref
 from edgekit.services import ServiceError, dump_service, parse_service
 
@@ -322,9 +322,11 @@ class Device:
             spool_reserve=self._settings.spool_reserve,
             threads=self._settings.threads,
             device_id=self._link.device_id,
+            held=sorted(plan.held),
         )
 
     def _planned(self) -> None:
+        self._runner.send(Held(services=self._runner.held))
         self._fetcher.wake()
 
     def _model_came(self) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from edged.status.state import Health as HealthState
 from edged.status.state import HealthEvent, HealthItem
-from edgekit.messages import Level
+from edgekit.messages import Event, Level
 
 log = logging.getLogger("edged.health")
 
@@ -81,6 +81,42 @@ class Health:
         """The list as the page shows it."""
         items = self.items()
         return HealthState(level=self.level(), verdict=verdict(items), items=items, events=list(self._events))
+
+
+class WorkerItems:
+    """The part of the list that workers fill.
+
+    An item ends with the worker that raised it. During a swap there are two: then the last one that raised it counts.
+    """
+
+    def __init__(self, health: Health) -> None:
+        self._health = health
+        self._raised: dict[str, set[int]] = {}  # code -> process ids
+
+    def take(self, pid: int, event: Event) -> None:
+        """An event of the worker `pid`, which lives."""
+        if event.passing:
+            self._health.note(event.level, event.code, event.text)
+            return
+        if event.level != "ok":
+            if len(self._raised) < MAX_ITEMS:
+                self._raised.setdefault(event.code, set()).add(pid)
+        elif self._drop(event.code, pid):
+            return
+        self._health.report(event.code, event.level, event.text)
+
+    def ended(self, pid: int) -> None:
+        """The worker `pid` has ended, and what it alone raised with it."""
+        for code in [code for code, pids in self._raised.items() if pid in pids]:
+            if not self._drop(code, pid):
+                self._health.clear(code)
+
+    def _drop(self, code: str, pid: int) -> bool:
+        """True if another worker still says so."""
+        others = self._raised.pop(code, set()) - {pid}
+        if others:
+            self._raised[code] = others
+        return bool(others)
 
 
 def verdict(items: list[HealthItem]) -> str:

@@ -22,6 +22,7 @@ from aiohttp import web
 from edged.api import ApiError, Done, Finding, JoinBody, JoinReply, ModelBody, Problem, Progress, PurgeBody, ServiceText
 from edged.collab.spool_view import SpooledSample
 from edged.status import metrics
+from edged.status.server import no_server_header
 from edged.status.state import ModelState, ServiceState, StatusState
 from edgekit import VERSION
 from edgekit.services import MAX_SERVICE
@@ -59,6 +60,7 @@ def build(backend: Backend) -> web.Application:
     """The application behind the unix socket."""
     api = _Api(backend)
     app = web.Application(client_max_size=MAX_BODY, middlewares=[_errors])
+    app.on_response_prepare.append(no_server_header)
     app.router.add_get("/version", api.version)
     app.router.add_get("/status", api.status)
     app.router.add_get("/doctor", api.doctor)

@@ -16,10 +16,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import msgspec
 import psutil
 
 from edged.desired import Entry
-from edged.health import Health
+from edged.health import Health, WorkerItems
 from edged.plan import Choice, Plan, make_plan, proven, unproven
 from edged.tally import Tally
 from edged.worker import RestartPolicy, Worker, describe_exit, worker_command
@@ -73,6 +74,7 @@ class Runner:
         self._http, self._directory, self._command = http, directory, command
         self._desired, self._packages, self._configure = desired, packages, configure
         self._health, self._on_plan = health, on_plan
+        self._items = WorkerItems(health)
         self.worker: Worker | None = None
         self.restarts = 0
         self.swapping = False
@@ -90,7 +92,6 @@ class Runner:
         self._strikes: Counter[str] = Counter()
         self._one_by_one = False
         self._retry_failed = False
-        self._worker_codes: set[str] = set()
         self._changed = asyncio.Event()
         self._settled = asyncio.Event()
 
@@ -136,6 +137,11 @@ class Runner:
         if self.worker is not None and self.worker.alive:
             return "ready" if self.worker.ready.done() else "starting"
         return "waiting" if time.monotonic() < self._not_before else "starting"
+
+    @property
+    def held(self) -> list[str]:
+        """Names of the wanted services that no worker runs now."""
+        return sorted(self._held)
 
     async def settled(self, timeout_s: float) -> bool:
         """Wait until everything that can run does. False after `timeout_s`."""
@@ -231,6 +237,7 @@ class Runner:
             self.swapping, self._candidate = False, None
             if candidate is not self.worker:
                 candidate.kill()  # a no-op unless this task is being cancelled
+                self._items.ended(candidate.pid)
 
     async def _until_ready(self, candidate: Worker, plan: Plan) -> Ready | str:
         """The candidate's Ready, how it failed, or "" if a newer plan made it pointless. Without Ready it is ended."""
@@ -281,9 +288,10 @@ class Runner:
     async def _retire(self, worker: Worker) -> None:
         """See a worker out and keep what it counted to the last."""
         await worker.drain(DRAIN_S)
-        self._count(worker)
+        self._ended(worker)
 
-    def _count(self, worker: Worker) -> None:
+    def _ended(self, worker: Worker) -> None:
+        self._items.ended(worker.pid)
         if worker.report is not None:
             self._tally.retire(worker.report.services, worker.report.uplink_bytes)
 
@@ -316,10 +324,7 @@ class Runner:
 
     def _bury(self, worker: Worker) -> None:
         self.worker = None
-        self._count(worker)
-        for code in self._worker_codes:
-            self._health.clear(code)
-        self._worker_codes.clear()
+        self._ended(worker)
         self._crashed(f"The worker {worker.pid} ended with {describe_exit(worker.exited.result())}; it is restarted.")
 
     def _crashed(self, text: str) -> None:
@@ -347,10 +352,10 @@ class Runner:
         except Exception as error:
             self._health.note("warning", "state.unwritable", f"The state of the services could not be saved: {error}.")
 
-    def _take_event(self, event: Event) -> None:
-        self._health.report(event.code, event.level, event.text)
-        if event.level != "ok":
-            self._worker_codes.add(event.code)
+    def _take_event(self, worker: Worker, event: Event) -> None:
+        if not worker.alive:  # its last words are read after its end: nobody is left to take them back
+            event = msgspec.structs.replace(event, passing=True)
+        self._items.take(worker.pid, event)
 
     def _live_reports(self) -> list[ServiceReport]:
         worker = self.worker

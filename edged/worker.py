@@ -101,7 +101,7 @@ class Worker:
         configure: Configure,
         http: socket.socket,
         directory: Path,
-        on_event: Callable[[Event], None],
+        on_event: Callable[[Worker, Event], None],
         command: Callable[[int, int], Sequence[str]] = worker_command,
     ) -> Worker:
         """Spawn a worker in the existing, empty `directory` and configure it. Raises OSError if it cannot start."""
@@ -153,7 +153,7 @@ class Worker:
         if self.alive:
             self._process.send_signal(number)
 
-    async def _read(self, reader: asyncio.StreamReader, on_event: Callable[[Event], None]) -> None:
+    async def _read(self, reader: asyncio.StreamReader, on_event: Callable[[Worker, Event], None]) -> None:
         frames = FrameReader(max_payload=0)
         try:
             while data := await reader.read(_READ):
@@ -168,7 +168,7 @@ class Worker:
             if self._writer is not None:
                 self._writer.close()
 
-    def _take(self, message: FromWorker, on_event: Callable[[Event], None]) -> None:
+    def _take(self, message: FromWorker, on_event: Callable[[Worker, Event], None]) -> None:
         self.last_seen = time.monotonic()
         if isinstance(message, Ready):
             if not self.ready.done():
@@ -176,7 +176,7 @@ class Worker:
         elif isinstance(message, WorkerReport):
             self.report = message
         else:
-            on_event(message)
+            on_event(self, message)
 
     def _reap(self) -> None:
         status = self._process.poll()

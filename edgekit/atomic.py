@@ -23,7 +23,7 @@ def write_file(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Write `data` to `path` so that a reader sees the old file or the new one, never a part.
 
     The mode is set before the first byte is written, whatever the umask. Raises OSError; then the old file stands and
-    nothing is left beside it.
+    nothing is left beside it. (If only the directory cannot be synced, the new one stands but is not durable yet.)
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)

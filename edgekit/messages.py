@@ -254,10 +254,17 @@ class Configure(Message, frozen=True, kw_only=True, tag="configure"):
     spool_reserve: int
     threads: int = 0  # model worker threads, 0 = allowed CPUs
     device_id: str = ""  # bound into the encryption of spooled samples
+    held: list[str] = []  # names of wanted services that no worker runs now: their waiting samples stay
 
 
 class LinkChanged(Message, frozen=True, kw_only=True, tag="link"):
     link: Link
+
+
+class Held(Message, frozen=True, kw_only=True, tag="held"):
+    """`Configure.held` has changed."""
+
+    services: list[str]
 
 
 class Drain(Message, frozen=True, kw_only=True, tag="drain"):
@@ -295,9 +302,10 @@ class Event(Message, frozen=True, kw_only=True, tag="event"):
     code: str
     text: str
     at: float
+    passing: bool = False  # it has happened and nothing lasts: no item of the health list
 
 
-ToWorker = Configure | LinkChanged | Drain | PurgeSpool | Recalibrate
+ToWorker = Configure | LinkChanged | Held | Drain | PurgeSpool | Recalibrate
 FromWorker = Ready | WorkerReport | Event
 
 
@@ -320,7 +328,3 @@ class ModelAnswer(Message, frozen=True, kw_only=True, tag="answer"):
     compute_ms: float = 0.0
     error: str = ""
     fault: Literal["", "picture", "model"] = ""  # whose fault the error is
-
-
-ToAnswerWorker = AskModel
-FromAnswerWorker = ModelAnswer

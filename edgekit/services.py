@@ -122,13 +122,6 @@ def dump_service(service: Service) -> str:
     return toml.dump(service)
 
 
-def check_service_name(name: str) -> str:
-    """Return `name` if it can name a service (it becomes part of file names and URLs). Raises ServiceError."""
-    if not _NAME.fullmatch(name):
-        raise ServiceError(f"{toml.show(name)} is no service name: {_NAME_RULE}")
-    return name
-
-
 def _check(service: Service) -> None:
     """Rules that span more than one key, or that a type cannot say. Raises TomlError or PackageError."""
     if not _NAME.fullmatch(service.name):

@@ -53,7 +53,7 @@ class TryLimiter:
 
     def wait_s(self, peer: str) -> float:
         """Seconds until this peer may try again; 0.0 if it may now. Records nothing."""
-        now, key = self._clock(), _peer_key(peer)
+        now, key = self._clock(), peer_key(peer)
         recent = [at for at in self._tries.get(key, ()) if now - at < self._window_s]
         return 0.0 if len(recent) < self._limit else self._window_s - (now - recent[-self._limit])
 
@@ -61,7 +61,7 @@ class TryLimiter:
         """Record a try and return 0.0, or record nothing and return the seconds to wait."""
         wait = self.wait_s(peer)
         if wait <= 0.0:
-            now, key = self._clock(), _peer_key(peer)
+            now, key = self._clock(), peer_key(peer)
             recent = [at for at in self._tries.pop(key, ()) if now - at < self._window_s]
             self._tries[key] = [*recent, now]
             while len(self._tries) > self._max_peers:
@@ -70,14 +70,15 @@ class TryLimiter:
 
     def forgive(self, peer: str) -> None:
         """Take back this peer's newest try: it turned out to be a good one."""
-        key = _peer_key(peer)
+        key = peer_key(peer)
         if tries := self._tries.get(key):
             tries.pop()
             if not tries:
                 del self._tries[key]
 
 
-def _peer_key(peer: str) -> str:
+def peer_key(peer: str) -> str:
+    """What one peer is counted by: its IPv4 address, or the /64 of its IPv6 address, all of which one host owns."""
     try:
         address = ipaddress.ip_address(peer.partition("%")[0])
     except ValueError:

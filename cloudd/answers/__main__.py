@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import resource
+import signal
 import socket
 
 
@@ -15,6 +16,7 @@ def main() -> None:
     parser.add_argument("--memory", type=int, required=True, help="address space in bytes")
     parser.add_argument("--threads", type=int, required=True)
     arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches us too, but cloudd decides when we end
     resource.setrlimit(resource.RLIMIT_AS, (arguments.memory, arguments.memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold pictures of the plant
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

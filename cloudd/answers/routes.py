@@ -15,6 +15,7 @@ from cloudd.web import HttpProblem, json_response, read_body
 from edgekit.envelope import EnvelopeError, unseal
 from edgekit.messages import HardSample
 from edgekit.packages import PackageError
+from edgekit.text import printable
 from edgekit.vision.sniff import ImageError, sniff
 
 _MAX_HEADER = 16_384  # of this envelope; a HardSample takes 500 bytes
@@ -67,5 +68,5 @@ def _open(body: bytes) -> tuple[HardSample, bytes]:
     if len(picture) > MAX_PICTURE:
         raise HttpProblem(413, f"the picture has {len(picture)} bytes; {MAX_PICTURE} are allowed")
     sniff(picture)
-    serial = "".join(c if c.isprintable() else "?" for c in sample.serial[:_MAX_TEXT])  # as a scanner read it
+    serial = printable(sample.serial[:_MAX_TEXT])  # as a scanner read it
     return msgspec.structs.replace(sample, serial=serial), picture

@@ -10,6 +10,7 @@ from typing import Any
 
 from cloudd.cli import common
 from cloudd.client import AdminClient, ClientError
+from edgekit.text import printable
 
 _PAGE = 500
 
@@ -19,7 +20,7 @@ def add(verbs: common.Verbs) -> None:
     group = common.verb(verbs, "answers", "Look at the answered hard samples.", None)
     actions = group.add_subparsers(metavar="ACTION", required=True)
     listing = common.verb(actions, "list", "List the newest answers with both verdicts.", _list)
-    listing.add_argument("--limit", type=int, default=20, metavar="N", help="how many (20)")
+    listing.add_argument("--limit", type=common.count, default=20, metavar="N", help="how many (20)")
     show = common.verb(actions, "show", "Show one answer.", _show)
     show.add_argument("answer", metavar="ID", help="number in the first column of `answers list`")
     export = common.verb(
@@ -30,7 +31,7 @@ def add(verbs: common.Verbs) -> None:
         "A sample whose picture was already removed by retention is written without one.",
     )
     export.add_argument("directory", type=Path, metavar="DIRECTORY")
-    export.add_argument("--limit", type=int, default=1000, metavar="N", help="how many, newest first (1000)")
+    export.add_argument("--limit", type=common.count, default=1000, metavar="N", help="how many, newest first (1000)")
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -54,7 +55,7 @@ def _show(args: argparse.Namespace) -> int:
     if args.json:
         return common.show_json(answer)
     for key, value in answer.items():
-        print(f"{key:12} {common.printable(value if isinstance(value, str) else json.dumps(value))}")
+        print(f"{key:12} {printable(value if isinstance(value, str) else json.dumps(value))}")
     return 0
 
 

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from cloudd.client import AdminClient
 from cloudd.config import find_socket
+from edgekit.text import printable
 
 Verbs = Any  # argparse has no public name for what add_subparsers returns
 Do = Callable[[argparse.Namespace], int]
@@ -26,15 +27,20 @@ def verb(verbs: Verbs, name: str, summary: str, do: Do | None, details: str = ""
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if do is not None:
-        parser.add_argument("--state", type=Path, metavar="DIR", help="state directory of the daemon (its default)")
+        parser.add_argument(
+            "--state",
+            type=Path,
+            metavar="DIR",
+            help="state directory of the daemon (default: /var/lib/cloudd for root, else below ~/.local/state)",
+        )
         parser.add_argument("--json", action="store_true", help="print JSON for programs")
         parser.set_defaults(do=do)
     return parser
 
 
-def client(args: argparse.Namespace) -> AdminClient:
-    """A client of the daemon that --state names."""
-    return AdminClient(find_socket(args.state))
+def client(args: argparse.Namespace, timeout_s: float = 60.0) -> AdminClient:
+    """A client of the daemon that --state names; it waits `timeout_s` for each reply."""
+    return AdminClient(find_socket(args.state), timeout_s)
 
 
 def path(*parts: str) -> str:
@@ -60,11 +66,6 @@ def show_table(head: Sequence[str], rows: Iterable[Sequence[str]], empty: str) -
     return 0
 
 
-def printable(text: str) -> str:
-    """Text that came from a device, safe for a terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text)
-
-
 def ago(seconds: float | None, now: float | None = None) -> str:
     """How long ago a wall-clock time was, for people."""
     if seconds is None:
@@ -74,6 +75,13 @@ def ago(seconds: float | None, now: float | None = None) -> str:
         if passed >= size:
             return f"{passed / size:.0f} {unit} ago"
     return f"{passed:.0f} s ago"
+
+
+def count(text: str) -> int:
+    """How many to show. Raises argparse.ArgumentTypeError."""
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of answers; write a whole number from 1 up")
+    return int(text)
 
 
 def duration(text: str) -> float:

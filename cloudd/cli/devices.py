@@ -9,6 +9,7 @@ from typing import Any
 
 from cloudd.cli import common
 from cloudd.client import ClientError
+from edgekit.text import printable
 
 _WHICH = "DEVICE is a device id, its first group, or the device's name."
 
@@ -19,9 +20,14 @@ def add(verbs: common.Verbs) -> None:
     actions = group.add_subparsers(metavar="ACTION", required=True)
     common.verb(actions, "list", "List every device.", _list)
     _one(actions, "show", "Show one device with its services and what it should run.", _show)
-    revoke = _one(actions, "revoke", "Lock a device out, at once and for good.", _revoke)
+    revoke = _one(
+        actions,
+        "revoke",
+        "Lock a device out, at once and until it is restored; a new token does not let it in.",
+        _revoke,
+    )
     revoke.add_argument("--reason", default="", help="a note for the record")
-    _one(actions, "restore", "Take a revocation back.", _restore)
+    _one(actions, "restore", "Let a revoked device in again.", _restore)
     desired = _one(
         actions,
         "desired",
@@ -64,15 +70,15 @@ def _show(args: argparse.Namespace) -> int:
         return common.show_json(detail)
     device = detail["device"]
     days = (device["certificate_until"] - time.time()) / 86_400
-    print(f"{common.printable(device['name'])}: {_state(device)}, seen {common.ago(device['seen_at'])}")
+    print(f"{printable(device['name'])}: {_state(device)}, seen {common.ago(device['seen_at'])}")
     print(f"  id           {device['device_id']}")
-    print(f"  machine      {common.printable(device['machine']) or '-'}, edged {common.printable(device['version'])}")
+    print(f"  machine      {printable(device['machine']) or '-'}, edged {printable(device['version'])}")
     print(f"  certificate  {days:.0f} days left")
     for problem in device["problems"]:
-        print(f"  ! {common.printable(problem)}")
+        print(f"  ! {printable(problem)}")
     for one in device["services"]:
-        print(f"  service      {common.printable(one['name'])}: {one['state']}, model {common.printable(one['model'])}")
-        print(f"               {one.get('inspected', 0)} inspected; {common.printable(one.get('gate', ''))}")
+        print(f"  service      {printable(one['name'])}: {one['state']}, model {printable(one['model'])}")
+        print(f"               {one.get('inspected', 0)} inspected; {printable(one.get('gate', ''))}")
     if detail["desired"] is None:
         print("  desired      nothing set from here")
     else:
@@ -110,5 +116,5 @@ def _read(file: Path) -> str:
 def _done(args: argparse.Namespace, change: dict[str, Any], what: str) -> int:
     if args.json:
         return common.show_json(change)
-    print(f"{common.printable(change['name'])} ({change['device_id'].split('-')[0]}) {what}.")
+    print(f"{printable(change['name'])} ({change['device_id'].split('-')[0]}) {what}.")
     return 0

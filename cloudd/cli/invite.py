@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from cloudd import config
 from cloudd.cli import common
 
 
@@ -17,10 +18,27 @@ def add(verbs: common.Verbs) -> None:
         "The token carries the fingerprint of this cloudd's authority, so the device speaks to nobody else.\n"
         "It makes one device and is shown only now.",
     )
-    parser.add_argument("--name", default="", help="what the device shall be called (it names itself otherwise)")
     parser.add_argument(
-        "--ttl", type=common.duration, default=3600.0, metavar="TIME", help="life of the token: 90, 30m, 2h, 7d (1h)"
+        "--name", type=_name, default="", help="what the device shall be called (it names itself otherwise)"
     )
+    parser.add_argument(
+        "--ttl", type=_ttl, default=config.DEFAULT_TTL_S, metavar="TIME", help="life of the token: 90, 30m, 2h, 7d (1h)"
+    )
+
+
+def _name(text: str) -> str:
+    if len(text) > config.MAX_NAME:
+        raise argparse.ArgumentTypeError(f"a name has at most {config.MAX_NAME} characters")
+    return text
+
+
+def _ttl(text: str) -> float:
+    seconds = common.duration(text)
+    if not 0 < seconds <= config.MAX_TTL_S:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no life for a token; the longest is {config.MAX_TTL_S / 86_400:.0f}d"
+        )
+    return seconds
 
 
 def _do(args: argparse.Namespace) -> int:

@@ -37,8 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ClientError as error:
         print(f"cloudd: {error}", file=sys.stderr)
         return 1 if error.status else 3
-    except (ConfigError, OSError) as error:
+    except ConfigError as error:
         print(f"cloudd: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:  # whose own text begins with a number
+        reason = error.strerror or str(error)
+        print(f"cloudd: {error.filename}: {reason}" if error.filename else f"cloudd: {reason}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

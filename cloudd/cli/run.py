@@ -22,9 +22,17 @@ def add(verbs: common.Verbs) -> None:
     parser.add_argument("--name", help="what people call this cloudd (the host name)")
     parser.add_argument("--listen", metavar="ADDRESS:PORT", help=f"device API ({config.DEFAULT_LISTEN})")
     parser.add_argument("--dashboard", metavar="ADDRESS:PORT", help=f"page, loopback only ({config.DEFAULT_DASHBOARD})")
-    parser.add_argument("--database", metavar="URL", help="rows (SQLite in the state directory)")
-    parser.add_argument("--blobs", metavar="URL", help="models and pictures (a folder in the state directory)")
-    parser.add_argument("--heartbeat", type=float, metavar="SECONDS", help="devices report at least this often (10)")
+    parser.add_argument(
+        "--database", metavar="URL", help="where devices, models and answers are listed (SQLite in the state directory)"
+    )
+    parser.add_argument(
+        "--blobs",
+        metavar="URL",
+        help="where model files and pictures lie: a directory, or s3://, gs://, az:// (in the state directory)",
+    )
+    parser.add_argument(
+        "--heartbeat", type=float, metavar="SECONDS", help="devices report at least this often, 0.2 to 300 (10)"
+    )
     parser.add_argument("--answer-workers", type=int, metavar="N", help="processes that run the large models (1)")
     parser.add_argument("--no-advertise", action="store_true", help="do not announce this cloudd on the LAN")
     parser.add_argument("--verbose", action="store_true", help="log more")

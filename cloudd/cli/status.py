@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from cloudd.cli import common
+from edgekit.text import printable
 
 
 def add(verbs: common.Verbs) -> None:
@@ -24,9 +25,7 @@ def _do(args: argparse.Namespace) -> int:
         common.show_json(status)
     else:
         about, totals = status["about"], status["totals"]
-        print(
-            f"{common.printable(about['name'])}, cloudd {about['version']}, started {common.ago(about['started_at'])}"
-        )
+        print(f"{printable(about['name'])}, cloudd {about['version']}, started {common.ago(about['started_at'])}")
         print(f"  device API   {about['device_url']}" + (" (advertised on the LAN)" if about["advertised"] else ""))
         print(f"  dashboard    {about['dashboard_url']}")
         print(f"  authority    {about['fingerprint']}")
@@ -35,5 +34,5 @@ def _do(args: argparse.Namespace) -> int:
         print(f"  inspected    {totals['inspected']} samples on the devices, {totals['spooled']} waiting in spools")
         print(f"  answered     {totals['answered']} hard samples, {totals['agreed']} as the edge said")
         for problem in status["problems"]:
-            print(f"  ! {common.printable(problem)}")
+            print(f"  ! {printable(problem)}")
     return 1 if status["problems"] else 0

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 
-from cloudd.devices.fleet import Fleet
+from cloudd.devices.fleet import Fleet, revoked_text
 from cloudd.web import STORAGE_ERRORS, HttpProblem
 from edgekit.messages import PROTOCOL, Desired, Hello, Message, Notice, Report, ToCloud, Welcome
 
@@ -44,7 +44,8 @@ class _Ending(NamedTuple):
     notice: Notice | None = None
 
 
-_REVOKED = _Ending(CLOSE_REVOKED, Notice(code="revoked", text="this device was revoked"))
+def _revoked(device: str) -> _Ending:
+    return _Ending(CLOSE_REVOKED, Notice(code="revoked", text=revoked_text(device)))
 
 
 class _Channel:
@@ -57,15 +58,17 @@ class _Channel:
         self.socket, self.device = socket, device
         self.asked: asyncio.Future[_Ending] = asyncio.get_running_loop().create_future()
         self.gone = asyncio.Event()
+        # Desired state is read and sent under it: else a slow sender's older state could arrive last and stay.
+        self.telling = asyncio.Lock()
         self._lock = asyncio.Lock()
 
     async def send(self, message: Message) -> None:
         async with asyncio.timeout(_SEND_S), self._lock:
             await self.socket.send_str(msgspec.json.encode(message).decode())
 
-    def ask_to_end(self, code: int, notice: Notice | None = None) -> None:
+    def ask_to_end(self, ending: _Ending) -> None:
         if not self.asked.done():
-            self.asked.set_result(_Ending(code, notice))
+            self.asked.set_result(ending)
 
     async def end(self, ending: _Ending) -> None:
         try:
@@ -93,27 +96,30 @@ class ControlHub:
     async def push_desired(self, device: str) -> bool:
         """Send a connected device its desired state; False if it is not connected (it gets it when it connects)."""
         channel = self._channels.get(device)
-        row = await self._fleet.get(device)
-        if channel is None or row is None or row.desired is None:
+        if channel is None:
             return False
         try:
-            await channel.send(Desired(revision=row.revision, services=row.desired))
+            async with channel.telling:
+                row = await self._fleet.get(device)
+                if row is None or row.desired is None:
+                    return False
+                await channel.send(Desired(revision=row.revision, services=row.desired))
         except (ConnectionError, TimeoutError, RuntimeError):
             return False
         return True
 
-    def close(self, device: str, code: int, notice: Notice) -> None:
-        """End a device's channel, if it has one, with a last word. Nothing more is taken from it from now on."""
+    def lock_out(self, device: str) -> None:
+        """End a revoked device's channel, if it has one. Nothing more is taken from it from now on."""
         channel = self._channels.pop(device, None)
         if channel is not None:
-            channel.ask_to_end(code, notice)
+            channel.ask_to_end(_revoked(device))
 
     async def stop(self) -> None:
         """End every channel; devices connect again to whoever answers next."""
         self._stopping = True
         channels = list(self._channels.values())
         for channel in channels:
-            channel.ask_to_end(WSCloseCode.GOING_AWAY)
+            channel.ask_to_end(_Ending(WSCloseCode.GOING_AWAY))
         await asyncio.gather(*(channel.gone.wait() for channel in channels))
 
     async def _serve(self, request: web.Request) -> web.WebSocketResponse:
@@ -174,21 +180,23 @@ class ControlHub:
         self._channels[channel.device] = channel
         if older is not None:
             log.info("device %s connected again; its older connection is closed", channel.device)
-            older.ask_to_end(CLOSE_SUPERSEDED, Notice(code="superseded", text="this device opened a newer connection"))
+            notice = Notice(code="superseded", text="this device opened a newer connection")
+            older.ask_to_end(_Ending(CLOSE_SUPERSEDED, notice))
 
     async def _converse(self, channel: _Channel, hello: Hello) -> _Ending:
         silence_s = _MISSED_HEARTBEATS * self._heartbeat_s
-        row = await self._fleet.connected(channel.device, hello, self._wall(), silence_s)
-        if row is None:
-            return _REVOKED
-        await channel.send(Welcome(heartbeat_s=self._heartbeat_s, time=self._wall(), name=self._name))
-        if row.desired is not None and row.revision != hello.revision:
-            await channel.send(Desired(revision=row.revision, services=row.desired))
+        async with channel.telling:
+            row = await self._fleet.connected(channel.device, hello, self._wall(), silence_s)
+            if row is None:
+                return _revoked(channel.device)
+            await channel.send(Welcome(heartbeat_s=self._heartbeat_s, time=self._wall(), name=self._name))
+            if row.desired is not None and row.revision != hello.revision:
+                await channel.send(Desired(revision=row.revision, services=row.desired))
         while True:
             message = await self._receive(channel, silence_s)
             if isinstance(message, Report):
                 if not await self._fleet.reported(channel.device, message, self._wall(), silence_s):
-                    return _REVOKED
+                    return _revoked(channel.device)
                 await asyncio.sleep(_REPORT_PAUSE_S)
             elif isinstance(message, Notice):
                 log.warning("device %s says (%s): %s", channel.device, message.code[:64], message.text[:500])

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from aiohttp import web
 
+from cloudd.config import MAX_NAME
 from cloudd.devices.fleet import Fleet
 from cloudd.devices.invites import Invites
 from cloudd.web import HttpProblem, json_response, read_json
@@ -18,7 +19,6 @@ from edgekit.webguard import TryLimiter
 log = logging.getLogger("cloudd.devices")
 
 _MAX_REQUEST = 16_384
-_MAX_NAME = 64
 
 
 def routes(
@@ -77,7 +77,7 @@ def routes(
 
 def clean_name(name: str) -> str:
     """A device's name as people may see it: printable, one line, at most 64 characters, never empty."""
-    kept = "".join(character if character.isprintable() else " " for character in name[:_MAX_NAME])
+    kept = "".join(character if character.isprintable() else " " for character in name[:MAX_NAME])
     return " ".join(kept.split()) or "unnamed"
 
 

@@ -46,6 +46,11 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
         return self.revoked_at is None and self.online_until is not None and now < self.online_until
 
 
+def revoked_text(device: str) -> str:
+    """Why a revoked device is refused, and what lets it in again; a new token does not."""
+    return f"this device was revoked; `cloudd devices restore {short_id(device)}` lets it in again"
+
+
 class Fleet:
     """Reads and changes what is known about devices."""
 
@@ -64,7 +69,7 @@ class Fleet:
         if row is None:
             raise HttpProblem(403, "this cloudd does not know the device; join again with a new token")
         if row.revoked_at is not None:
-            raise HttpProblem(403, "this device was revoked")
+            raise HttpProblem(403, revoked_text(device))
 
     async def get(self, device: str) -> Device | None:
         """One device, None if there is none with exactly this id."""

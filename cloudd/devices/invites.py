@@ -10,15 +10,15 @@ from __future__ import annotations
 from sqlalchemy import delete, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from cloudd.config import DEFAULT_TTL_S
 from cloudd.devices import audit
+from cloudd.devices.fleet import revoked_text
 from cloudd.storage import Rows
 from cloudd.storage.schema import devices, invites, revocations
 from cloudd.web import HttpProblem
 from edgekit.faults import crash_point
-from edgekit.identity import JoinToken, check_secret, hash_secret, new_token, short_id
+from edgekit.identity import JoinToken, check_secret, hash_secret, new_token
 
-DEFAULT_TTL_S = 3600.0
-MAX_TTL_S = 30 * 86_400.0
 _KEEP_S = 7 * 86_400.0
 _UNKNOWN = "this token is unknown, used or expired; `cloudd invite` prints a new one"
 
@@ -83,8 +83,7 @@ async def _write_device(
     connection: AsyncConnection, device: str, name: str, serial: str, not_after: float, now: float
 ) -> None:
     if await connection.scalar(select(revocations.c.device_id).where(revocations.c.device_id == device)):
-        text = f"this device was revoked; `cloudd devices restore {short_id(device)}` lets it in again"
-        raise HttpProblem(403, text)
+        raise HttpProblem(403, revoked_text(device))
     changed = await connection.execute(
         update(devices).where(devices.c.id == device).values(name=name, serial=serial, not_after=not_after)
     )

@@ -13,10 +13,10 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import msgspec
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import func, insert, select
 from sqlalchemy.exc import IntegrityError
 
-from cloudd.storage import Blobs, Rows, StorageError, references
+from cloudd.storage import Blobs, Rows, StorageError
 from cloudd.storage.schema import audit, model_files, models
 from edgekit import packages
 from edgekit.faults import crash_point
@@ -55,7 +55,7 @@ class Registry:
         self._verified: dict[str, str] = {}  # ref -> digest of the directory in the cache, checked by this process
 
     async def add(self, directory: Path) -> ModelEntry:
-        """Register the package in `directory`; adding the same package again changes nothing.
+        """Register the package in `directory`; adding the same package again only makes its files whole again.
 
         Raises PackageError if it fails a check, RegistryError if another package has its name and version, or
         StorageError.
@@ -66,11 +66,11 @@ class Registry:
             present = await self.entry(name, version)
             if present is not None:
                 _same_digest(present, package.digest)
-                return present
             async with AsyncExitStack() as held:
                 entry = await self._store_files(package, held)
                 crash_point("model.blobs")
-                await self._store_rows(package, entry)
+                if present is None:
+                    await self._store_rows(package, entry)
         return entry
 
     async def entry(self, name: str, version: str | None = None) -> ModelEntry | None:
@@ -119,24 +119,6 @@ class Registry:
                 select(model_files.c.size).where(model_files.c.sha256 == sha256).limit(1)
             )
         return size
-
-    async def remove(self, name: str, version: str) -> bool:
-        """Forget a version and remove the blobs that nothing else needs; whether it was there."""
-        async with self._rows.writing() as connection:
-            query = select(model_files.c.sha256).where(model_files.c.name == name, model_files.c.version == version)
-            hashes = set((await connection.execute(query)).scalars())
-            gone = await connection.execute(delete(models).where(models.c.name == name, models.c.version == version))
-            if gone.rowcount == 0:
-                return False
-            note = {"at": self._wall(), "action": "model removed", "subject": f"{name}@{version}"}
-            await connection.execute(insert(audit).values(note))
-
-        async def used(sha256: str) -> bool:
-            return await references.is_used(self._rows, sha256)
-
-        for sha256 in hashes:
-            await self._blobs.remove(sha256, used)
-        return True
 
     async def materialise(self, entry: ModelEntry) -> Path:
         """The package of `entry` as a verified directory in the cache, for a process that loads models by path.

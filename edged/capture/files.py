@@ -113,6 +113,10 @@ class OpenFolder:
             self._kept.forget_all_but(names)
         return sorted(ready, key=lambda file: (file.modified_ns, file.name))
 
+    def waiting(self) -> set[str]:
+        """Names of the files that the last scan found waiting, complete or not, without the busy ones."""
+        return {file.name for file in self._seen}
+
     def _candidate(self, entry: os.DirEntry[str]) -> FoundFile | None:
         name = entry.name
         if name.startswith(".") or name.lower().endswith(_UNFINISHED):
@@ -145,19 +149,17 @@ class OpenFolder:
         """Move, delete or remember a file whose decision is durable. Raises OSError."""
         if self._kept is not None:
             self._kept.add(file.name, file.modified_ns, file.size)
-        elif not self._unchanged(file):
-            return
-        elif self._source.after == "delete":
+        elif self._source.after == "move":
+            self._move(file, "done", sample_id)
+        elif self._unchanged(file):
             os.unlink(file.name, dir_fd=self._directory)
             os.fsync(self._directory)
-        else:
-            self._move(file, "done", sample_id)
 
     def refuse(self, file: FoundFile, sample_id: str, reason: str) -> None:
         """Put a file that is no usable picture aside, with the reason beside it. Raises OSError."""
         if self._kept is not None:
             self._kept.add(file.name, file.modified_ns, file.size)
-        elif self._unchanged(file):
+        else:
             self._move(file, "refused", sample_id, reason)
 
     def _unchanged(self, file: FoundFile) -> bool:
@@ -175,11 +177,17 @@ class OpenFolder:
         target = os.open(folder, flags, dir_fd=self._directory)
         try:
             name = _free_name(target, file.name, sample_id)
+            note = Path(
+                f"/proc/self/fd/{target}", f"{name}.txt"
+            )  # of the opened folder, whatever its name leads to now
             if reason:  # first the reason: a crash in between only refuses the file once more
-                write_file(self._path / folder / f"{name}.txt", f"{file.text}: {reason}\n".encode(), 0o644)
-            os.rename(file.name, name, src_dir_fd=self._directory, dst_dir_fd=target)
-            os.fsync(target)
-            os.fsync(self._directory)
+                write_file(note, f"{file.text}: {reason}\n".encode(), 0o644)
+            if self._unchanged(file):
+                os.rename(file.name, name, src_dir_fd=self._directory, dst_dir_fd=target)
+                os.fsync(target)
+                os.fsync(self._directory)
+            elif reason:
+                note.unlink()
         finally:
             os.close(target)
 

@@ -97,6 +97,7 @@ class FolderSource:
         self._busy: set[str] = set()
         self._trouble = False
         self._refused = False
+        self._stuck: set[str] = set()  # names of files that could not be worked on
 
     def stop(self) -> None:
         """Take no new file; `run` returns when the files under way are finished."""
@@ -109,7 +110,7 @@ class FolderSource:
             while not self._stopping.is_set():
                 try:
                     folder = await self._thread(self._open)
-                except _Failure as error:
+                except Exception as error:  # whatever it is: a folder that nobody watches any more stops a line
                     await self._unhealthy(error)
                     continue
                 if folder is None:
@@ -121,7 +122,7 @@ class FolderSource:
                 locked_for = 0.0
                 try:
                     await self._watch(folder)
-                except _Failure as error:
+                except Exception as error:
                     await self._unhealthy(error)
                 finally:
                     folder.close()
@@ -137,6 +138,8 @@ class FolderSource:
                     busy = frozenset(self._busy)
                     self._backlog = await self._thread(lambda: folder.scan(time.monotonic(), busy))  # noqa: B023
                     self._healthy()
+                    if self._stuck:
+                        self._unstick(self._stuck - busy - folder.waiting())
                 while self._backlog and len(tasks) < CONCURRENT:
                     file = self._backlog.pop(0)
                     self._busy.add(file.name)
@@ -170,6 +173,8 @@ class FolderSource:
             self._notify("ok", f"folder:{self._service}", f"the folder {self._source.path} is watched again")
 
     async def _unhealthy(self, error: Exception) -> None:
+        if not isinstance(error, _Failure):
+            log.error("%s failed on its folder", self._service, exc_info=error)
         if not self._trouble:
             self._trouble = True
             self._notify(
@@ -184,7 +189,9 @@ class FolderSource:
     async def _process(self, folder: OpenFolder, file: FoundFile) -> None:
         try:
             await self._decide(folder, file)
+            self._unstick({file.name})
         except _Failure as error:
+            self._stuck.add(file.name)
             self._notify(
                 "warning",
                 f"folder-file:{self._service}",
@@ -196,6 +203,13 @@ class FolderSource:
             await self._pause(PATIENCE_S)
         finally:
             self._busy.discard(file.name)
+
+    def _unstick(self, names: set[str]) -> None:
+        """These files are done with, or gone."""
+        stuck = self._stuck
+        self._stuck = stuck - names
+        if stuck and not self._stuck:
+            self._notify("ok", f"folder-file:{self._service}", f"{self._service} works on all of its files again")
 
     async def _decide(self, folder: OpenFolder, file: FoundFile) -> None:
         data = await self._thread(lambda: folder.read(file))
@@ -260,7 +274,7 @@ def _written(outputs: Sequence[Path], service: str) -> dict[str, tuple[Decision,
         for line in tail_lines(output):
             try:
                 decision = msgspec.json.decode(line, type=Decision)
-            except msgspec.MsgspecError:
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # others may write there as well
                 continue
             if decision.service == service:
                 found.setdefault(decision.sample_id, (decision, set()))[1].add(output)

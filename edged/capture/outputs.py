@@ -9,8 +9,8 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from edgekit.atomic import fsync_dir
 from edgekit.messages import Level
@@ -25,8 +25,12 @@ TAIL_BYTES = 1 << 20
 MAX_BATCH_BYTES = 1 << 20
 
 Line = tuple[bytes, asyncio.Future[None] | None]
-Notify = Callable[[Level, str, str], None]
-"""Receives (level, code, sentence); called from the output's thread."""
+
+
+class Notify(Protocol):
+    """Receives level, code and sentence, from any thread. `passing`: it has happened and nothing lasts."""
+
+    def __call__(self, level: Level, code: str, text: str, *, passing: bool = False) -> None: ...
 
 
 class OutputError(Exception):
@@ -148,8 +152,7 @@ class JsonlOutput:
                 self._settle(future, OutputError(f"{self.path} could not be written before the worker ended"))
         lost = self._dropped + sum(future is None for _, future in self._pending)
         if lost:
-            text = f"{lost} decisions could not be written to {self.path} and are lost there"
-            self._notify("error", f"output-lost:{self.path}", text)
+            self._lost(lost, "could not be written")
 
     def _settle(self, future: asyncio.Future[None], error: Exception | None) -> None:
         def settle() -> None:
@@ -169,6 +172,7 @@ class JsonlOutput:
             file = self._open()
             fcntl.flock(file, fcntl.LOCK_EX)
             try:
+                _cut_torn_line(file)  # of this process after a failed write, or of another one that was killed
                 _write_all(file, b"".join(line for line, _ in batch))
             finally:
                 fcntl.flock(file, fcntl.LOCK_UN)
@@ -205,9 +209,6 @@ class JsonlOutput:
         try:
             if os.fstat(file).st_size == 0:  # the daemon's umask is for its own files; results are for the group
                 os.fchmod(file, 0o640)
-            fcntl.flock(file, fcntl.LOCK_EX)
-            _cut_torn_line(file)
-            fcntl.flock(file, fcntl.LOCK_UN)
             fsync_dir(self.path.parent)
         except OSError:
             os.close(file)
@@ -231,8 +232,14 @@ class JsonlOutput:
         self._trouble = ""
         with self._wake:
             dropped, self._dropped = self._dropped, 0
-        lost = f"; {dropped} decisions were given up meanwhile" if dropped else ""
-        self._notify("warning" if dropped else "ok", f"output-stuck:{self.path}", f"{self.path} is written again{lost}")
+        self._notify("ok", f"output-stuck:{self.path}", f"{self.path} is written again")
+        if dropped:
+            self._lost(dropped, "were given up while they waited to be written")
+
+    def _lost(self, count: int, why: str) -> None:
+        """What is lost stays lost, so this is an event and no item that could ever be over."""
+        text = f"{count} decisions {why} to {self.path} and are missing there"
+        self._notify("error", f"output-lost:{self.path}", text, passing=True)
 
 
 def _write_all(file: int, data: bytes) -> None:
@@ -249,8 +256,9 @@ def _write_all(file: int, data: bytes) -> None:
 
 def _cut_torn_line(file: int) -> None:
     """Truncate the file behind its last newline; nothing behind it was ever durable."""
-    end = os.fstat(file).st_size
-    position = end
+    position = end = os.fstat(file).st_size
+    if end == 0 or os.pread(file, 1, end - 1) == b"\n":
+        return
     while position > 0:
         start = max(0, position - 65_536)
         newline = os.pread(file, position - start, start).rfind(b"\n")
@@ -258,8 +266,7 @@ def _cut_torn_line(file: int) -> None:
             position = start + newline + 1
             break
         position = start
-    if position != end:
-        os.ftruncate(file, position)
+    os.ftruncate(file, position)
 
 
 def tail_lines(path: Path, limit: int = TAIL_BYTES) -> list[bytes]:

@@ -8,7 +8,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,11 +20,11 @@ from edged.collab.drain import Drain
 from edged.collab.gate_keeper import GateKeeper
 from edged.collab.gate_memory import GateMemory
 from edged.collab.ledger import Ledger
-from edged.collab.sealing import Kek
+from edged.collab.sealing import Kek, SealError
 from edged.collab.spool import Spool
 from edged.collab.uplink import Uplink, UplinkError
 from edgekit.messages import Answer, Event, HardSample, Level, Link, SpoolReport
-from edgekit.services import Service
+from edgekit.services import Retention, Service
 
 log = logging.getLogger("edged.collab")
 
@@ -70,6 +70,7 @@ class Collaboration:
         self._on_event = on_event
         self._on_compared = on_compared
         environment = os.environ.get("CREDENTIALS_DIRECTORY")
+        self._kek_path = state_dir / "keys" / "kek"
         self._credentials = credentials or (Path(environment) if environment else None)
         self._clock = clock
         self._wall = wall
@@ -124,9 +125,19 @@ class Collaboration:
         keeper = GateKeeper(service, edge_model, self._memory)
         await keeper.restore(await self._depot.run(lambda spool: spool.waiting(service.name)) or ())
         collaborator = Collaborator(self, service, keeper, clock=self._clock, rng=self._rng)
+        await self._depot.run(lambda spool: spool.hold(service.name, not collaborator.may_leave))
         self._services[service.name] = collaborator
         self.drain.wake()
         return collaborator
+
+    def set_wanted(self, services: Collection[str]) -> None:
+        """Name every service there is, running or not, once those that run have been added.
+
+        A sample of any other was stored for a service that was removed since: it is delivered like the others (its
+        header names everything), unless that service's policy let nothing leave at last, and expires in default time.
+        """
+        self.drain.wanted = frozenset(services)
+        self.drain.wake()
 
     # --- control -----------------------------------------------------------------------------------------------------
 
@@ -195,10 +206,10 @@ class Collaboration:
                 f'{error.text}. The samples of service "{header.service}" wait here; '
                 f'import the model "{header.answer_model}" on cloudd.'
             )
-            self._raise(f"answers.unknown-model.{header.service}", text)
+            self._raise(f"answers.unknown-model.{header.service}", header.service, text)
         else:
             text = f'{error.text}. Sample {header.sample_id} of service "{header.service}" was dropped.'
-            self._raise(f"answers.rejected.{header.service}", text)
+            self._raise(f"answers.rejected.{header.service}", header.service, text)
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
@@ -231,13 +242,24 @@ class Collaboration:
                 log.exception("The upkeep of the spool failed in a way it should not")
 
     async def _maintain(self) -> None:
+        await self._depot.run(self._look_at_key)
         await self._depot.run(Spool.maintain)
         for name, collaborator in list(self._services.items()):
             days = collaborator.service.retention.spool_days
             await self._depot.run(lambda spool, name=name, days=days: spool.expire(name, days))  # type: ignore[misc]
+        wanted = self.drain.wanted
+        if wanted is not None:
+            await self._depot.run(lambda spool: spool.expire_others(wanted, Retention().spool_days))
+
+    def _look_at_key(self, spool: Spool) -> None:
+        """Somebody may have put another key-encryption key in place, or the right one back."""
+        with contextlib.suppress(SealError, OSError):  # an unusable one shows at the next start
+            kek = Kek.find(self._kek_path, self._credentials)
+            if kek is not None:
+                spool.use_key(kek)
 
     def _open_spool(self) -> Spool:
-        kek = Kek.open(self._state_dir / "keys" / "kek", self._credentials)
+        kek = Kek.open(self._kek_path, self._credentials)
         return Spool(
             self._state_dir / "spool",
             kek,
@@ -263,10 +285,11 @@ class Collaboration:
         log.debug("The circuit breaker is %s", state)
         self.drain.breaker_moved()
 
-    def _raise(self, code: str, text: str) -> None:
+    def _raise(self, code: str, service: str, text: str) -> None:
+        """Once. Of a service that was removed nothing lasting is said: it has left the list."""
         if code not in self._raised:
             self._raised.add(code)
-            self._say("warning", code, text)
+            self._say("warning", code, text, passing=service not in self._services)
 
-    def _say(self, level: Level, code: str, text: str) -> None:
-        self._on_event(Event(level=level, code=code, text=text, at=self._wall()))
+    def _say(self, level: Level, code: str, text: str, *, passing: bool = False) -> None:
+        self._on_event(Event(level=level, code=code, text=text, at=self._wall(), passing=passing))

@@ -109,7 +109,7 @@ class Collaborator:
             return decision
         if not self.may_leave:
             self.keeper.lost(sample_id)
-            return replace(decision, reason=NOTHING_LEAVES)
+            return replace(decision, sent=None, reason=NOTHING_LEAVES)
         header = HardSample(
             sample_id=sample_id,
             service=decision.service,

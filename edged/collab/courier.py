@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 from edged.collab.breaker import Breaker
 from edged.collab.commits import CommitError
@@ -36,40 +37,25 @@ class Courier:
     ) -> Answer:
         """Send one sample; `ticket` is the breaker's permission. Raises UplinkError or RecordError."""
         end = self._clock() + timeout_s
-        try:
-            authority = self.uplink.authority()
-            number = await self._record(header, picture, authority, timeout_s)
-        except UplinkError as error:
-            self._blame(ticket, error)
-            raise
-        except BaseException:
-            self.breaker.abandon(ticket)
-            raise
-        started = self._clock()
-        try:
-            answer = await self.uplink.ask(header, picture, end - started)
-        except UplinkError as error:
-            self._ledger.outcome(number, _outcome(error))
-            self._blame(ticket, error)
-            raise
-        except BaseException:  # called off in the middle: it may have left
-            self._ledger.outcome(number, "unanswered")
-            self.breaker.abandon(ticket)
-            raise
+        with self._failures_of(ticket):
+            number = await self._record(header, picture, self.uplink.authority(), timeout_s)
+            started = self._clock()
+            try:
+                answer = await self.uplink.ask(header, picture, end - started)
+            except UplinkError as error:
+                self._ledger.outcome(number, _outcome(error))
+                raise
+            except BaseException:  # called off in the middle: it may have left
+                self._ledger.outcome(number, "unanswered")
+                raise
         self._ledger.outcome(number, "answered", answer.verdict.label)
         self.breaker.success(ticket, slow=self._clock() - started > slow_s)
         return answer
 
     async def check(self, timeout_s: float, ticket: int) -> None:
         """Probe cloudd without a picture. Raises UplinkError."""
-        try:
+        with self._failures_of(ticket):
             await self.uplink.check(timeout_s)
-        except UplinkError as error:
-            self._blame(ticket, error)
-            raise
-        except BaseException:
-            self.breaker.abandon(ticket)
-            raise
         self.breaker.success(ticket)
 
     async def _record(self, header: HardSample, picture: bytes, authority: str, timeout_s: float) -> int:
@@ -89,6 +75,18 @@ class Courier:
     def _unsent(self, task: asyncio.Task[int]) -> None:
         if not task.cancelled() and task.exception() is None:
             self._ledger.outcome(task.result(), "unsent")
+
+    @contextlib.contextmanager
+    def _failures_of(self, ticket: int) -> Iterator[None]:
+        """Whatever is raised inside, the breaker hears of it."""
+        try:
+            yield
+        except UplinkError as error:
+            self._blame(ticket, error)
+            raise
+        except BaseException:
+            self.breaker.abandon(ticket)
+            raise
 
     def _blame(self, ticket: int, error: UplinkError) -> None:
         """Tell the breaker what the error means for the next request."""

@@ -109,8 +109,11 @@ class Depot:
             self._pending += len(picture)
             try:
                 await self._thread(lambda: spool.put(header, picture, value))
-            except (SpoolFull, StoreError, ValueError) as error:
+            except (SpoolFull, ValueError) as error:
                 why = str(error)
+            except Exception as error:  # a disk can fail in any way; the gate must hear that the sample is gone
+                log.exception("A sample could not be stored")
+                why = f"the spool failed ({error})"
             finally:
                 self._pending -= len(picture)
         if why:

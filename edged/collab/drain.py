@@ -64,7 +64,7 @@ class Drain:
         on_lost: Callable[[str], None],
         per_second: float = 20.0,
     ) -> None:
-        """`may_leave`: names of the services whose samples may leave now.
+        """`may_leave`: names of the services whose samples may leave now (see also `wanted`).
 
         `on_answer` stores an answer durably before the sample is removed; `on_rejected` hears of samples that cloudd
         does not take, `on_lost` of audits among them.
@@ -85,6 +85,8 @@ class Drain:
         self._wake = asyncio.Event()
         self._current: asyncio.Task[Answer] | None = None
         self.live_count = 0
+        self.wanted: frozenset[str] | None = None
+        """Names of every service there is, when all have been added: then those of removed ones may leave too."""
 
     # --- what others tell it -----------------------------------------------------------------------------------------
 
@@ -176,7 +178,7 @@ class Drain:
         return 0.0
 
     async def _next(self) -> _Parcel | None:
-        services = frozenset(self._may_leave())
+        services, wanted = frozenset(self._may_leave()), self.wanted
         if self._audits:
             parcel = self._audits.popleft()
             self._audit_bytes -= len(parcel.picture)
@@ -184,12 +186,12 @@ class Drain:
         models, samples = self._resting(self._resting_models), self._resting(self._resting_samples)
 
         def fetch(spool: Spool) -> _Parcel | None:
-            while (sample_id := spool.next(services, models, samples)) is not None:
+            while (sample_id := spool.next(services, models, samples, wanted)) is not None:
                 try:
                     header, picture = spool.read(sample_id)
                 except (SealError, FileNotFoundError) as error:
                     log.warning("A spooled sample cannot be delivered: %s", error)
-                    spool.set_aside(sample_id)
+                    spool.set_aside(sample_id, error)
                     continue
                 return _Parcel(msgspec.structs.replace(header, late=True), picture, 0.0, spooled=True)
             return None

@@ -8,7 +8,7 @@ from collections.abc import Collection
 import msgspec
 
 from edged.collab.commits import CommitError
-from edged.collab.gate_memory import GateMemory, pair_key
+from edged.collab.gate_memory import GateMemory, Observation, Recalled, pair_key
 from edgekit.gates.policy import Gate, GateDecision, GateSettings, GateSnapshot
 from edgekit.gates.scores import hardness
 from edgekit.messages import Answer, HardSample
@@ -54,18 +54,20 @@ class GateKeeper:
             log.warning("The gate of %s begins anew, because its memory cannot be read: %s", self.service, error)
             return
         self._answered_by, self._seq = recalled.answered_by, recalled.seq
-        if recalled.snapshot:
-            answered = {observation.sample_id for observation in recalled.later}
-            try:
-                snapshot = msgspec.json.decode(recalled.snapshot, type=GateSnapshot)
-                if not self.gate.restore(snapshot, answered.union(waiting)):
-                    return  # the settings were changed: everything learned under the old ones is worth nothing
-            except (msgspec.MsgspecError, ValueError) as error:
-                log.warning("The gate of %s begins anew, because its state cannot be read: %s", self.service, error)
-                return
-        for observation in recalled.later:
-            self.gate.learn(observation.score, observation.differs, observation.reason, observation.sample_id)
-            self._seq = observation.seq
+        if recalled.snapshot and not self._go_on(recalled, waiting):
+            self._seq = max((observation.seq for observation in recalled.later), default=recalled.seq)
+            return
+        self._take(recalled.later)
+
+    def _go_on(self, recalled: Recalled, waiting: Collection[str]) -> bool:
+        """False if the state is worth nothing: its settings were changed since, or it cannot be read."""
+        answered = {observation.sample_id for observation in recalled.later}
+        try:
+            snapshot = msgspec.json.decode(recalled.snapshot, type=GateSnapshot)
+            return self.gate.restore(snapshot, answered.union(waiting))
+        except (msgspec.MsgspecError, ValueError) as error:
+            log.warning("The gate of %s begins anew, because its state cannot be read: %s", self.service, error)
+            return False
 
     def decide(self, margin: float, u: float, sample_id: str) -> GateDecision:
         """See Gate.decide."""
@@ -88,21 +90,30 @@ class GateKeeper:
                 log.warning("%s: cloudd now answers with %s; the gate calibrates anew.", self.service, by)
                 self.gate.recalibrate()
             self._answered_by = by
-        seq: int | None
         try:
-            seq = await self._memory.add(self._key, header.sample_id, score, differs, header.reason, by)
+            self._take(
+                await self._memory.add(self._key, header.sample_id, score, differs, header.reason, by, self._seq)
+            )
             self._forgetful = False
-            if seq is None:
-                return not differs
-            self._seq = max(self._seq, seq)
         except CommitError as error:
             if not self._forgetful:
                 self._forgetful = True
                 log.warning("What the gate of %s learns is not stored for now: %s", self.service, error)
-        if by == self._answered_by:
-            self.gate.learn(score, differs, header.reason, header.sample_id)
-            self._changed = True
+            if by == self._answered_by:
+                self.gate.learn(score, differs, header.reason, header.sample_id)
+                self._changed = True
         return not differs
+
+    def _take(self, observations: list[Observation]) -> None:
+        """Let the gate learn what is on disk: each answer once, in one order, whichever worker put it there."""
+        for observation in observations:
+            if observation.seq <= self._seq:
+                continue  # it came with an answer that was stored at the same time
+            self._seq = observation.seq
+            self._changed = True
+            self._answered_by = self._answered_by or observation.answered_by
+            if observation.answered_by == self._answered_by:
+                self.gate.learn(observation.score, observation.differs, observation.reason, observation.sample_id)
 
     def lost(self, sample_id: str) -> None:
         """No answer will ever come for this sample."""
@@ -115,12 +126,13 @@ class GateKeeper:
         self._changed = True
 
     async def save(self) -> None:
-        """Store the gate's state if it has changed; a full disk only makes it older."""
-        if not self._changed:
-            return
-        self._changed = False
-        snapshot = msgspec.json.encode(self.gate.snapshot())
+        """Take what another worker has learned, and store the state if it has changed; a full disk makes it older."""
         try:
+            self._take(await self._memory.after(self._key, self._seq))
+            if not self._changed:
+                return
+            self._changed = False
+            snapshot = msgspec.json.encode(self.gate.snapshot())
             await self._memory.save(self._key, snapshot, self._seq, self._answered_by)
         except CommitError:
             self._changed = True

@@ -52,6 +52,7 @@ class Observation(msgspec.Struct, frozen=True):
     score: float  # hardness of the edge's answer, 0..1
     differs: bool  # the cloud's label is not the edge's
     reason: SendReason
+    answered_by: str  # name@version of the model that answered
 
 
 class Recalled(msgspec.Struct, frozen=True):
@@ -86,20 +87,27 @@ class GateMemory:
         self._commits = Commits(self._open, executor)
 
     async def add(
-        self, pair: str, sample_id: str, score: float, differs: bool, reason: SendReason, answered_by: str
-    ) -> int | None:
-        """Append one answer durably; its number, or None if this sample's answer was known already."""
+        self, pair: str, sample_id: str, score: float, differs: bool, reason: SendReason, answered_by: str, seq: int
+    ) -> list[Observation]:
+        """Append one answer durably, unless this sample's answer is known already; all answers after number `seq`.
+
+        Those of another worker are among them: while it is being replaced, it delivers the same spool.
+        """
         row = (pair, sample_id, score, differs, reason, answered_by, self._wall())
 
-        def insert(connection: sqlite3.Connection) -> int | None:
-            cursor = connection.execute(
+        def insert(connection: sqlite3.Connection) -> list[Observation]:
+            connection.execute(
                 "INSERT OR IGNORE INTO observations (pair, sample_id, score, differs, reason, answered_by, at)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
                 row,
             )
-            return cursor.lastrowid if cursor.rowcount == 1 else None
+            return _after(connection, pair, seq)
 
         return await self._commits.run(insert)
+
+    async def after(self, pair: str, seq: int) -> list[Observation]:
+        """All answers after number `seq`, in their order."""
+        return await self._commits.run(lambda connection: _after(connection, pair, seq))
 
     async def save(self, pair: str, snapshot: bytes, seq: int, answered_by: str) -> None:
         """Store the gate's state, which contains every observation up to `seq`."""
@@ -117,16 +125,10 @@ class GateMemory:
                 (pair, KEEP),
             )
             gate = connection.execute("SELECT * FROM gates WHERE pair = ?", (pair,)).fetchone()
-            seq = gate["seq"] if gate else 0
-            rows = connection.execute(
-                "SELECT seq, sample_id, score, differs, reason FROM observations"
-                " WHERE pair = ? AND seq > ? ORDER BY seq",
-                (pair, seq),
-            ).fetchall()
-            later = [msgspec.convert(dict(row), Observation, strict=False) for row in rows]
             if gate is None:
-                return Recalled(later=later)
-            return Recalled(bytes(gate["snapshot"]), gate["answered_by"], seq, later)
+                return Recalled(later=_after(connection, pair, 0))
+            later = _after(connection, pair, gate["seq"])
+            return Recalled(bytes(gate["snapshot"]), gate["answered_by"], gate["seq"], later)
 
         return await self._commits.run(read)
 
@@ -139,3 +141,12 @@ class GateMemory:
         if database.quarantined is not None:
             log.error("The gates' memory was damaged; it was moved to %s, they calibrate anew.", database.quarantined)
         return database
+
+
+def _after(connection: sqlite3.Connection, pair: str, seq: int) -> list[Observation]:
+    rows = connection.execute(
+        "SELECT seq, sample_id, score, differs, reason, answered_by FROM observations"
+        " WHERE pair = ? AND seq > ? ORDER BY seq",
+        (pair, seq),
+    )
+    return [msgspec.convert(dict(row), Observation, strict=False) for row in rows]

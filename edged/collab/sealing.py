@@ -33,6 +33,14 @@ class SealError(RuntimeError):
     """The file does not open: damaged, of another device, or sealed with another key. The message says which."""
 
 
+class WrongKey(SealError):
+    """The file was sealed with another key-encryption key; `key_id` says with which."""
+
+    def __init__(self, text: str, key_id: str) -> None:
+        super().__init__(text)
+        self.key_id = key_id
+
+
 class Kek:
     """The key-encryption key: 32 secret bytes that wrap every file's own key."""
 
@@ -41,7 +49,9 @@ class Kek:
         if len(secret) != _KEY:
             raise SealError(f"the key-encryption key has {len(secret)} bytes; {_KEY} are needed")
         self._cipher = AESGCM(secret)
-        self.id = hashlib.sha256(b"edged kek id" + secret).digest()[:_ID]
+        self._mark = hashlib.sha256(b"edged kek id" + secret).digest()[:_ID]
+        self.id = self._mark.hex()
+        """Tells keys apart and says nothing about the secret. Every sealed file names its key."""
 
     @classmethod
     def open(cls, path: Path, credentials: Path | None = None) -> Kek:
@@ -49,32 +59,39 @@ class Kek:
 
         A missing `path` is made (0600) with a new key, durably. Raises SealError for a damaged key, OSError.
         """
-        if credentials is not None and (credentials / "kek").exists():
-            return cls((credentials / "kek").read_bytes())
-        if not path.exists():
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
-            write_file(fresh, secrets.token_bytes(_KEY))
-            with contextlib.suppress(FileExistsError):  # another process was first: its key counts
-                path.hardlink_to(fresh)
-            fresh.unlink()
-            fsync_dir(path.parent)
+        found = cls.find(path, credentials)
+        if found is not None:
+            return found
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+        write_file(fresh, secrets.token_bytes(_KEY))
+        with contextlib.suppress(FileExistsError):  # another process was first: its key counts
+            path.hardlink_to(fresh)
+        fresh.unlink()
+        fsync_dir(path.parent)
         return cls(path.read_bytes())
+
+    @classmethod
+    def find(cls, path: Path, credentials: Path | None = None) -> Kek | None:
+        """The key as `open` would find it, None if there is none. Raises SealError for a damaged key, OSError."""
+        places = [path] if credentials is None else [credentials / "kek", path]
+        return next((cls(place.read_bytes()) for place in places if place.exists()), None)
 
     def seal(self, plain: bytes, device_id: str, sample_id: str) -> bytes:
         """Encrypt one sample; the result is OVERHEAD bytes longer."""
         bound = _bound(device_id, sample_id)
         key, outer, inner = secrets.token_bytes(_KEY), os.urandom(_NONCE), os.urandom(_NONCE)
         wrapped = self._cipher.encrypt(outer, key, bound)
-        return b"".join((_MAGIC, self.id, outer, wrapped, inner, AESGCM(key).encrypt(inner, plain, bound)))
+        return b"".join((_MAGIC, self._mark, outer, wrapped, inner, AESGCM(key).encrypt(inner, plain, bound)))
 
     def unseal(self, sealed: bytes, device_id: str, sample_id: str) -> bytes:
-        """Decrypt one sample. Raises SealError."""
+        """Decrypt one sample. Raises SealError, WrongKey if another key would open it."""
         if len(sealed) < OVERHEAD or not sealed.startswith(_MAGIC):
             raise SealError(f"sample {sample_id} is not a sealed file")
         at = len(_MAGIC)
-        if sealed[at : at + _ID] != self.id:
-            raise SealError(f"sample {sample_id} was sealed with another key-encryption key")
+        if sealed[at : at + _ID] != self._mark:
+            text = f"sample {sample_id} was sealed with another key-encryption key"
+            raise WrongKey(text, sealed[at : at + _ID].hex())
         outer = sealed[at + _ID : at + _ID + _NONCE]
         wrapped = sealed[at + _ID + _NONCE : _HEAD - _NONCE]
         bound = _bound(device_id, sample_id)

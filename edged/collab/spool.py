@@ -18,10 +18,11 @@ from typing import TypeVar
 
 import msgspec
 
-from edged.collab.sealing import Kek, SealError
+from edged.collab.key_watch import KeyWatch
+from edged.collab.sealing import Kek, SealError, WrongKey
 from edged.collab.spool_files import Ballast, SampleFiles, blocks, is_no_space
 from edged.collab.spool_index import MIGRATIONS, UNREADABLE, WAITING, SpoolIndex
-from edged.store import Database, is_corrupt, is_disk_full
+from edged.store import Database, StoreError, is_corrupt, is_disk_full
 from edgekit.envelope import EnvelopeError, seal, unseal
 from edgekit.faults import crash_point
 from edgekit.messages import Event, HardSample, Level, SendReason, SpoolReport
@@ -80,12 +81,15 @@ class Spool:
         self._writing: dict[object, int] = {}  # bytes that each put under way will take
         self._troubled = False
         self._recovered = False
+        self._keys = KeyWatch(self._say)
+        self._closed = False  # the index broke, and could not be opened again yet
         self._files = SampleFiles(root)
         self._ballast = Ballast(root / "ballast") if ballast is None else Ballast(root / "ballast", ballast)
         self._database_path = root / "index.db"
         self._guard = os.open(root / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             self._index = SpoolIndex(self._open_database(), wall)
+            self._run(lambda: self._index.sort(kek.id))
             self.maintain()
         except BaseException:
             os.close(self._guard)
@@ -99,15 +103,16 @@ class Spool:
         Raises SpoolFull if it cannot be stored now, ValueError for an impossible sample id.
         """
         self._files.path(header.sample_id)
-        sealed = self._kek.seal(seal(header, picture), self._device_id, header.sample_id)
+        kek = self._kek
+        sealed = kek.seal(seal(header, picture), self._device_id, header.sample_id)
         size = blocks(len(sealed))
         ticket = object()
         try:
             with self._lock:
                 self._make_room(size, value)
                 self._writing[ticket] = size
-            self._store(header, sealed, value, ticket)
-        except sqlite3.Error as error:
+            self._store(header, sealed, value, ticket, kek.id)
+        except (sqlite3.Error, StoreError) as error:
             self._files.remove(header.sample_id)
             self._trouble(f"the index cannot be written ({error})")
             raise SpoolFull(f"the spool's index cannot be written ({error})") from error
@@ -118,7 +123,7 @@ class Spool:
             with self._lock:
                 self._writing.pop(ticket, None)
 
-    def _store(self, header: HardSample, sealed: bytes, value: float, ticket: object) -> None:
+    def _store(self, header: HardSample, sealed: bytes, value: float, ticket: object, kek: str) -> None:
         size = self._writing[ticket]
         try:
             self._files.write(header.sample_id, sealed)
@@ -131,7 +136,7 @@ class Spool:
             self._files.write(header.sample_id, sealed)
         crash_point("spool.written")
         with self._lock:
-            self._run(lambda: self._index.add(header, size, value))
+            self._run(lambda: self._index.add(header, size, value, kek))
             del self._writing[ticket]  # from here on the index counts it
         crash_point("spool.indexed")
 
@@ -167,11 +172,18 @@ class Spool:
     # --- delivering --------------------------------------------------------------------------------------------------
 
     def next(
-        self, services: Collection[str], skip_models: Collection[str] = (), skip_samples: Collection[str] = ()
+        self,
+        services: Collection[str],
+        skip_models: Collection[str] = (),
+        skip_samples: Collection[str] = (),
+        wanted: Collection[str] | None = None,
     ) -> str | None:
-        """Id of the most valuable waiting sample of `services` (the oldest of equals), None if there is none."""
+        """Id of the most valuable waiting sample of `services` (the oldest of equals), None if there is none.
+
+        `wanted`: every service there is; then the samples of all others count too, unless they are held.
+        """
         with self._lock:
-            return self._run(lambda: self._index.next(services, skip_models, skip_samples))
+            return self._run(lambda: self._index.next(services, skip_models, skip_samples, wanted))
 
     def read(self, sample_id: str) -> tuple[HardSample, bytes]:
         """Header and picture. Raises SealError if the file does not open, OSError if it is gone."""
@@ -205,13 +217,21 @@ class Spool:
             crash_point("spool.removed")
             self._run(lambda: self._index.remove([sample_id], None))
 
-    def set_aside(self, sample_id: str) -> None:
-        """The file does not open: never offer it again, evict it first, but keep it in case the key comes back."""
+    def set_aside(self, sample_id: str, error: Exception | None = None) -> None:
+        """The file does not open: offer it no more, evict it first, but keep it in case the key comes back."""
+        kek = error.key_id if isinstance(error, WrongKey) else ""
         with self._lock:
-            if self._files.exists(sample_id):
-                self._run(lambda: self._index.set_aside(sample_id))
-            else:
+            if not self._files.exists(sample_id):
                 self._run(lambda: self._index.remove([sample_id], None))
+                return
+            self._run(lambda: self._index.set_aside(sample_id, kek))
+            if not self._keys.said:  # else `maintain` counts them
+                self._count_unreadable()
+
+    def hold(self, service: str, held: bool) -> None:
+        """Whether the service's policy keeps its samples here, also when the service is gone."""
+        with self._lock:
+            self._run(lambda: self._index.hold(service, held))
 
     def purge(self, service: str = "") -> int:
         """Remove every sample of one service, or of all; the number removed."""
@@ -223,12 +243,18 @@ class Spool:
         with self._lock:
             return self._remove(self._run(lambda: self._index.expired(service, days)), "expired")
 
+    def expire_others(self, wanted: Collection[str], days: float) -> int:
+        """As `expire`, for every service that is not in `wanted`: it was removed, and its own number with it."""
+        with self._lock:
+            return self._remove(self._run(lambda: self._index.expired_others(wanted, days)), "expired")
+
     def _remove(self, ids: list[str], counter: str) -> int:
         for sample_id in ids:
             self._files.remove(sample_id)
         if ids:
             self._run(lambda: self._index.remove(ids, counter))
             self._on_lost(ids)
+            self._count_unreadable()
         return len(ids)
 
     # --- upkeep ------------------------------------------------------------------------------------------------------
@@ -250,6 +276,13 @@ class Spool:
             self._trouble("the disk is full")
         return released
 
+    def use_key(self, kek: Kek) -> None:
+        """Go on with this key-encryption key. What it opens can be delivered, whatever was marked before."""
+        with self._lock:
+            if kek.id != self._kek.id:
+                self._kek, self._recovered = kek, False
+                self._run(lambda: self._index.sort(kek.id))
+
     def maintain(self) -> None:
         """Call about once a minute: recover if that had to wait, re-make the ballast, notice that trouble is over."""
         with self._lock:
@@ -260,6 +293,7 @@ class Spool:
                 finally:
                     fcntl.flock(self._guard, fcntl.LOCK_SH)
             self._run(self._index.refresh)
+            self._count_unreadable()
             roomy = self._files.free() >= self._reserve + self._ballast.size
             if roomy and not self._ballast.present:
                 self._ballast.make()
@@ -294,48 +328,57 @@ class Spool:
         missing = [sample_id for sample_id in rows if sample_id not in present]
         if finished or missing:
             self._run(lambda: self._index.remove([*finished, *missing], None))
-        unreadable = 0
-        for sample_id in present - rows.keys():
+        kek = self._kek.id
+        nameless = present.intersection(self._run(lambda: self._index.nameless(kek)))
+        for sample_id in (present - rows.keys()) | nameless:
             size = blocks(self._files.path(sample_id).stat().st_size)
             try:
                 header, _ = self.read(sample_id)
-            except SealError:
-                unreadable += 1
-                self._run(lambda i=sample_id, s=size: self._index.add_unreadable(i, s))  # type: ignore[misc]
+            except SealError as error:
+                sealed_by = error.key_id if isinstance(error, WrongKey) else ""
+                self._run(lambda i=sample_id, s=size, k=sealed_by: self._index.add_unreadable(i, s, k))  # type: ignore[misc]
                 continue
             value = sample_value(header.reason, header.edge.margin)
-            self._run(lambda h=header, s=size, v=value: self._index.add(h, s, v))  # type: ignore[misc]
-        if unreadable:
-            self._say(
-                "warning",
-                "spool.unreadable",
-                f"{unreadable} spooled samples do not open with this device's key; they are kept until room is needed.",
-            )
+            self._run(lambda h=header, s=size, v=value: self._index.add(h, s, v, kek))  # type: ignore[misc]
+
+    def _count_unreadable(self) -> None:
+        self._keys.tell(self._run(lambda: self._index.unreadable(self._kek.id)))
 
     def _open_database(self) -> Database:
         database = Database(self._database_path, MIGRATIONS, wall=self._wall, make_room=self._ballast.release)
         if database.quarantined is not None:
-            self._recovered = False
             self._say(
                 "warning",
                 "spool.index-rebuilt",
                 f"The spool's index was damaged and is rebuilt from the samples; see {database.quarantined}.",
+                passing=True,
             )
         return database
 
     def _run(self, action: Callable[[], T]) -> T:
         """Run an index operation; run it again with the ballast's room on a full disk, or on a rebuilt index."""
         with self._lock:
+            if self._closed:
+                self._reopen()
             try:
                 return action()
             except sqlite3.DatabaseError as error:
                 if is_corrupt(error):
-                    self._index.close()
-                    self._index.attach(self._open_database())
-                    self._recover(sweep=False)
+                    self._reopen()
                 elif not (is_disk_full(error) and self._ballast.release()):
                     raise
             return action()
+
+    def _reopen(self) -> None:
+        """Replace a damaged index. Raises StoreError if that cannot be done now; then the next operation tries again.
+
+        The old one is closed first: SQLite removes the log of what it closes by name, which must not be the new one's.
+        """
+        self._closed, self._recovered = True, False
+        self._index.close()
+        self._index.attach(self._open_database())
+        self._closed = False
+        self._recover(sweep=False)
 
     def _trouble(self, why: str) -> None:
         if not self._troubled:
@@ -346,5 +389,5 @@ class Spool:
                 f"Hard samples are dropped, the least valuable first: {why}. Free the disk or raise the spool's quota.",
             )
 
-    def _say(self, level: Level, code: str, text: str) -> None:
-        self._on_event(Event(level=level, code=code, text=text, at=self._wall()))
+    def _say(self, level: Level, code: str, text: str, *, passing: bool = False) -> None:
+        self._on_event(Event(level=level, code=code, text=text, at=self._wall(), passing=passing))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Sequence
 
+from edged.collab.key_watch import Unreadable
 from edged.store import Database
 from edgekit.messages import HardSample, SpoolReport
 
@@ -36,6 +37,9 @@ MIGRATIONS = [
         UPDATE totals SET n = n - CASE name WHEN 'items' THEN 1 ELSE OLD.bytes END WHERE name IN ('items', 'bytes');
     END;
     """,
+    # kek: id of the key that sealed the file, "" if unknown. held: the service's policy let nothing leave at last.
+    "ALTER TABLE samples ADD COLUMN kek TEXT NOT NULL DEFAULT '';"
+    "ALTER TABLE samples ADD COLUMN held INTEGER NOT NULL DEFAULT 0;",
 ]
 
 _CLOCK_WAS_UNSET = 1.7e9
@@ -79,17 +83,17 @@ class SpoolIndex:
         row = self._database.one("SELECT min(stored_at) FROM samples")
         self._oldest = row[0] if row else None
 
-    def add(self, header: HardSample, size: int, value: float) -> None:
+    def add(self, header: HardSample, size: int, value: float, kek: str) -> None:
         row = (header.sample_id, header.service, header.answer_model, header.reason, value, header.captured_at)
-        self._insert((*row, self._wall(), size, WAITING))
+        self._insert((*row, self._wall(), size, WAITING, kek))
 
-    def add_unreadable(self, sample_id: str, size: int) -> None:
-        self._insert((sample_id, "", "", "", -1.0, 0.0, self._wall(), size, UNREADABLE))
+    def add_unreadable(self, sample_id: str, size: int, kek: str) -> None:
+        self._insert((sample_id, "", "", "", 0.0, 0.0, self._wall(), size, UNREADABLE, kek))
 
     def _insert(self, row: tuple[str | float, ...]) -> None:
         with self._database.transaction() as tx:
             tx.execute("DELETE FROM samples WHERE id = ?", row[:1])  # not REPLACE, which would skip the trigger
-            tx.execute("INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+            tx.execute("INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)", row)
         self.refresh()
 
     def count(self, counter: str, n: int) -> None:
@@ -97,30 +101,43 @@ class SpoolIndex:
         self.refresh()
 
     def cheapest(self, need: int, value: float) -> list[str]:
-        """Ids worth at most `value`, cheapest and oldest first, that free `need` bytes together; [] if they cannot."""
+        """Ids that free `need` bytes together, [] if they cannot.
+
+        What does not open goes first, then what is worth at most `value`, the cheapest and oldest first.
+        """
         limit = 64
         while True:
-            rows = self._database.query(
-                "SELECT id, bytes FROM samples WHERE value <= ? ORDER BY value, stored_at LIMIT ?", (value, limit)
+            unreadable = self._database.query(
+                "SELECT id, bytes FROM samples WHERE state = ? ORDER BY value, stored_at LIMIT ?", (UNREADABLE, limit)
             )
-            freed = 0
+            cheap = self._database.query(
+                "SELECT id, bytes FROM samples WHERE value <= ? AND state != ? ORDER BY value, stored_at LIMIT ?",
+                (value, UNREADABLE, limit),
+            )
+            rows, freed = [*unreadable, *cheap], 0
             for count, row in enumerate(rows, 1):
                 freed += row["bytes"]
                 if freed >= need:
                     return [row["id"] for row in rows[:count]]
-            if len(rows) < limit:
+            if max(len(unreadable), len(cheap)) < limit:
                 return []
             limit *= 8
 
     def next(
-        self, services: Collection[str], skip_models: Collection[str], skip_samples: Collection[str]
+        self,
+        services: Collection[str],
+        skip_models: Collection[str],
+        skip_samples: Collection[str],
+        wanted: Collection[str] | None,
     ) -> str | None:
-        lists = (json.dumps(sorted(names)) for names in (services, skip_models, skip_samples))
+        lists = (json.dumps(sorted(names)) for names in (services, wanted or (), skip_models, skip_samples))
         row = self._database.one(
-            "SELECT id FROM samples WHERE state = ? AND service IN (SELECT value FROM json_each(?))"
+            "SELECT id FROM samples WHERE state = ? AND NOT held AND service != ''"
+            " AND (service IN (SELECT value FROM json_each(?))"
+            " OR ? AND service NOT IN (SELECT value FROM json_each(?)))"
             " AND answer_model NOT IN (SELECT value FROM json_each(?)) AND id NOT IN (SELECT value FROM json_each(?))"
             " ORDER BY value DESC, stored_at LIMIT 1",
-            (WAITING, *lists),
+            (WAITING, next(lists), wanted is not None, *lists),
         )
         return row["id"] if row else None
 
@@ -133,8 +150,32 @@ class SpoolIndex:
                 tx.execute("UPDATE totals SET n = n + 1 WHERE name = ?", (counter,))
         return changed
 
-    def set_aside(self, sample_id: str) -> None:
-        self._database.execute("UPDATE samples SET state = ?, value = -1 WHERE id = ?", (UNREADABLE, sample_id))
+    def set_aside(self, sample_id: str, kek: str) -> None:
+        self._database.execute("UPDATE samples SET state = ?, kek = ? WHERE id = ?", (UNREADABLE, kek, sample_id))
+
+    def sort(self, kek: str) -> None:
+        """Mark what another key than `kek` sealed as unreadable, and let everything else be tried (again)."""
+        with self._database.transaction() as tx:
+            tx.execute(
+                "UPDATE samples SET state = ? WHERE state = ? AND kek NOT IN ('', ?)", (UNREADABLE, WAITING, kek)
+            )
+            tx.execute("UPDATE samples SET state = ? WHERE state = ? AND kek IN ('', ?)", (WAITING, UNREADABLE, kek))
+
+    def unreadable(self, kek: str) -> Unreadable:
+        """How many do not open while `kek` is the key."""
+        row = self._database.one(
+            "SELECT count(*), total(kek NOT IN ('', ?)) FROM samples WHERE state = ?", (kek, UNREADABLE)
+        )
+        return Unreadable(int(row[1]), int(row[0] - row[1])) if row else Unreadable(0, 0)
+
+    def nameless(self, kek: str) -> list[str]:
+        """Ids of the samples whose header has not been read, though `kek` may have sealed them."""
+        rows = self._database.query("SELECT id FROM samples WHERE service = '' AND kek IN ('', ?)", (kek,))
+        return [row["id"] for row in rows]
+
+    def hold(self, service: str, held: bool) -> None:
+        """Whether the service's policy keeps its samples here, also when the service is gone."""
+        self._database.execute("UPDATE samples SET held = ? WHERE service = ? AND held != ?", (held, service, held))
 
     def remove(self, ids: Sequence[str], counter: str | None) -> None:
         """Delete rows; those that were still there are counted under `counter`."""
@@ -152,13 +193,23 @@ class SpoolIndex:
 
     def expired(self, service: str, days: float) -> list[str]:
         """Ids of the service stored more than `days` ago. Ages count from when the clock was first right."""
+        sql = "SELECT id FROM samples WHERE service = ? AND stored_at < ?"
+        return [row["id"] for row in self._database.query(sql, (service, self._oldest_allowed(days)))]
+
+    def expired_others(self, wanted: Collection[str], days: float) -> list[str]:
+        """As `expired`, for every service that is not in `wanted`."""
+        sql = (
+            "SELECT id FROM samples WHERE stored_at < ? AND service != ''"
+            " AND service NOT IN (SELECT value FROM json_each(?))"
+        )
+        rows = self._database.query(sql, (self._oldest_allowed(days), json.dumps(sorted(wanted))))
+        return [row["id"] for row in rows]
+
+    def _oldest_allowed(self, days: float) -> float:
         now = self._wall()
         if now > _CLOCK_WAS_UNSET:
             self._database.execute("UPDATE samples SET stored_at = ? WHERE stored_at < ?", (now, _CLOCK_WAS_UNSET))
-        rows = self._database.query(
-            "SELECT id FROM samples WHERE service = ? AND stored_at < ?", (service, now - days * 86_400.0)
-        )
-        return [row["id"] for row in rows]
+        return now - days * 86_400.0
 
     def states(self) -> dict[str, str]:
         """State of every row by id."""

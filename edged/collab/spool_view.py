@@ -25,7 +25,7 @@ class SpooledSample(msgspec.Struct, frozen=True, kw_only=True):
     captured_at: float
     stored_at: float
     bytes: int  # on the disk
-    state: str  # waiting | finished (is being removed) | unreadable (does not open with this device's key)
+    state: str  # waiting | held (nothing may leave) | finished (is being removed) | unreadable (does not open)
 
 
 class LeftRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +48,9 @@ def spooled(state_dir: Path, service: str = "", limit: int = 100) -> list[Spoole
     return _read(
         state_dir / "spool" / "index.db",
         SpooledSample,
-        "SELECT * FROM samples WHERE ? IN ('', service) ORDER BY value DESC, stored_at LIMIT ?",
+        "SELECT id, service, answer_model, reason, value, captured_at, stored_at, bytes,"
+        " CASE WHEN held AND state = 'waiting' THEN 'held' ELSE state END AS state FROM samples"
+        " WHERE ? IN ('', service) ORDER BY value DESC, stored_at LIMIT ?",
         (service, limit),
     )
 

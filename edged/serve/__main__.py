@@ -6,6 +6,7 @@ import argparse
 import ctypes
 import logging
 import os
+import resource
 import signal
 import sys
 
@@ -17,6 +18,8 @@ _GUARDS = {
     "OMP_NUM_THREADS": "1",
 }
 _PR_SET_PDEATHSIG = 1
+_MEMORY_SHARE = 0.75
+"""Of the machine's memory. A model of 100 bytes can ask for any amount; then it fails, and the others go on."""
 
 
 def main() -> int:
@@ -27,6 +30,7 @@ def main() -> int:
     arguments = parser.parse_args()
     os.environ.update(_GUARDS)
     _die_with_parent()
+    _limit_memory()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
 
     import asyncio
@@ -43,6 +47,14 @@ def _die_with_parent() -> None:
     """
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+
+
+def _limit_memory() -> None:
+    """Bound what this process may write to (RLIMIT_DATA); address space alone, which GPU drivers reserve, is free."""
+    limit = int(_MEMORY_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard == resource.RLIM_INFINITY or limit < hard:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 if __name__ == "__main__":

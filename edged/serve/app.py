@@ -67,6 +67,10 @@ class Api:
         try:
             return await self._route(request)
         except HttpError as error:
+            if (
+                error.status == 404 and self.draining
+            ):  # a client of before the swap asks for what only the successor has
+                error = HttpError(503, "this worker is being replaced; connect again", retry_after_s=1)
             return problem(error)
         except (RequestError, ImageError) as error:
             return problem(HttpError(400, str(error)))
@@ -228,6 +232,6 @@ def _captured_at(request: web.BaseRequest, now: float) -> float:
 
 def _serial(request: web.BaseRequest) -> str:
     serial = request.headers.get("Edged-Serial", "").strip()
-    if len(serial) > MAX_SERIAL or not serial.isprintable() or any("\ud800" <= c <= "\udfff" for c in serial):
+    if len(serial) > MAX_SERIAL or not serial.isprintable():
         raise HttpError(400, f"Edged-Serial must be printable text of at most {MAX_SERIAL} characters")
     return serial

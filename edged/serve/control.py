@@ -61,9 +61,9 @@ class ControlChannel:
         except EnvelopeError as error:
             log.error("a message to the supervisor is too large: %s", error)
 
-    def notify(self, level: Level, code: str, text: str) -> None:
+    def notify(self, level: Level, code: str, text: str, *, passing: bool = False) -> None:
         """Send an Event; from any thread."""
-        event = Event(level=level, code=code, text=text, at=time.time())
+        event = Event(level=level, code=code, text=text, at=time.time(), passing=passing)
         try:
             self._loop.call_soon_threadsafe(self.send, event)
         except RuntimeError:  # the loop is closed: there is nobody to tell

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -134,7 +135,7 @@ class JsonErrorHandler(RequestHandler):
             log.error("request from %s failed", request.remote, exc_info=exc)
             text = "an internal error occurred; the log of edged has the details"
         else:
-            text = (message or "").strip().partition("\n")[0] or "the request is not valid HTTP"
+            text = (message or "").strip().partition("\n")[0].rstrip(": ") or "the request is not valid HTTP"
         return problem(HttpError(status, text, close=True))
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
@@ -143,8 +144,20 @@ class JsonErrorHandler(RequestHandler):
             super().log_exception(*args, **kw)
 
 
+class _Request(web.BaseRequest):
+    async def _prepare_hook(self, response: web.StreamResponse) -> None:
+        """aiohttp's last look at a reply. It names itself and its version there, which is nobody's business."""
+        response.headers.pop("Server", None)
+
+
 class JsonServer(web.Server):
     """aiohttp's low-level server with our error replies. A handler is cancelled when its client hangs up."""
+
+    def __init__(self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], **options: Any) -> None:
+        super().__init__(handler, request_factory=self._request, **options)
+
+    def _request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
+        return _Request(message, payload, protocol, writer, task, self._loop)
 
     def __call__(self) -> RequestHandler:
         return JsonErrorHandler(self, loop=self._loop, **self._kwargs)

@@ -25,7 +25,17 @@ from edged.serve.http import BodyReader, JsonServer
 from edged.serve.loading import LoadedService, Loader
 from edged.serve.service_runtime import ServiceRuntime
 from edgekit.envelope import EnvelopeError
-from edgekit.messages import Configure, Drain, LinkChanged, PurgeSpool, Ready, Recalibrate, ToWorker, WorkerReport
+from edgekit.messages import (
+    Configure,
+    Drain,
+    Held,
+    LinkChanged,
+    PurgeSpool,
+    Ready,
+    Recalibrate,
+    ToWorker,
+    WorkerReport,
+)
 from edgekit.services import Service, ServiceError
 
 log = logging.getLogger("edged.serve")
@@ -82,6 +92,7 @@ class Worker:
         self._services: dict[str, ServiceRuntime] = {}
         self._outputs: dict[Path, JsonlOutput] = {}
         self._folders: list[FolderSource] = []
+        self._early: list[ToWorker] | None = []  # what was asked before the services are there; None: they are
 
     async def listen(self, messages: AsyncIterator[ToWorker]) -> None:
         """Act on every message of the supervisor. Its end of the channel closing means: drain."""
@@ -93,13 +104,24 @@ class Worker:
                     self._link = message.link
                     if self._collaboration is not None:
                         self._collaboration.set_link(message.link)
-                elif self._collaboration is not None and isinstance(message, PurgeSpool):
-                    await self._collaboration.purge(message.service)
-                elif self._collaboration is not None and isinstance(message, Recalibrate):
-                    self._collaboration.recalibrate(message.service)
+                elif self._early is None:
+                    await self._act(message)
+                else:
+                    self._early.append(message)
         except (EnvelopeError, msgspec.MsgspecError) as error:
             log.error("the supervisor sent something that is no message: %s", error)
-        self._draining.set()
+        finally:
+            self._draining.set()  # also after a fault of our own: who does not listen must be replaced
+
+    async def _act(self, message: ToWorker) -> None:
+        """Do what an operator asked for, or what follows from it."""
+        assert self._collaboration is not None
+        if isinstance(message, PurgeSpool):
+            await self._collaboration.purge(message.service)
+        elif isinstance(message, Recalibrate):
+            self._collaboration.recalibrate(message.service)
+        elif isinstance(message, Held):
+            self._collaboration.set_wanted({*self._services, *message.services})
 
     async def run(self) -> int:
         """Load, serve until told to drain, drain; the exit status."""
@@ -115,6 +137,7 @@ class Worker:
             log.error("the configuration cannot be used: %s", error)
             return 1
         async with self._collaborate() as self._collaboration:
+            self._collaboration.set_link(self._link)  # it may have changed while the spool was opened
             await self._serve(loaded, stop)
         self._channel.send(self._report())
         return 0
@@ -124,6 +147,9 @@ class Worker:
         engine = Engine(self._configure.threads or len(os.sched_getaffinity(0)))
         for entry in loaded:
             self._services[entry.service.name] = await self._runtime(entry, engine)
+        early, self._early = self._early or [], None
+        for message in (Held(services=self._configure.held), *early):
+            await self._act(message)
         api = Api(self._services, engine, BodyReader())
         server = JsonServer(api.handle, handler_cancellation=True, access_log=None, lingering_time=2.0, logger=log)
         loop = asyncio.get_running_loop()

@@ -72,7 +72,7 @@ def build(backend: Backend, token: str, address: Address, hosts: Iterable[str]) 
     guard = PageGuard(token, f"{COOKIE}-{address.port}", allowed_hosts(address, hosts))
     page = _Page(backend, guard, open_reads=is_loopback(address))
     app = web.Application(client_max_size=MAX_BODY, middlewares=[page.protect])
-    app.on_response_prepare.append(_no_server_header)
+    app.on_response_prepare.append(no_server_header)
     app.router.add_get("/", page.show)
     app.router.add_get("/state.json", page.state)
     app.router.add_get("/metrics", page.metrics)
@@ -202,5 +202,6 @@ def _sentence(error: web.HTTPException, request: web.Request) -> str:
     return error.reason
 
 
-async def _no_server_header(request: web.Request, response: web.StreamResponse) -> None:
+async def no_server_header(request: web.Request, response: web.StreamResponse) -> None:
+    """For `on_response_prepare`: what serves here, and in which version, is nobody's business."""
     response.headers.pop("Server", None)

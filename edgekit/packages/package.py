@@ -57,13 +57,15 @@ def open_package(root: Path, verify: bool = True) -> Package:
     with tree.open_root(root) as directory:
         text, manifest = read_manifest(directory)
         sizes = {MANIFEST_NAME: len(text)}
+        total = len(text)
         for path, expected in manifest.files.items():
             with tree.open_file(directory, path) as (descriptor, size):
                 if verify:
                     found, size = tree.digest_file(descriptor)
                     check_digest(path, found, expected)
             sizes[path] = size
-            if sum(sizes.values()) > tree.MAX_TOTAL_SIZE:
+            total += size
+            if total > tree.MAX_TOTAL_SIZE:
                 raise PackageError(f"the files have more than {tree.MAX_TOTAL_SIZE} bytes together")
         labels = _read_labels(directory, manifest)
     return Package(root, manifest, hashlib.sha256(text).hexdigest(), labels, sizes)

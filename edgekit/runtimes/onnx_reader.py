@@ -112,6 +112,8 @@ class _Walker:
             if self._fields > MAX_FIELDS:
                 raise _Malformed(f"it has more than {MAX_FIELDS} fields")
             tag, at = self._varint(at, end)
+            if not 8 <= tag < 1 << 32:  # protobuf refuses field 0, and would drop the upper bits of a longer tag
+                raise _Malformed("its fields make no sense")
             number, wire = tag >> 3, tag & 7
             if wire == _BYTES:
                 length, at = self._varint(at, end)

@@ -50,6 +50,8 @@ class OnnxSession:
         settings.intra_op_num_threads = options.threads
         settings.inter_op_num_threads = 1
         settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spinning else "0")
+        # What was walked is what is loaded: by default the name decides, and `x.ort` is read as another format.
+        settings.add_session_config_entry("session.load_model_format", "ONNX")
         settings.log_severity_level = 3  # errors only; they also arrive as exceptions
         try:
             # Loaded by path, never from bytes: a model from bytes may read any file below the working directory.

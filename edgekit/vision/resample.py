@@ -18,6 +18,9 @@ def antialiased(image: NDArray[np.uint8], width: int, height: int) -> NDArray[np
 
     Pillow rounds to bytes between its two passes. Keeping floats, and shrinking the long rows first, is twice as fast.
     """
+    if 4 * image.shape[0] * width < height * image.shape[1]:
+        # A picture of a few very long rows (3 kB of PNG can be 1 x 1,000,000 pixels) would take gigabytes on the way.
+        return np.ascontiguousarray(antialiased(image.swapaxes(0, 1), height, width).swapaxes(0, 1))
     rows = _along_first_axis(image.reshape(image.shape[0], -1), height)  # height x (W * C)
     columns = rows.reshape(height, image.shape[1], -1).swapaxes(0, 1).reshape(image.shape[1], -1)  # W x (height * C)
     result = _along_first_axis(columns, width).reshape(width, height, *image.shape[2:]).swapaxes(0, 1)

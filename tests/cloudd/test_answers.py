@@ -24,6 +24,7 @@ from aiohttp.typedefs import Handler
 from sqlalchemy import func, select
 
 from cloudd.answers.pool import AnswerPool, Busy, PictureRefused, PoolSettings
+from cloudd.answers.process import Worker
 from cloudd.answers.routes import routes
 from cloudd.answers.service import Answers, UnknownModel
 from cloudd.answers.store import AnswerStore, Retention
@@ -204,6 +205,42 @@ async def test_a_worker_killed_while_idle_is_replaced_unseen(here: Cloud) -> Non
     await until(lambda: not psutil.pid_exists(pid))
     assert (await here.answers.answer("DEV", sample(2), picture(0.9))).verdict.label == "bright"
     assert here.pool.pids != [pid]
+
+
+async def test_nonsense_from_a_worker_costs_one_question_and_no_keeper(here: Cloud) -> None:
+    await here.answers.answer("DEV", sample(1), picture(0.9))
+    for number, header in enumerate([b'{"ticket":1,"error":"\xff"}', b'{"x":' + b"[" * 100_000], 2):
+        (worker,) = here.pool._live.values()
+        worker._reader.feed_data(struct.pack(">II", len(header), 0) + header)  # as if a picture had taken it over
+        with pytest.raises(Busy, match="failed on this sample"):
+            await here.answers.answer("DEV", sample(number), picture(0.9, seed=number))
+        assert (await here.answers.answer("DEV", sample(number), picture(0.9, seed=number))).verdict.label == "bright"
+
+
+async def test_it_is_known_which_models_a_worker_holds(tmp_path: Path) -> None:
+    """A question for a model that made room for others must not be timed, or punished, like one for a loaded model."""
+    (tmp_path / "empty").mkdir()
+    ones = [str(make_package(tmp_path / name, name, "1").root) for name in ("a", "b", "c")]
+    worker = await Worker.start(tmp_path / "empty", 4 << 30, 1)
+    try:
+        for directory in ones:
+            await worker.ask("m", directory, b"", 60)
+        assert [worker.holds(directory) for directory in ones] == [False, True, True]
+        await worker.ask("m", ones[1], b"GIF89a", 60)  # a refused picture is a use as well
+        await worker.ask("m", ones[0], b"", 60)
+        assert [worker.holds(directory) for directory in ones] == [True, True, False]
+        answer, _ = await worker.ask("m", str(tmp_path / "none"), b"", 60)
+        assert answer.fault == "model" and not any(worker.holds(directory) for directory in ones)
+    finally:
+        await worker.end()
+
+
+async def test_ctrl_c_in_the_terminal_is_not_for_the_worker(here: Cloud) -> None:
+    await here.answers.answer("DEV", sample(1), picture(0.9))
+    (pid,) = here.pool.pids
+    os.kill(pid, signal.SIGINT)
+    assert (await here.answers.answer("DEV", sample(2), picture(0.9, seed=2))).verdict.label == "bright"
+    assert here.pool.pids == [pid] and here.pool.restarts == 0
 
 
 async def test_a_worker_that_hangs_is_ended_at_its_deadline(tmp_path: Path) -> None:

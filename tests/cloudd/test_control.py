@@ -11,10 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.typedefs import Handler
+from sqlalchemy import insert
 
 from cloudd.client import ClientError
-from edgekit.messages import Desired, Notice, Report, ServiceReport, SpoolReport, Welcome
+from cloudd.devices.control import ControlHub
+from cloudd.devices.fleet import Device, Fleet
+from cloudd.storage import Rows, schema
+from cloudd.storage.rows import sqlite_url
+from cloudd.web import new_app
+from edgekit.messages import PROTOCOL, Desired, Hello, Notice, Report, ServiceReport, SpoolReport, ToEdge, Welcome
 from tests.support.cloud import Cloud, FakeDevice
 
 SERVICE = 'name = "solder"\nmodel = "solder-small"\n'
@@ -112,6 +122,61 @@ async def test_a_wrong_desired_state_is_refused(
         cloud.admin.post(f"/devices/{device.id}/desired", {"services": services})
     assert refused.value.status == 422
     assert cloud.admin.get(f"/devices/{device.id}")["desired"] is None
+
+
+class SlowFleet(Fleet):
+    """Hands out what it read only after `go`, as a busy database does."""
+
+    def __init__(self, rows: Rows) -> None:
+        super().__init__(rows)
+        self.read, self.go = asyncio.Event(), asyncio.Event()
+
+    async def connected(self, *arguments: Any) -> Device | None:
+        found = await super().connected(*arguments)
+        self.read.set()
+        await self.go.wait()
+        return found
+
+
+async def test_a_change_while_a_device_connects_is_told_last(tmp_path: Path) -> None:
+    rows = await Rows.open(sqlite_url(tmp_path / "cloudd.db"))
+    async with rows.writing() as connection:
+        row = {"id": "DEV", "name": "d", "enrolled_at": 0.0, "serial": "1", "not_after": 9e9}
+        await connection.execute(insert(schema.devices).values(row))
+    fleet = SlowFleet(rows)
+    hub = ControlHub(fleet, "c")
+    await fleet.set_desired("DEV", [SERVICE], 1.0)
+
+    @web.middleware
+    async def known(request: web.Request, handler: Handler) -> web.StreamResponse:
+        request["device_id"] = "DEV"
+        return await handler(request)
+
+    app = new_app(known)
+    app.add_routes(hub.routes())
+    async with TestClient(TestServer(app)) as client, client.ws_connect("/v1/control") as socket:
+        await socket.send_str(msgspec.json.encode(Hello(protocol=PROTOCOL, version="", name="", revision="")).decode())
+        await fleet.read.wait()
+        newest = await fleet.set_desired("DEV", [], 2.0)
+        push = asyncio.create_task(hub.push_desired("DEV"))
+        await asyncio.sleep(0.2)
+        fleet.go.set()
+        assert await push
+        messages = [msgspec.json.decode((await socket.receive(5)).data, type=ToEdge) for _ in range(3)]
+        assert isinstance(messages[0], Welcome) and isinstance(messages[2], Desired)
+        assert messages[2].revision == newest
+    await rows.close()
+
+
+async def test_what_a_device_says_stays_on_one_line_of_the_log(cloud: Cloud, device: FakeDevice) -> None:
+    async with device.control(cloud) as channel:
+        await channel.hello()
+        assert isinstance(await channel.receive(), Welcome)
+        await channel.send(Notice(code="x", text="first\nI cloudd: device EVIL joined\x1b[2J"))
+        await channel.send(report(revision="said"))
+        await eventually(cloud, device, "reported_revision", "said")
+    lines = [line for line in cloud.log.read_text().splitlines() if "EVIL" in line]
+    assert len(lines) == 1 and "first?I cloudd" in lines[0] and "\x1b" not in lines[0]
 
 
 async def test_the_newest_connection_wins(cloud: Cloud, device: FakeDevice) -> None:

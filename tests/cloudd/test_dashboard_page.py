@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 
+import msgspec
+
+from cloudd import metrics
 from cloudd.dashboard.page import SCRIPTS, render
 from cloudd.dashboard.state import DashboardState, DeviceView, ModelView, SampleView, Totals
 from edgekit.messages import ServiceReport, SpoolReport, Verdict
@@ -58,3 +61,12 @@ def test_the_page_fetches_nothing_from_elsewhere() -> None:
 def test_revoking_needs_a_login() -> None:
     assert "/revoke" not in render(state())
     assert '/api/devices/ABCDEFG-HIJKLMN/revoke"' in render(state(logged_in=True))
+
+
+def test_a_device_that_reports_a_service_twice_does_not_spoil_the_metrics() -> None:
+    shown = state('a\nb"c')
+    twice = msgspec.structs.replace(shown.devices[0], services=shown.devices[0].services * 2)
+    lines = metrics.render(msgspec.structs.replace(shown, devices=[twice])).splitlines()
+    series = [line.rpartition(" ")[0] for line in lines if not line.startswith("#")]
+    assert len(series) == len(set(series))
+    assert 'cloudd_device_online{device="ABCDEFG",name="a\\nb\\"c"}' in series

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from edgekit.identity import Authority, JoinToken, device_id_of, parse_certificate, pinned_context
+from edgekit.identity import Authority, JoinToken, device_id_of, parse_certificate, pinned_context, short_id
 from edgekit.messages import Certificate
 from tests.support.cloud import Cloud, FakeDevice, foreign_csr, send
 
@@ -213,10 +213,12 @@ async def test_a_revoked_device_is_out_at_its_next_request(cloud: Cloud, device:
     async with aiohttp.ClientSession(connector=connector) as session:  # one connection, opened before the revocation
         assert (await session.get(f"{cloud.url}/v1/models/x")).status == 404
         cloud.admin.post(f"/devices/{device.id}/revoke", {"reason": "stolen"})
-        assert (await session.get(f"{cloud.url}/v1/models/x")).status == 403
+        refused = await session.get(f"{cloud.url}/v1/models/x")
+        assert refused.status == 403 and "cloudd devices restore" in (await refused.json())["error"]
     assert (await device.renew(cloud)).status == 403
     again = await device.enroll(cloud, cloud.invite())
-    assert again.status == 403 and "revoked" in again.error  # a fresh token does not take a revocation back
+    assert again.status == 403  # a fresh token does not take a revocation back, and the sentence says what does
+    assert f"cloudd devices restore {short_id(device.id)}" in again.error
     cloud.admin.post(f"/devices/{device.id}/restore")
     assert (await device.send(cloud, "GET", "/v1/models/x")).status == 404
 

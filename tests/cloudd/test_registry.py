@@ -121,18 +121,14 @@ async def test_a_missing_or_damaged_blob_is_said_and_leaves_no_directory(registr
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-async def test_removing_a_version_keeps_what_others_share(
-    registry: Registry, rows: Rows, blobs: Blobs, tmp_path: Path
-) -> None:
-    one = await registry.add(make_package(tmp_path / "p", "big", "1").root)
-    two = await registry.add(make_package(tmp_path / "q", "big", "2").root)
-    assert await registry.remove("big", "1")
-    assert not await registry.remove("big", "1")
-    assert await registry.entry("big", "1") is None
-    for file in two.files:
-        assert await blobs.exists(file.sha256)
-    assert not await blobs.exists(one.digest)
-    assert await references.sweep(rows, blobs) == 0
+async def test_adding_a_package_again_heals_its_damaged_files(registry: Registry, tmp_path: Path) -> None:
+    package = make_package(tmp_path / "p", "big", "1")
+    entry = await registry.add(package.root)
+    weights = package.manifest.files["model.onnx"]
+    blob = tmp_path / "blobs" / weights[:2] / weights
+    blob.write_bytes(bytes(blob.stat().st_size))
+    assert await registry.add(package.root) == entry
+    assert tree(await registry.materialise(entry)) == tree(package.root)
 
 
 async def test_a_kill_between_blobs_and_rows_is_swept_and_can_be_repeated(tmp_path: Path) -> None:

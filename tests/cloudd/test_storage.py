@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import logging
 import stat
@@ -16,6 +17,7 @@ from sqlalchemy import Connection, func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from cloudd.storage import Blobs, Rows, StorageError, references, schema
+from cloudd.storage import rows as rows_module
 from cloudd.storage.rows import sqlite_url
 
 
@@ -110,6 +112,33 @@ async def test_an_error_rolls_the_whole_transaction_back(rows: Rows) -> None:
             )
     async with rows.reading() as connection:
         assert await connection.scalar(select(func.count()).select_from(schema.models)) == 0
+
+
+async def test_a_task_cancelled_in_a_transaction_leaves_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows_module, "_BUSY_MS", 200)
+    rows = await Rows.open(sqlite_url(tmp_path / "cloudd.db"))
+
+    async def write() -> None:
+        async with rows.writing() as connection:
+            await connection.scalar(select(func.count()).select_from(schema.audit))
+            await connection.execute(insert(schema.audit).values(at=0.0, action="a", subject="s"))
+
+    gc.disable()  # a garbage collection would free what a cancelled task left behind, by luck
+    try:
+        for number in range(200):
+            task = asyncio.create_task(write())
+            await asyncio.sleep(number % 40 * 0.0002)
+            task.cancel()
+            if number % 3 == 0:
+                await asyncio.sleep(0)
+                task.cancel()
+            await asyncio.wait({task})
+            await write()
+    finally:
+        gc.enable()
+        await rows.close()
 
 
 async def test_a_reader_sees_a_snapshot_while_a_writer_commits(rows: Rows) -> None:
@@ -210,6 +239,8 @@ async def test_the_sweep_removes_what_no_row_names(rows: Rows, blobs: Blobs, tmp
     lost = await blobs.put(b"lost")
     (tmp_path / "blobs" / "incoming").mkdir(exist_ok=True)
     (tmp_path / "blobs" / "incoming" / "half").write_bytes(b"half")
+    staged = tmp_path / "blobs" / kept[:2] / f"{kept}#1"  # what a kill -9 in the middle of a put leaves behind
+    staged.write_bytes(b"ke")
     async with rows.writing() as connection:
         await connection.execute(insert(schema.models).values(model_row()))
         await connection.execute(
@@ -219,6 +250,7 @@ async def test_the_sweep_removes_what_no_row_names(rows: Rows, blobs: Blobs, tmp
     assert await blobs.exists(kept)
     assert not await blobs.exists(lost)
     assert not (tmp_path / "blobs" / "incoming" / "half").exists()
+    assert not staged.exists()
 
 
 async def test_a_blob_is_not_removed_between_put_and_row(blobs: Blobs) -> None:

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from cloudd.storage import StorageError
-from cloudd.web import HttpProblem, Listener, json_response, listen_tcp, new_app, read_body, read_json
+from cloudd.web import HttpProblem, Listener, json_response, listen_tcp, new_app, read_body, read_json, stranger
 
 
 class Wish(msgspec.Struct):
@@ -104,6 +104,29 @@ async def test_a_compressed_body_stays_compressed(address: tuple[str, int]) -> N
     """Nothing is unpacked, so a small body cannot become a large one."""
     head = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\nContent-Length: 5\r\n\r\n"
     assert json.loads((await talk(address, head + b"12345"))[2]) == {"bytes": 5}
+
+
+class NoCertificate:
+    """TLS with a peer that showed none."""
+
+    def getpeercert(self, binary_form: bool) -> None:
+        """As of ssl.SSLObject."""
+
+
+def peer(address: str) -> asyncio.Transport:
+    return asyncio.Transport({"ssl_object": NoCertificate(), "peername": (address, 5000)})
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("2001:db8:1:2::1", "2001:db8:1:2:ffff::9", True),  # one host owns its whole /64
+        ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
+        ("10.0.0.1", "10.0.0.2", False),
+    ],
+)
+def test_strangers_are_counted_by_what_one_host_owns(one: str, other: str, same: bool) -> None:
+    assert (stranger(peer(one)) == stranger(peer(other))) is same
 
 
 async def test_too_many_connections_are_closed_and_room_is_given_back(address: tuple[str, int]) -> None:

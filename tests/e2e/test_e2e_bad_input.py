@@ -5,9 +5,11 @@ After every test the same processes are there with the same ids, and an honest c
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
-import shutil
+import re
+import socket
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -25,6 +27,7 @@ from edgekit.envelope import seal
 from edgekit.identity import client_context
 from edgekit.messages import HardSample, Verdict
 from edgekit.packages import open_package, seal_package
+from tests.support.edged import wait_for
 from tests.support.models import make_package, picture
 from tests.support.stage import EASY, HARD, Plant, Template, raw_exchange
 
@@ -200,15 +203,14 @@ MALFORMED = {
 
 @pytest.mark.parametrize("what", MALFORMED)
 def test_bytes_that_are_not_http_are_answered_in_json_and_the_connection_ends(plant: Plant, what: str) -> None:
-    for address in (plant.edge.status().addresses.inference,):
-        reply = raw_exchange(address, MALFORMED[what])
-        replies = reply.split(b"HTTP/1.1 ")[1:]
-        assert replies, reply
-        for one in replies:
-            head, _, body = one.partition(b"\r\n\r\n")
-            assert 400 <= int(head[:3]) < 500, one
-            assert b"application/json" in head
-            error_of(int(head[:3]), body)
+    reply = raw_exchange(plant.edge.status().addresses.inference, MALFORMED[what])
+    replies = re.split(rb"HTTP/1\.[01] (?=\d{3} )", reply)[1:]
+    assert replies, reply
+    for one in replies:
+        head, _, body = one.partition(b"\r\n\r\n")
+        assert 400 <= int(head[:3]) < 500, one
+        assert b"application/json" in head
+        assert not error_of(int(head[:3]), body).endswith(":")
 
 
 def test_less_than_announced_costs_nobody_anything(plant: Plant) -> None:
@@ -237,12 +239,12 @@ def test_the_local_api_refuses_garbage(plant: Plant) -> None:
 
 
 def test_the_admin_api_refuses_garbage(plant: Plant) -> None:
-    socket = plant.cloud.state_dir / "run" / "cloudd.sock"
+    admin = plant.cloud.state_dir / "run" / "cloudd.sock"
     bodies = [("/models", b"{", 400), ("/invites", b"[" * 50_000, 400), ("/invites", b'{"ttl_s": 1e999}', 400)]
     bodies += [("/models", b'{"path": "relative"}', 400), ("/devices/x/desired", b'{"services": [1]}', 400)]
     bodies += [("/models", bytes(17 << 20), 413), ("/nothing", b"{}", 404)]
     for path, body, expected in bodies:
-        status, reply = over_unix(socket, "POST", path, body)
+        status, reply = over_unix(admin, "POST", path, body)
         assert status == expected, (path, reply)
         error_of(status, reply)
 
@@ -253,8 +255,6 @@ class _Unix(http.client.HTTPConnection):
         self._path = path
 
     def connect(self) -> None:
-        import socket
-
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(20)
         self.sock.connect(str(self._path))
@@ -270,10 +270,8 @@ def over_unix(path: Path, method: str, route: str, body: bytes | None = None) ->
 
 def exchanged(connection: http.client.HTTPConnection, method: str, route: str, body: bytes | None) -> tuple[int, bytes]:
     """Status and body. A server may answer before it has read all of a body that it does not want."""
-    try:
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         connection.request(method, route, body)
-    except (BrokenPipeError, ConnectionResetError):
-        pass
     reply = connection.getresponse()
     return reply.status, reply.read()
 
@@ -333,7 +331,7 @@ def test_cloudd_refuses_what_a_broken_device_may_send(plant: Plant, what: str) -
 def test_cloudd_hangs_up_on_who_speaks_no_tls(plant: Plant) -> None:
     where = urlsplit(plant.cloud.url).netloc
     for data in (b"GET / HTTP/1.1\r\n\r\n", bytes(1000), MALFORMED["a TLS hello"]):
-        assert b"HTTP" not in raw_exchange(where, data, timeout_s=15.0)
+        assert b"HTTP" not in raw_exchange(where, data, hang_up=True)
 
 
 # --- packages ----------------------------------------------------------------------------------------------------
@@ -406,57 +404,77 @@ def snapshot(plant: Plant) -> tuple[list[str], list[str]]:
     return files, [model["name"] for model in plant.cloud.client.get("/models")]
 
 
-@pytest.fixture(scope="module")
-def alien(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alien(folder: Path, name: str, domain: str) -> Path:
     """A well-formed package whose model needs an operator that no runtime here has."""
-    root = make_package(tmp_path_factory.mktemp("alien") / "alien", "alien", samples=False).root
-    nodes = [helper.make_node("Summon", ["input"], ["logits"], domain="com.evil")]
+    root = make_package(folder / name, name, samples=False).root
     graph = helper.make_graph(
-        nodes,
-        "alien",
+        [helper.make_node("Summon", ["input"], ["logits"], domain=domain)],
+        name,
         [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, 16, 16])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 2])],
     )
-    imports = [helper.make_opsetid("", 13), helper.make_opsetid("com.evil", 1)]
+    imports = [helper.make_opsetid("", 13), *([helper.make_opsetid(domain, 1)] if domain else [])]
     onnx.save(helper.make_model(graph, opset_imports=imports), str(root / "model.onnx"))
     manifest = open_package(root, verify=False).manifest
     (root / "package.toml").unlink()
     return seal_package(root, manifest).root
 
 
-def test_an_unknown_operator_fails_its_service_alone(template: Template, alien: Path, tmp_path: Path) -> None:
-    """The device can keep the package, but the service that wants it fails with the reason; the others go on."""
+def refusal(plant: Plant, path: str) -> str:
+    """The sentence of a 503; a worker that is being replaced may ask us to come again, never to go away for good."""
+
+    def attempt() -> str:
+        status, reply = plant.edge.request("POST", path, PNG)
+        assert status == 503, reply
+        text = error_of(status, reply)
+        return "" if "connect again" in text else text
+
+    return wait_for(attempt)
+
+
+def test_an_unknown_operator_fails_its_service_alone(template: Template, tmp_path: Path) -> None:
+    """A package is bytes that are what they say; what runs is proved by the worker, before the line depends on it.
+
+    A new service fails with the reason; one that ran goes on with the model it had.
+    """
     with Plant(template) as plant:
         plant.start_edge("https://127.0.0.1:1", wait_for_link=False)
         supervisor = plant.edge.pid
-        plant.edge.command("models", "add", str(alien))
-        file = tmp_path / "alien.toml"
-        file.write_text('name = "alien"\nmodel = "alien"\n')
-        done = plant.edge.command("services", "add", str(file))
+        for name, domain, words in (("foreign", "com.evil", "com.evil"), ("unheard", "", "Summon")):
+            added = plant.edge.command("models", "add", str(alien(tmp_path, name, domain)))
+            assert added.returncode == 0, added.stderr
+            file = tmp_path / f"{name}.toml"
+            file.write_text(f'name = "{name}"\nmodel = "{name}"\n')
+            done = plant.edge.command("services", "add", str(file))
+            assert done.returncode == 1 and words in done.stderr + done.stdout, done
+            assert words in refusal(plant, f"/v1/services/{name}/inspect")
+        changed = tmp_path / "solder.toml"
+        changed.write_text('name = "solder"\nmodel = "foreign"\n')
+        done = plant.edge.command("services", "add", str(changed))
         assert done.returncode == 1 and "com.evil" in done.stderr + done.stdout, done
-        status, reply = plant.edge.request("POST", "/v1/services/alien/inspect", PNG)
-        assert status in (404, 503) and "alien" in error_of(status, reply)
-        assert plant.send("solder", EASY).decided == "edge"
-        assert plant.edge.pid == supervisor and plant.edge.process is not None and plant.edge.process.poll() is None
-        assert plant.edge.status().worker.restarts == 0
-        items = plant.edge.status().health.items
+        decision = plant.send("solder", EASY)
+        assert (decision.decided, decision.model) == ("edge", "small@1")
+        status = plant.edge.status()
+        assert plant.edge.pid == supervisor and status.worker.restarts == 0
         plant.edge.wait_for(
-            lambda: any("alien" in item.text for item in plant.edge.status().health.items), f"to complain, not {items}"
+            lambda: all(
+                any(name in item.text for item in plant.edge.status().health.items)
+                for name in ("foreign", "unheard", "solder")
+            ),
+            "to list what cannot run",
         )
 
 
-def test_an_unknown_operator_at_cloudd_costs_no_sample(plant: Plant, alien: Path) -> None:
-    """Whether cloudd refuses the package or its samples: an error in words, and its other model answers."""
-    done = plant.cloud.command("models", "add", str(alien))
-    if done.returncode == 1:
-        assert "com.evil" in done.stderr
-        return
-    assert done.returncode == 0
+def test_an_unknown_operator_at_cloudd_is_an_error_in_words_and_its_other_model_answers(
+    plant: Plant, tmp_path: Path
+) -> None:
+    added = plant.cloud.command("models", "add", str(alien(tmp_path, "foreign", "com.evil")))
+    assert added.returncode == 0, added.stderr
     identity = plant.edge.state_dir / "identity" / "current"
     context = client_context(identity / "authority.pem", identity / "certificate.pem", identity / "key.pem")
     where = urlsplit(plant.cloud.url)
     connection = http.client.HTTPSConnection(str(where.hostname), where.port, context=context, timeout=60)
-    status, reply = exchanged(connection, "POST", "/v1/answers", hard_sample(answer_model="alien"))
+    status, reply = exchanged(connection, "POST", "/v1/answers", hard_sample(answer_model="foreign"))
     connection.close()
     assert status == 503 and "com.evil" in error_of(status, reply)
     assert plant.send().decided == "cloud"
@@ -465,9 +483,8 @@ def test_an_unknown_operator_at_cloudd_costs_no_sample(plant: Plant, alien: Path
 # --- the lot ------------------------------------------------------------------------------------------------------
 
 
-def test_all_of_it_three_times_leaves_the_memory_as_it_was(plant: Plant, tmp_path: Path) -> None:
+def test_all_of_it_twice_leaves_the_memory_as_it_was(plant: Plant) -> None:
     address = plant.edge.status().addresses.inference
-    spoiled = tmp_path / "spoiled"
 
     def lot() -> None:
         for make, *_ in PICTURES.values():
@@ -476,13 +493,12 @@ def test_all_of_it_three_times_leaves_the_memory_as_it_was(plant: Plant, tmp_pat
             plant.edge.request(method, path, body or None, headers)
         for data in MALFORMED.values():
             raw_exchange(address, data)
-        for what in DEVICE_API:
+        for what in [what for what, (path, *_) in DEVICE_API.items() if path != "/v1/enroll"]:  # tries are counted
             test_cloudd_refuses_what_a_broken_device_may_send(plant, what)
 
     before = resident(plant)
-    for _ in range(3):
+    for _ in range(2):
         lot()
-    shutil.rmtree(spoiled, ignore_errors=True)
     for name, size in resident(plant).items():
         assert size - before[name] < MAX_GROWTH, f"{name} grew from {before[name] >> 20} to {size >> 20} MiB"
 

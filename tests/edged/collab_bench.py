@@ -89,6 +89,8 @@ class Bench:
         quota: int = 1 << 26,
         rng: float = 0.5,
         clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+        strikes: int = 3,
     ) -> AsyncIterator[Collaboration]:
         async with Collaboration(
             self.state,
@@ -99,8 +101,9 @@ class Bench:
             on_event=self.events.append,
             on_compared=lambda name, agrees: self.compared.append(agrees),
             clock=clock,
+            wall=wall,
             rng=lambda: rng,
-            breaker=BreakerSettings(first_backoff=0.2, longest_backoff=0.4),
+            breaker=BreakerSettings(strikes=strikes, first_backoff=0.2, longest_backoff=0.4),
             drain_per_second=200.0,
         ) as hub:
             yield hub

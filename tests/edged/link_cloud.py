@@ -284,9 +284,7 @@ class Rogue:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        info = AuthorityInfo(
-            protocol=self.protocol, name="cloud", certificate_pem=self.shown, fingerprint="x"
-        )
+        info = AuthorityInfo(protocol=self.protocol, name="cloud", certificate_pem=self.shown, fingerprint="x")
         body = msgspec.json.encode(info)
         try:
             while data := await reader.read(65_536):

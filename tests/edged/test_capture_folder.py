@@ -14,8 +14,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from edged.capture import files
 from edged.capture.folder import FolderSource, NotNow, Refused
 from edged.capture.outputs import JsonlOutput
+from edgekit.atomic import write_file
 from edgekit.messages import Decision, Level, Verdict
 from edgekit.services import Source
 
@@ -63,7 +65,7 @@ class Bench:
         line = msgspec.json.encode(decision)
         await asyncio.gather(*(self.outputs[path].write_durably(line) for path in outputs))
 
-    def notify(self, level: Level, code: str, text: str) -> None:
+    def notify(self, level: Level, code: str, text: str, *, passing: bool = False) -> None:
         self.events.append((level, code, text))
 
     def start(self) -> tuple[FolderSource, asyncio.Task[None]]:
@@ -265,18 +267,46 @@ async def test_a_file_that_cannot_be_moved_is_not_decided_again(tmp_path: Path) 
     folder, task = bench.start()
     await asyncio.sleep(2.5)
     assert any(code == "folder-file:s" for _, code, _ in bench.events)
+    bench.put("b.jpg", "two")  # one more of them
+    await asyncio.sleep(0.5)
+    assert ("ok", "folder-file:s") not in [(level, code) for level, code, _ in bench.events]
     in_the_way.unlink(missing_ok=True)
     in_the_way.symlink_to(tmp_path / "elsewhere")  # a link would lead out of the folder: not followed
     await asyncio.sleep(1.5)
     assert not list((tmp_path / "elsewhere").iterdir())
     in_the_way.unlink()
     deadline = time.monotonic() + 5
-    while not (bench.folder / "done/a.jpg").exists() and time.monotonic() < deadline:
+    while len(list(bench.folder.glob("done/*.jpg"))) < 2 and time.monotonic() < deadline:
         await asyncio.sleep(0.02)
     folder.stop()
     await asyncio.wait_for(task, 5)
     assert (bench.folder / "done/a.jpg").exists()
     assert [line["serial"] for line in bench.lines()].count("a") == 1
+    assert [level for level, code, _ in bench.events if code == "folder-file:s"][-1] == "ok"
+    for output in bench.outputs.values():
+        await output.close()
+
+
+async def test_a_file_that_made_trouble_and_is_taken_away_is_trouble_no_more(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.put("done", "a file where the folder should be").chmod(0o600)
+    stuck = bench.put("a.jpg", "one")
+    folder, task = bench.start()
+
+    def last() -> str:
+        return next((level for level, code, _ in reversed(bench.events) if code == "folder-file:s"), "")
+
+    async def until(level: str) -> None:
+        async with asyncio.timeout(6):
+            while last() != level:
+                await asyncio.sleep(0.02)
+
+    await until("warning")
+    stuck.unlink()
+    (bench.folder / "done").unlink()
+    await until("ok")
+    folder.stop()
+    await asyncio.wait_for(task, 5)
     for output in bench.outputs.values():
         await output.close()
 
@@ -325,3 +355,27 @@ async def test_a_decision_that_reached_one_output_is_copied_to_the_other(tmp_pat
     await bench.while_running(lambda: (bench.folder / "done/a.jpg").exists())
     assert bench.lines(0) == bench.lines(1)
     assert bench.asked == ["a"]
+
+
+async def test_a_line_that_is_no_text_in_an_output_does_not_stop_the_folder(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.paths[0].write_bytes(b'{"sample_id":"\xff"}\n' + b"[" * 100_000 + b"\n")
+    bench.put("a.jpg", "one")
+    await bench.while_running(lambda: (bench.folder / "done/a.jpg").exists())
+
+
+async def test_a_new_picture_under_the_name_of_a_refused_one_is_decided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path)
+    bench.put("latest.jpg", "bad picture")
+
+    def write_while_the_camera_writes(path: Path, data: bytes, mode: int) -> None:
+        write_file(path, data, mode)
+        if not bench.asked.count("latest") > 1:
+            bench.put(".next", "a good picture").rename(bench.folder / "latest.jpg")
+
+    monkeypatch.setattr(files, "write_file", write_while_the_camera_writes)
+    await bench.while_running(lambda: (bench.folder / "done/latest.jpg").exists())
+    assert [line["serial"] for line in bench.lines()] == ["latest"]
+    assert list((bench.folder / "refused").iterdir()) == []

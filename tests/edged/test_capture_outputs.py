@@ -16,8 +16,9 @@ from edgekit.messages import Level
 
 
 class Events(list[tuple[Level, str, str]]):
-    def __call__(self, level: Level, code: str, text: str) -> None:
+    def __call__(self, level: Level, code: str, text: str, *, passing: bool = False) -> None:
         self.append((level, code, text))
+        assert passing == code.startswith("output-lost:"), "what is lost is no state that could be over"
 
 
 async def until(condition: object, timeout_s: float = 5.0) -> None:
@@ -149,13 +150,16 @@ async def test_memory_is_bounded_and_the_loss_is_told(tmp_path: Path, monkeypatc
         output.write(b"%03d" % number + b"x" * 96)
     blocked.unlink()
     await asyncio.wait_for(durable, 5)
-    await until(lambda: len(events) == 2)
+    await until(lambda: len(events) == 3)
     lines = (blocked / "out.jsonl").read_bytes().splitlines()
     assert b"wanted" in lines
     assert lines[-1].startswith(b"099")
     assert len(lines) <= 12
-    assert events[1][0] == "warning"
-    assert "given up" in events[1][2]
+    assert [(level, code.partition(":")[0]) for level, code, _ in events[1:]] == [
+        ("ok", "output-stuck"),
+        ("error", "output-lost"),
+    ]
+    assert "given up" in events[2][2]
     await output.close()
 
 
@@ -180,3 +184,14 @@ def test_tail_reads_whole_lines_only(tmp_path: Path) -> None:
     path.write_bytes(b"aaaa\nbbbb\ncccc\ntorn")
     assert tail_lines(path) == [b"aaaa", b"bbbb", b"cccc"]
     assert tail_lines(path, 12) == [b"cccc"]
+
+
+async def test_a_line_torn_by_another_process_is_cut_off_too(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    output = JsonlOutput(path, Events())
+    await output.write_durably(b'{"first":1}')
+    with path.open("ab") as other:  # killed in the middle of its batch
+        other.write(b'{"theirs":1}\n{"torn":')
+    await output.write_durably(b'{"next":1}')
+    await output.close()
+    assert path.read_bytes() == b'{"first":1}\n{"theirs":1}\n{"next":1}\n'

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edged.collab import spool_view
+from edged.collab import collaboration, spool_view
 from edged.collab.collaborator import NOTHING_LEAVES
 from edgekit.messages import Link
 from tests.edged.collab_bench import CALIBRATION, EASY, HARD, PICTURE, Bench, Line, service, until
@@ -97,7 +97,7 @@ async def test_nothing_may_leave(bench: Bench) -> None:
         for _ in range(30):
             decision = await line.one(HARD)
             assert (decision.decided, decision.reason, decision.spooled) == ("edge", NOTHING_LEAVES, False)
-            assert not decision.certified
+            assert not decision.certified and decision.sent is None
         await asyncio.sleep(0.1)
         assert bench.cloud.requests == 0 and hub.spool_report().items == 0
         assert "Nothing may leave" in line.collaborator.sentence()
@@ -114,6 +114,79 @@ async def test_samples_stored_under_an_old_policy_stay_when_nothing_may_leave_an
         await asyncio.sleep(0.2)
         assert bench.cloud.requests == 0 and hub.spool_report().items == 1
         assert await hub.purge("solder") == 1
+
+
+async def test_samples_of_a_removed_service_are_delivered_once_all_services_are_known(bench: Bench) -> None:
+    async with bench.hub(link=Link()) as hub:
+        await Line(await hub.add(service(), "small@1")).one()
+    async with bench.hub() as hub:
+        await hub.add(service(name="other"), "small@1")
+        await until(lambda: hub.breaker_state == "closed")
+        await asyncio.sleep(0.2)
+        assert bench.cloud.requests == 0, "solder may be the next to be added"
+        hub.set_wanted(["other", "solder"])
+        await asyncio.sleep(0.2)
+        assert bench.cloud.requests == 0, "its model may still be on its way"
+        hub.set_wanted(["other"])
+        await until(lambda: hub.spool_report().items == 0)
+    (record,) = spool_view.left(bench.state)
+    assert (record.service, record.late, record.outcome) == ("solder", True, "answered")
+
+
+async def test_samples_of_a_removed_service_stay_if_nothing_might_leave_at_last(bench: Bench) -> None:
+    async with bench.hub(link=Link()) as hub:
+        await Line(await hub.add(service(), "small@1")).one()
+        await hub.add(service(may_leave="nothing"), "small@1")
+    async with bench.hub() as hub:
+        hub.set_wanted([])
+        await until(lambda: hub.breaker_state == "closed")
+        await asyncio.sleep(0.2)
+        assert bench.cloud.requests == 0 and [one.state for one in spool_view.spooled(bench.state)] == ["held"]
+        await hub.add(service(), "small@1")
+        await until(lambda: hub.spool_report().items == 0)
+
+
+async def test_samples_of_a_removed_service_expire_in_default_time(bench: Bench) -> None:
+    now = 1_800_000_000.0
+    async with bench.hub(link=Link(), wall=lambda: now) as hub:
+        await Line(await hub.add(service(), "small@1")).one()
+    now += 29 * 86_400.0
+    async with bench.hub(link=Link(), wall=lambda: now) as hub:
+        hub.set_wanted([])
+        await hub._maintain()
+        assert hub.spool_report().items == 1
+        now += 2 * 86_400.0
+        await hub._maintain()
+        assert hub.spool_report().items == 0
+    assert spool_view.totals(bench.state)["expired"] == 1
+
+
+async def test_what_cloudd_does_not_take_of_a_removed_service_is_no_lasting_trouble(bench: Bench) -> None:
+    async with bench.hub(link=Link()) as hub:
+        await Line(await hub.add(service(), "small@1")).one()
+    bench.cloud.mode = "status 404"
+    async with bench.hub() as hub:
+        hub.set_wanted([])
+        await until(lambda: bench.codes == ["warning:answers.unknown-model.solder"])
+        assert bench.events[0].passing and hub.spool_report().items == 1
+
+
+async def test_the_right_key_is_used_again_when_it_is_back(bench: Bench) -> None:
+    key = bench.state / "keys" / "kek"
+    async with bench.hub(link=Link()) as hub:
+        await Line(await hub.add(service(), "small@1")).one()
+    right = key.read_bytes()
+    key.write_bytes(b"z" * 32)
+    async with bench.hub() as hub:
+        await hub.add(service(), "small@1")
+        await until(lambda: hub.breaker_state == "closed" and bench.codes == ["error:spool.wrong-key"])
+        key.unlink()
+        await hub._maintain()
+        assert not key.exists() and hub.spool_report().items == 1, "no third key is made"
+        key.write_bytes(right)
+        await hub._maintain()
+        await until(lambda: hub.spool_report().delivered == 1)
+        assert bench.codes == ["error:spool.wrong-key", "ok:spool.wrong-key"]
 
 
 # --- memory ---------------------------------------------------------------------------------------------------------
@@ -147,6 +220,25 @@ async def test_answers_that_arrive_after_the_restart_complete_the_calibration(be
         await until(lambda: collaborator.status().state == "certified")
         await until(lambda: len(bench.compared) == CALIBRATION)
         assert all(bench.compared)
+
+
+async def test_a_new_worker_hears_what_the_old_one_still_delivers(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A swap: both have the spool open; what the new gate waits for goes out through the old worker."""
+    monkeypatch.setattr(collaboration, "SAVE_EVERY_S", 0.1)
+    bench.cloud.label = "ok"
+    async with bench.hub(link=Link()) as hub:
+        line = Line(await hub.add(service(), "small@1"))
+        for _ in range(CALIBRATION):
+            assert (await line.one(0.9)).spooled
+    async with bench.hub() as old, bench.hub(link=Link()) as new:
+        waiting = await new.add(service(), "small@1")
+        await old.add(service(), "small@1")
+        await until(lambda: old.spool_report().items == 0)
+        await until(lambda: waiting.status().state == "certified")
+    async with bench.hub(link=Link()) as hub:
+        assert (await hub.add(service(), "small@1")).status().state == "certified"
 
 
 async def test_a_new_model_in_the_cloud_starts_a_new_calibration(bench: Bench) -> None:

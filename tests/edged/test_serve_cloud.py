@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from edgekit.messages import Drain, Link, LinkChanged
+from edgekit.messages import Drain, Held, Link, LinkChanged, PurgeSpool
 from tests.edged.collab_cloud import FaultyCloud, make_link
 from tests.support.models import picture
 from tests.support.plant import Plant, definition
@@ -108,3 +110,63 @@ async def test_a_hung_cloud_never_holds_an_answer_beyond_its_deadline(plant: Pla
     for writer in held:
         writer.close()
     silent.close()
+
+
+async def test_a_link_that_comes_while_the_spool_is_opened_is_used(plant: Plant, cloud: FaultyCloud) -> None:
+    (plant.state / "spool").mkdir(parents=True)
+    with contextlib.closing(sqlite3.connect(plant.state / "spool" / "index.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")  # the spool waits for it
+        worker = await plant.start(definition("solder", hard_samples=HARD, deadline_ms=5000), ready=False)
+        await worker.until(lambda: [event for event in worker.events if event.code == "service-loading"])
+        await asyncio.sleep(1.5)
+        worker.send(LinkChanged(link=make_link(plant.state, cloud.url, cloud.authority)))
+        await asyncio.sleep(0.3)
+        assert worker.ready is None
+        other.execute("ROLLBACK")
+    await worker.until_ready()
+    await worker.until(lambda: worker.reports and worker.reports[-1].breaker == "closed")
+    _, decision, _ = await plant.post("/v1/services/solder/inspect", picture(0.9))
+    assert decision["decided"] == "cloud"
+
+
+async def test_a_purge_while_the_worker_loads_is_not_forgotten(plant: Plant) -> None:
+    service = definition("solder", hard_samples=HARD, deadline_ms=2000)
+    worker = await plant.start(service)
+    await plant.post("/v1/services/solder/inspect", picture(0.9))
+    await worker.until(lambda: worker.reports and worker.reports[-1].spool.items == 1)
+    worker.kill()
+    await worker.exit_status()
+    worker = await plant.start(service, ready=False)
+    worker.send(PurgeSpool())
+    await worker.until_ready()
+    await worker.until(lambda: worker.reports and worker.reports[-1].spool.items == 0)
+
+
+async def test_samples_of_a_removed_service_are_delivered_and_those_of_a_held_one_wait(
+    plant: Plant, cloud: FaultyCloud
+) -> None:
+    worker = await plant.start(definition("solder", hard_samples=HARD), definition("labels", hard_samples=HARD))
+    for name in ("solder", "labels"):
+        _, decision, _ = await plant.post(f"/v1/services/{name}/inspect", picture(0.9))
+        assert decision["spooled"]
+    worker.send(Drain())
+    assert await worker.exit_status() == 0
+    link = make_link(plant.state, cloud.url, cloud.authority)
+    worker = await plant.start(definition("other"), link=link, held=["labels"])
+    await worker.until(lambda: worker.reports and worker.reports[-1].spool.delivered == 1)
+    assert [sample.service for sample in cloud.received] == ["solder"]
+    await asyncio.sleep(0.5)
+    assert worker.reports[-1].spool.items == 1
+    worker.send(Held(services=[]))
+    await worker.until(lambda: worker.reports[-1].spool.delivered == 2)
+
+
+async def test_where_nothing_may_leave_nothing_counts_as_sent(plant: Plant, cloud: FaultyCloud) -> None:
+    link = make_link(plant.state, cloud.url, cloud.authority)
+    worker = await plant.start(definition("solder", hard_samples=HARD, may_leave="nothing"), link=link)
+    for number in range(3):
+        _, decision, _ = await plant.post("/v1/services/solder/inspect", picture(0.9, seed=number))
+        assert decision.get("sent") is None and "nothing may leave" in decision["reason"]
+    report = await worker.until(lambda: (r := worker.service("solder")) and r.inspected == 3 and r)
+    assert report.offload_share == 0.0 and report.gate.startswith("Nothing may leave the site")
+    assert cloud.requests == 0

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psutil
 import pytest
 
 from edgekit.messages import Drain
@@ -42,12 +43,12 @@ async def test_inspect_answers_reports_and_writes_outputs(plant: Plant) -> None:
     assert (ready.state, ready.model) == ("ready", "brightness@1")
     decisions = []
     for number, brightness in enumerate((0.1, 0.5, 0.9, 0.2)):
-        status, decision, _ = await plant.post(
+        status, decision, headers = await plant.post(
             "/v1/services/solder/inspect",
             picture(brightness, kind=".jpg" if number % 2 else ".png", seed=number),
             **{"Edged-Serial": f"board {number}", "Edged-Captured-At": "1700000000.5"},
         )
-        assert status == 200
+        assert status == 200 and "Server" not in headers
         assert decision["label"] == expected_label(brightness, LABELS)
         decisions.append(decision)
     first = decisions[0]
@@ -102,7 +103,8 @@ async def test_bad_input_is_a_clear_error_and_harms_nothing(plant: Plant) -> Non
     form.add_field("file", good, filename="a.png")
     status, answer, _ = await plant.post(inspect, form())
     assert (status, "without a form" in answer["error"]) == (415, True)
-    status, answer, _ = await plant.post("/v1/services/nope/inspect", good)
+    status, answer, headers = await plant.post("/v1/services/nope/inspect", good)
+    assert "Server" not in headers
     assert (status, answer["error"]) == (404, "there is no service 'nope'; known services: solder")
     for path in (f"{inspect}?deadline_ms=soon", f"{inspect}?deadline_ms=-1", f"{inspect}?deadline_ms=nan"):
         assert (await plant.post(path, good))[0] == 400
@@ -147,6 +149,7 @@ async def test_other_errors_are_json_too(plant: Plant) -> None:
         head, _, body = (await asyncio.wait_for(reader.read(), 5)).partition(b"\r\n\r\n")
         writer.close()
         assert head.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4")), head
+        assert b"server:" not in head.lower(), "what serves here, and in which version, is nobody's business"
         assert json.loads(body)["error"]
 
 
@@ -369,6 +372,8 @@ async def test_hostile_environment_is_guarded(plant: Plant) -> None:
     assert Path(f"/proc/{worker.pid}/cwd").readlink() == plant.state / "run" / "empty"
     assert list((plant.state / "run" / "empty").iterdir()) == []
     descriptors = [str(entry.readlink()) for entry in Path(f"/proc/{worker.pid}/fd").iterdir()]
+    limit = psutil.Process(worker.pid).rlimit(psutil.RLIMIT_DATA)[1]
+    assert 0 < limit < psutil.virtual_memory().total, "a hostile model can ask for any amount of memory"
     assert sum(name.startswith("socket:") for name in descriptors) <= 4  # control, listener, and the loop's own pair
 
 

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from edged.collab import spool_view
-from edged.collab.sealing import OVERHEAD, Kek, SealError
+from edged.collab.sealing import OVERHEAD, Kek, SealError, WrongKey
 from edged.collab.spool import Spool, SpoolFull, sample_value
 from edged.collab.spool_files import BLOCK, SampleFiles
+from edged.collab.spool_index import MIGRATIONS
+from edged.store import Database, StoreError
 from edgekit.messages import Event, HardSample, SendReason, Verdict
 
 DEVICE = "DEVICE-A"
@@ -195,6 +197,14 @@ def test_a_lost_index_is_rebuilt_from_the_files(tmp_path: Path) -> None:
 
 def test_an_index_that_breaks_while_it_is_used_is_rebuilt_at_once(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
+    break_index(bench)
+    put(bench, "after")
+    assert bench.spool.waiting("solder") == {f"s{i}" for i in range(50)} | {"after"}
+    assert "warning:spool.index-rebuilt" in bench.codes
+
+
+def break_index(bench: Bench) -> None:
+    """Damage the file under an open index of 50 samples."""
     for i in range(50):
         put(bench, f"s{i}")
     bench.spool._index._database.query("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -202,9 +212,20 @@ def test_an_index_that_breaks_while_it_is_used_is_rebuilt_at_once(tmp_path: Path
         file.seek(4096)
         file.write(b"\x5a" * 4096 * 20)
     bench.spool._index._database.query("PRAGMA shrink_memory")
+
+
+def test_an_index_that_cannot_be_rebuilt_at_once_is_rebuilt_when_the_disk_allows_it(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    break_index(bench)
+    (bench.root / "index.db").rename(bench.root / "elsewhere")
+    (bench.root / "index.db").mkdir()  # what nobody can open as a file
+    with pytest.raises(StoreError):
+        bench.spool.waiting("solder")
+    with pytest.raises(SpoolFull, match="index cannot be written"):
+        put(bench, "early")
+    (bench.root / "index.db").rmdir()
     put(bench, "after")
     assert bench.spool.waiting("solder") == {f"s{i}" for i in range(50)} | {"after"}
-    assert "warning:spool.index-rebuilt" in bench.codes
 
 
 def test_rows_without_files_and_half_written_files_go(tmp_path: Path) -> None:
@@ -243,9 +264,108 @@ def test_a_file_that_does_not_open_is_an_error_kept_and_evicted_first(tmp_path: 
     with pytest.raises(SealError):
         bench.spool.read("a")
     bench.spool.set_aside("a")
-    assert bench.spool.next(["solder"]) == "b"
+    assert bench.spool.next(["solder"]) == (None if case == "other key" else "b")
+    assert bench.codes == ["error:spool.wrong-key" if case == "other key" else "warning:spool.unreadable"]
     put(bench, "c", 0.5)
     assert bench.lost == ["a"]
+
+
+def states(state: Path) -> dict[str, str]:
+    return {sample.id: sample.state for sample in spool_view.spooled(state)}
+
+
+def test_with_the_wrong_key_the_samples_are_kept_and_with_the_right_one_they_are_delivered(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    put(bench, "a", 0.0)
+    put(bench, "b", 0.5)
+    before = spool_view.spooled(tmp_path)
+    bench.spool.close()
+    bench = Bench(tmp_path, kek=Kek(b"z" * 32))
+    (event,) = bench.events
+    assert (event.level, event.code) == ("error", "spool.wrong-key")
+    assert "does not open 2 waiting samples" in event.text and "keys/kek" in event.text
+    assert states(tmp_path) == {"a": "unreadable", "b": "unreadable"} and bench.spool.next(["solder"]) is None
+    put(bench, "c", 0.9)  # life goes on under the new key
+    assert bench.spool.next(["solder"]) == "c"
+    bench.spool.maintain()
+    assert len(bench.events) == 1, "it is said once"
+    bench.spool.close()
+    bench = Bench(tmp_path)
+    assert "does not open 1 waiting sample," in bench.events[0].text, "that is c, sealed meanwhile"
+    assert [sample for sample in spool_view.spooled(tmp_path) if sample.id != "c"] == before
+    assert bench.spool.next(["solder"]) == "a" and bench.spool.read("a")[0] == header("a", 0.0)
+    assert bench.spool.purge() == 3
+    assert bench.codes == ["error:spool.wrong-key", "ok:spool.wrong-key"] and bench.lost == ["a", "b", "c"]
+
+
+def test_a_key_that_comes_back_while_the_spool_is_open_is_used(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    put(bench, "a")
+    bench.spool.use_key(Kek(b"z" * 32))
+    bench.spool.maintain()
+    assert bench.spool.next(["solder"]) is None
+    bench.spool.use_key(KEK)
+    bench.spool.maintain()
+    assert bench.spool.next(["solder"]) == "a" and bench.spool.read("a")
+    assert bench.codes == ["error:spool.wrong-key", "ok:spool.wrong-key"]
+
+
+def test_an_index_that_was_lost_under_the_wrong_key_is_completed_under_the_right_one(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    put(bench, "a", 0.25)
+    bench.spool.close()
+    for path in bench.root.glob("index.db*"):
+        path.unlink()
+    bench = Bench(tmp_path, kek=Kek(b"z" * 32))
+    assert bench.codes == ["error:spool.wrong-key"] and states(tmp_path) == {"a": "unreadable"}
+    assert bench.spool.expire_others([], days=0.0) == 0, "nobody knows whose it is"
+    assert bench.spool.next([], wanted=[]) is None
+    bench.spool.close()
+    bench = Bench(tmp_path)
+    assert bench.spool.next(["solder"]) == "a" and bench.events == []
+    (sample,) = spool_view.spooled(tmp_path)
+    assert (sample.service, sample.value) == ("solder", 0.75)
+
+
+def test_samples_of_an_older_release_learn_their_key_when_they_are_tried(tmp_path: Path) -> None:
+    Bench(tmp_path).spool.close()
+    files = SampleFiles(tmp_path / "spool")
+    bench = Bench(tmp_path)
+    put(bench, "a")
+    bench.spool.close()
+    for path in (tmp_path / "spool").glob("index.db*"):
+        path.unlink()
+    with Database(tmp_path / "spool" / "index.db", MIGRATIONS[:1]) as old:
+        row = ("a", "solder", "large", "hard", 0.75, 1.0, 1_800_000_000.0, BLOCK, "unreadable")
+        old.execute("INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+    bench = Bench(tmp_path, kek=Kek(b"z" * 32))
+    assert bench.spool.next(["solder"]) == "a"
+    with pytest.raises(WrongKey) as caught:
+        bench.spool.read("a")
+    bench.spool.set_aside("a", caught.value)
+    assert bench.codes == ["error:spool.wrong-key"] and bench.spool.next(["solder"]) is None
+    bench.spool.close()
+    bench = Bench(tmp_path)
+    assert bench.spool.next(["solder"]) == "a" and files.exists("a")
+
+
+def test_samples_of_removed_services_leave_unless_they_are_held_and_expire(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    for sample_id, service in (("a", "solder"), ("b", "gone"), ("c", "private"), ("d", "waits")):
+        put(bench, sample_id, service=service)
+    bench.spool.hold("private", True)
+    assert bench.spool.next(["gone"]) == "b" and bench.spool.next(["private"]) is None
+    offered = []
+    while (sample_id := bench.spool.next(["solder"], wanted=["solder", "waits"])) is not None:
+        offered.append(sample_id)
+        bench.spool.done(sample_id)
+    assert offered == ["a", "b"]
+    assert states(tmp_path) == {"c": "held", "d": "waiting"}
+    bench.spool.hold("private", False)
+    assert bench.spool.next([], wanted=["waits"]) == "c"
+    bench.now += 31 * 86_400
+    assert bench.spool.expire_others(["waits"], days=30.0) == 1
+    assert states(tmp_path) == {"d": "waiting"} and bench.lost == ["c"]
 
 
 def test_two_workers_share_one_spool_and_neither_sweeps_the_other_s_files(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from support import scripted_worker
-from support.scripted_worker import EXIT, FAIL, HANG, SEGFAULT
+from support.scripted_worker import EXIT, FAIL, HANG, SEGFAULT, TROUBLE
 
 from edged import runner as runner_module
 from edged.desired import MIGRATIONS, Change, DesiredStore
@@ -312,6 +312,38 @@ async def test_without_memory_for_two_the_old_worker_ends_first(bench: Bench, mo
     assert await bench.runner.settled(20)
     order = [line.split()[0] for line in bench.log_path.read_text().splitlines()]
     assert order[-2:] == ["drain", "start"]
+
+
+async def test_what_a_worker_complains_of_ends_with_it_or_its_service(bench: Bench) -> None:
+    def codes() -> list[str]:
+        return [item.code for item in bench.health.items()]
+
+    bench.want(a=TROUBLE, b=TROUBLE)
+    await bench.until(lambda: sorted(codes()) == ["folder:a", "folder:b"])
+    assert await bench.runner.settled(20)
+    bench.want(a=TROUBLE, b=100)  # a swap: the successor complains of a again, of b it does not
+    await bench.until(lambda: codes() == ["folder:a"])
+    assert await bench.runner.settled(20)
+    bench.drop("a")
+    await bench.until(lambda: codes() == [])
+    bench.want(a=TROUBLE)
+    await bench.until(lambda: codes() == ["folder:a"])
+    assert await bench.runner.settled(20)
+    worker = bench.runner.worker
+    assert worker is not None
+    bench.want(b=FAIL)  # the one that is refused takes its own complaints with it, not those of the present one
+    assert await bench.runner.settled(20)
+    assert bench.runner.worker is worker and codes() == ["folder:a"]
+
+
+async def test_a_loss_is_an_event_and_the_last_words_of_a_worker_stay_on_no_list(bench: Bench) -> None:
+    bench.want(a=100)
+    assert await bench.runner.settled(20)
+    bench.want(a=150)
+    said = bench.health.state
+    await bench.until(lambda: {event.code for event in said().events} >= {"output-lost:/x", "last-words"})
+    assert await bench.runner.settled(20)
+    await bench.until(lambda: bench.health.items() == [])
 
 
 async def test_messages_reach_the_worker(bench: Bench) -> None:

@@ -286,6 +286,29 @@ def test_every_truncation_of_a_model_is_a_model_error_or_loads(tmp_path: Path) -
             assert "m.onnx" in str(error)
 
 
+def varint(number: int) -> bytes:
+    low, rest = number & 0x7F, number >> 7
+    return bytes([low | 0x80]) + varint(rest) if rest else bytes([low])
+
+
+@pytest.mark.parametrize("tag", [(5 << 3 | 2) | 1 << 32, 2])
+def test_a_tag_that_protobuf_reads_otherwise_hides_nothing(tmp_path: Path, tag: int) -> None:
+    """A second part of the graph holds the weights; onnxruntime would drop bit 32 of their tag and find them."""
+    weights = external("w.bin").SerializeToString()
+    hidden = varint(tag) + varint(len(weights)) + weights
+    model = make_model(initializers=[]).SerializeToString()
+    (tmp_path / "w.bin").write_bytes(WEIGHT.tobytes())
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model + varint(7 << 3 | 2) + varint(len(hidden)) + hidden)
+    with pytest.raises(ModelError, match="fields make no sense"):
+        open_onnx(path)
+
+
+def test_the_name_of_the_file_does_not_choose_another_format(tmp_path: Path) -> None:
+    session = open_onnx(save(make_model(), tmp_path / "m.ort"))
+    assert session.run({"x": np.ones((1, 3), np.float32)})[0].tolist() == [[6.0, 9.0]]
+
+
 def test_deep_nesting_and_endless_fields_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inner = b""
     for _ in range(200):  # a graph in an attribute of a node of a graph ...

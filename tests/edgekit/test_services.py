@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 
 import msgspec
 import pytest
@@ -17,7 +18,6 @@ from edgekit.services import (
     Service,
     ServiceError,
     Source,
-    check_service_name,
     dump_service,
     parse_service,
 )
@@ -98,7 +98,7 @@ def test_a_wrong_definition_says_what_is_wrong(text: str, message: str) -> None:
 @pytest.mark.parametrize("name", ["", "A", "a/b", "..", "-a", "a" * 65, "a\n"])
 def test_bad_service_names_are_refused(name: str) -> None:
     with pytest.raises(ServiceError):
-        check_service_name(name)
+        parse_service(f'name = {json.dumps(name)}\nmodel = "m"\n', "solder.toml")
 
 
 texts = st.text(st.characters(min_codepoint=1, exclude_categories=["Cs"]), max_size=40)

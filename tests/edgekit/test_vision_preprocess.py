@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import cv2
@@ -139,6 +140,18 @@ def test_any_size_fits(width: int, height: int, resize: str, interpolation: str)
     fitted = fit(image, spec(colour="grey", resize=resize, interpolation=interpolation))
     assert fitted.shape == (6, 8)
     assert set(np.unique(fitted)) <= {50, 114}
+
+
+def test_a_picture_of_very_long_rows_is_resized_in_bounded_memory() -> None:
+    image = np.zeros((2, 1_000_000, 3), np.uint8)
+    image[:, 500_000:] = 200
+    tracemalloc.start()
+    small = antialiased(image, 64, 128)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert small.shape == (128, 64, 3)
+    assert (small[:, :31] == 0).all() and (small[:, 33:] == 200).all()
+    assert peak < 100 << 20, "128 x 1,000,000 x 3 floats are 1.5 GB"
 
 
 def test_antialiasing_is_a_triangle_as_wide_as_the_shrinking() -> None:

@@ -15,10 +15,10 @@ from pathlib import Path
 import msgspec
 
 from edgekit.envelope import FrameReader, seal
-from edgekit.messages import Configure, Drain, Ready, ServiceReport, SpoolReport, ToWorker, WorkerReport
+from edgekit.messages import Configure, Drain, Event, Ready, ServiceReport, SpoolReport, ToWorker, WorkerReport
 from edgekit.services import parse_service
 
-SEGFAULT, FAIL, HANG, EXIT = 601, 602, 603, 604
+SEGFAULT, FAIL, HANG, EXIT, TROUBLE = 601, 602, 603, 604, 605
 
 
 def main() -> None:
@@ -65,8 +65,15 @@ def main() -> None:
                 ]
                 control.sendall(seal(Ready(services=reports)))
                 ready = True
+                for service in services:
+                    if service.deadline_ms == TROUBLE:
+                        code = f"folder:{service.name}"
+                        control.sendall(seal(Event(level="warning", code=code, text="no folder", at=time.time())))
             elif isinstance(message, Drain):
                 say(f"drain {os.getpid()}")
+                for code, passing in (("output-lost:/x", True), ("last-words", False)):
+                    word = Event(level="error", code=code, text="3 decisions", at=time.time(), passing=passing)
+                    control.sendall(seal(word))
                 os._exit(0)
             else:
                 say(f"got {type(message).__name__}")
