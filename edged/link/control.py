@@ -10,8 +10,8 @@ import aiohttp
 import msgspec
 
 from edged.link.errors import LinkError, Refused, Unreachable
-from edged.link.http import sorted_errors
-from edgekit.messages import Desired, Hello, Level, Notice, Report, ToCloud, ToEdge, Welcome
+from edged.link.http import call, sorted_errors
+from edgekit.messages import Desired, Hello, Level, Notice, Problem, Report, ToCloud, ToEdge, Welcome
 
 MAX_MESSAGE: Final = 4 * 1024 * 1024
 """Bytes of one message of cloudd. A device with 100 services has a desired state of 100 KiB."""
@@ -54,14 +54,17 @@ async def converse(
     which TCP alone would keep for hours, ends after 1.5 * `ping_s`. Setting `nudge` sends a report at once. Raises
     Unreachable, WrongAuthority, or Refused when cloudd does not want this device.
     """
-    with sorted_errors(url):
-        async with asyncio.timeout(attempt_s):
-            socket = await session.ws_connect(
-                f"{url}/v1/control",
-                heartbeat=ping_s,
-                max_msg_size=MAX_MESSAGE,
-                timeout=aiohttp.ClientWSTimeout(ws_close=2.0),
-            )
+    try:
+        with sorted_errors(url):
+            async with asyncio.timeout(attempt_s):
+                socket = await session.ws_connect(
+                    f"{url}/v1/control",
+                    heartbeat=ping_s,
+                    max_msg_size=MAX_MESSAGE,
+                    timeout=aiohttp.ClientWSTimeout(ws_close=2.0),
+                )
+    except Refused as refused:
+        raise await _in_words(session, url, refused, attempt_s) from None
     async with socket:
         with sorted_errors(url):
             async with asyncio.timeout(2 * attempt_s):
@@ -70,6 +73,18 @@ async def converse(
         host.welcomed(welcome)
         heartbeat = min(max(welcome.heartbeat_s, _MIN_HEARTBEAT_S), _MAX_HEARTBEAT_S)
         await _first_of(_receive(socket, host), _report(socket, url, host, heartbeat, nudge), ended.wait())
+
+
+async def _in_words(session: aiohttp.ClientSession, url: str, refused: Refused, timeout_s: float) -> Refused:
+    """Why cloudd refuses: a handshake tells only a number, but the same question as a plain request is answered."""
+    try:
+        await call(session, url, "/v1/control", Problem, timeout_s=timeout_s)
+    except Refused as error:
+        if error.status == refused.status:
+            return error
+    except LinkError:
+        pass
+    return refused
 
 
 async def _first_of(*works: Coroutine[Any, Any, object]) -> None:
@@ -141,7 +156,7 @@ async def _send(socket: aiohttp.ClientWebSocketResponse, message: ToCloud) -> No
 
 def _closed(socket: aiohttp.ClientWebSocketResponse) -> LinkError:
     if socket.close_code == _CLOSE_REVOKED:
-        return Refused(403, "cloudd has revoked this device")
+        return Refused(403, "this device was revoked; `cloudd devices restore` lets it in again, a new token does not")
     error = socket.exception()
     if error is not None:
         return Unreachable(f"the control channel broke ({error})")

@@ -409,9 +409,4 @@ class LinkService:
 def _refusal(error: Refused) -> str:
     if error.status == 401:
         return "cloudd does not accept this device's certificate; if that lasts, join again with a new token"
-    if error.status == 403:
-        return (
-            "cloudd has revoked this device ('cloudd devices restore' there takes it back) "
-            "or does not know it any more (then join with a new token); local work goes on"
-        )
-    return f"cloudd refuses this device: {error}"
+    return f"cloudd refuses this device: {error}; local work goes on"  # in cloudd's words, which say what helps

@@ -52,15 +52,6 @@ def evicted(plant: Plant) -> int:
     return 0 if spool is None else spool.evicted
 
 
-def unplugged(plant: Plant) -> str:
-    """Start the device with cloudd away; the address at which cloudd will come back."""
-    plant.cloud.start()
-    url = plant.cloud.url
-    plant.cloud.kill()
-    plant.start_edge(url, wait_for_link=False)
-    return url
-
-
 def check_recovered(plant: Plant, waited: set[str]) -> None:
     """cloudd is back: what waited arrives, each once, and new hard samples are answered or kept again."""
     plant.wait_drained(120.0)
@@ -72,7 +63,7 @@ def check_recovered(plant: Plant, waited: set[str]) -> None:
 
 def test_a_full_quota_keeps_the_most_valuable_and_says_so(template: Template) -> None:
     with Plant(template, config="[spool]\nquota_mb = 1\nreserve_mb = 1\n") as plant:
-        unplugged(plant)
+        plant.start_edge(plant.reserve(), wait_for_link=False)
         worker = plant.worker_pid
         decisions = line(plant, 20)
         assert all(decision.spooled for decision in decisions), "each was worth more than the one it replaced"
@@ -127,7 +118,7 @@ def fill(disk: Path) -> Path:
 def test_a_really_full_disk_costs_only_samples_and_heals_by_itself(template: Template, small_disk: Path) -> None:
     config = "[spool]\nquota_mb = 64\nreserve_mb = 1\n"
     with Plant(template, config=config, place=small_disk) as plant:
-        unplugged(plant)
+        plant.start_edge(plant.reserve(), wait_for_link=False)
         disk, supervisor, worker = small_disk / "edge", plant.edge.pid, plant.worker_pid
         before = line(plant, 30)  # more than the megabyte that is kept free for others
         assert all(decision.spooled for decision in before)
@@ -157,7 +148,7 @@ def test_a_really_full_disk_costs_only_samples_and_heals_by_itself(template: Tem
 def test_a_device_whose_power_fails_on_a_full_disk_comes_up_and_inspects(template: Template, small_disk: Path) -> None:
     config = "[spool]\nquota_mb = 64\nreserve_mb = 1\n"
     with Plant(template, config=config, place=small_disk) as plant:
-        unplugged(plant)
+        plant.start_edge(plant.reserve(), wait_for_link=False)
         before = line(plant, 4)
         assert all(decision.spooled for decision in before)
         hog = fill(small_disk / "edge")

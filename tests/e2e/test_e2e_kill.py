@@ -1,9 +1,9 @@
 """kill -9 of every process, in mid-traffic and at every named crash point: nothing lost, nothing half-written.
 
-`SCENARIOS` is the table: each crash point with the story that leads real daemons there. The rooms' own tests walk the
-same points in finer steps (every pass, every order): tests/edged/test_spool.py, tests/edged/test_capture_folder.py,
-tests/edged/test_link_sync.py, tests/edgekit/test_identity_store.py, tests/edgekit/test_packages.py,
-tests/cloudd/test_answers.py, tests/cloudd/test_devices_enrol.py, tests/cloudd/test_registry.py.
+`STORIES` is the table: each crash point and the story that leads real daemons there, through the restart, and on. The
+rooms' own tests walk the same points in finer steps (every pass, every order): tests/edged/test_spool.py,
+test_collaborator_faults.py, test_capture_folder.py and test_link_sync.py, tests/edgekit/test_identity_store.py and
+test_packages.py, tests/cloudd/test_answers.py, test_devices_enrol.py and test_registry.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from benchmarks.daemons import REPOSITORY
@@ -36,174 +35,172 @@ from tests.support.stage import (
     wait_for_api,
 )
 
-CRASH = "EDGED_CRASH_AT"
 _POINT = re.compile(r"crash_point\(\s*\"([^\"]+)\"")
 
 
-# --- joining ---------------------------------------------------------------------------------------------------------
-
-
-def device_dies_joining(template: Template, point: str) -> None:
-    """The device dies with its certificate in hand. The same token brings it in, and it is one device."""
+def joining(template: Template) -> None:
+    """Device or cloudd dies while a device joins. The same token brings it in afterwards, and it is one device."""
     with Plant(template, device=False) as plant:
         plant.cloud.start()
         token = plant.cloud.invite("press-7")
-        plant.edge.environ[CRASH] = point
-        plant.edge.start(wait=False)
-        wait_for_api(plant.edge)
-        lost = plant.edge.command("join", token, "--url", plant.cloud.url)
-        assert lost.returncode == 3 and lost.stderr.startswith("edged: edged "), lost
+
+        def join() -> tuple[int, str]:
+            done = plant.edge.command("join", token, "--url", plant.cloud.url)
+            return done.returncode, done.stderr
+
+        def start_edge() -> None:
+            plant.edge.start(wait=False)
+            wait_for_api(plant.edge)
+
+        def joined_once() -> None:
+            plant.edge.wait_for_link(True)
+            newcomers = [one for one in plant.cloud.client.get("/devices") if one["name"] == "press-7"]
+            assert [one["device_id"] for one in newcomers] == [plant.edge.status().device_id]
+            assert newcomers[0]["online"]
+            assert_whole(plant.edge, plant.cloud)
+
+        plant.crash_edge_at("identity.written")
+        start_edge()
+        status, text = join()
+        assert status == 3 and text.startswith("edged: edged "), text
         died(plant.edge)
-        plant.edge.environ[CRASH] = ""
-        plant.edge.start(wait=False)
-        wait_for_api(plant.edge)
-        assert plant.edge.status().cloud.joined == (point == "identity.swapped")
-        joins_once(plant, token)
-
-
-def cloudd_dies_letting_a_device_in(template: Template, point: str) -> None:
-    """cloudd dies with the token spent, before or after the device is written. The same token works, once."""
-    with Plant(template, device=False) as plant:
-        plant.cloud.environ[CRASH] = point
-        plant.cloud.start()
-        token = plant.cloud.invite("press-7")
-        plant.edge.start(wait=False)
-        wait_for_api(plant.edge)
-        lost = plant.edge.command("join", token, "--url", plant.cloud.url)
-        assert lost.returncode == 1 and lost.stderr.startswith("edged: https://127.0.0.1"), lost
-        died(plant.cloud)
+        plant.crash_edge_at("identity.swapped")
+        start_edge()
         assert not plant.edge.status().cloud.joined
-        plant.cloud.environ[CRASH] = ""
-        plant.cloud.start()
-        joins_once(plant, token)
-        assert_whole(cloud=plant.cloud)
-
-
-def joins_once(plant: Plant, token: str) -> None:
-    again = plant.edge.command("join", token, "--url", plant.cloud.url)
-    assert again.returncode == 0, again.stderr
-    plant.edge.wait_for_link(True)
-    newcomers = [one for one in plant.cloud.client.get("/devices") if one["name"] == "press-7"]
-    assert [one["device_id"] for one in newcomers] == [plant.edge.status().device_id]
-    assert newcomers[0]["online"]
-    assert_whole(plant.edge)
-
-
-# --- models and services ---------------------------------------------------------------------------------------------
-
-
-def device_dies_adding_a_model(template: Template, point: str) -> None:
-    """`edged models add`: the package is there whole or not at all, and adding it again works."""
-    with Plant(template, device=False) as plant:
-        plant.edge.environ[CRASH] = point
-        plant.edge.start(wait=False)
-        wait_for_api(plant.edge)
-        lost = plant.edge.command("models", "add", str(template.small))
-        assert lost.returncode in (1, 3) and lost.stderr.startswith("edged: "), lost
+        status, text = join()
+        assert status == 3, text
         died(plant.edge)
-        plant.restart_edge(**{CRASH: ""})
-        assert_whole(plant.edge)
-        assert [model.name for model in plant.edge.status().models] == (["small"] if point == "package.renamed" else [])
-        again = plant.edge.command("models", "add", str(template.small))
-        assert (again.returncode, again.stdout) == (0, "Installed small@1.\n")
+        plant.crash_edge_at()
+        start_edge()
+        assert plant.edge.status().cloud.joined
+        assert join() == (0, "")
+        joined_once()
+
+        for point in ("invite.spent", "device.enrolled"):
+            plant.cloud.kill()
+            plant.crash_cloud_at(point)
+            plant.cloud.start()
+            token = plant.cloud.invite("press-7")
+            status, text = join()
+            assert status == 1 and len(text.splitlines()) == 1, text
+            died(plant.cloud)
+            plant.crash_cloud_at()
+            plant.cloud.start()
+            assert join() == (0, "")
+            joined_once()
 
 
-def cloudd_dies_adding_a_model(template: Template, point: str) -> None:
-    """`cloudd models add`: files without rows are swept, and adding it again works."""
+def models(template: Template) -> None:
+    """Device or cloudd dies while a model comes: it is there whole or not at all, and trying again works."""
     with Plant(template, device=False) as plant:
         other = make_package(plant.place / "other", "other").root
-        plant.cloud.environ[CRASH] = point
+        token = plant.cloud.start() or plant.cloud.invite()
+
+        def edge(*arguments: str) -> tuple[int, str]:
+            done = plant.edge.command("models", *arguments)
+            return done.returncode, done.stdout
+
+        plant.crash_edge_at("package.copied")
+        plant.edge.start(wait=False)
+        wait_for_api(plant.edge)
+        assert edge("add", str(template.small))[0] in (1, 3)
+        died(plant.edge)
+        plant.crash_edge_at("package.renamed")
+        plant.edge.start()
+        assert plant.edge.status().models == []
+        assert_whole(plant.edge)
+        assert edge("add", str(template.small))[0] in (1, 3)
+        died(plant.edge)
+        plant.crash_edge_at("model.chunk:3")
+        plant.edge.start()
+        assert [model.name for model in plant.edge.status().models] == ["small"]
+        assert_whole(plant.edge)
+        assert edge("add", str(template.small)) == (0, "Installed small@1.\n")
+        assert plant.edge.command("join", token, "--url", plant.cloud.url).returncode == 0
+        assert edge("pull", "large")[0] in (1, 3)
+        died(plant.edge)
+        plant.crash_edge_at()
+        plant.edge.start()
+        plant.edge.wait_for_link(True)
+        assert edge("pull", "large") == (0, "Fetched large@1.\n")
+        assert_whole(plant.edge)
+
+        plant.cloud.kill()
+        plant.crash_cloud_at("model.blobs")
         plant.cloud.start()
         lost = plant.cloud.command("models", "add", str(other))
         assert lost.returncode == 3 and lost.stderr.startswith("cloudd: cloudd did not answer"), lost
         died(plant.cloud)
-        plant.cloud.environ[CRASH] = ""
+        plant.crash_cloud_at()
         plant.cloud.start()
-        assert_whole(cloud=plant.cloud)
         assert [model["name"] for model in plant.cloud.client.get("/models")] == ["large"]
+        assert_whole(cloud=plant.cloud)
         again = plant.cloud.command("models", "add", str(other))
         assert again.returncode == 0 and again.stdout.startswith("other@1 is registered")
         assert_whole(cloud=plant.cloud)
 
 
-def device_dies_fetching_a_model(template: Template, point: str) -> None:
-    """`edged models pull`: the download is continued, and nothing of it stays behind."""
-    with Plant(template) as plant:
-        plant.edge.environ[CRASH] = f"{point}:2"
-        plant.start()
-        lost = plant.edge.command("models", "pull", "large")
-        assert lost.returncode in (1, 3) and lost.stderr.startswith("edged: "), lost
-        died(plant.edge)
-        plant.restart_edge(**{CRASH: ""})
-        again = plant.edge.command("models", "pull", "large")
-        assert (again.returncode, again.stdout) == (0, "Fetched large@1.\n"), again
-        assert_whole(plant.edge)
+def desired_state(template: Template) -> None:
+    """The supervisor dies at each step of following cloudd's wishes; after the restart they are in force.
 
-
-def device_dies_following_its_desired_state(template: Template, point: str) -> None:
-    """cloudd wants a new service with a model that has to be fetched; it runs after the restart, beside the old."""
+    The first wish needs a model that has to be fetched; each one keeps the services that were there before.
+    """
+    # The first worker of a life comes before the wish, so its crash points are passed once before.
+    steps = ["desired-written", "files-written", "desired-applied", "worker-ready:2", "swapped:2", ""]
     with Plant(template) as plant:
-        # The first worker of this life comes before the change, so these points are passed once before.
-        before = 2 if point in ("supervisor.worker-ready", "supervisor.swapped") else 1
-        plant.edge.environ[CRASH] = f"{point}:{before}"
+        plant.crash_edge_at(f"supervisor.{steps[0]}")
         plant.start()
-        wanted = plant.place / "wanted.toml"
-        wanted.write_text('name = "wanted"\nmodel = "large"\n')
-        told = plant.cloud.command("devices", "desired", "line-1", str(wanted))
-        assert told.returncode == 0, told.stderr
-        died(plant.edge)
-        plant.restart_edge(**{CRASH: ""})
-        wait_for(lambda: runs(plant, "wanted"), 60.0)
-        assert runs(plant, "solder") and runs(plant, "every")
-        assert plant.edge.inspect("wanted", picture(0.9)).label == "bright"
-        assert (plant.edge.state_dir / "services" / "wanted.toml").read_text() == wanted.read_text()
+        for number, step in enumerate(steps[1:]):
+            wish = plant.place / "wish.toml"
+            wish.write_text(f'name = "wish"\nmodel = "large"\ndeadline_ms = {400 + number}\n')
+            told = plant.cloud.command("devices", "desired", "line-1", str(wish))
+            assert told.returncode == 0, told.stderr
+            died(plant.edge)
+            plant.crash_edge_at(f"supervisor.{step}" if step else "")
+            plant.edge.start()
+            wait_for(lambda: runs(plant, "wish", 400 + number), 60.0)  # noqa: B023
+            assert runs(plant, "solder", DEADLINE_MS) and runs(plant, "every", DEADLINE_MS)
+            assert plant.edge.inspect("wish", picture(0.9)).label == "bright"
+            assert (plant.edge.state_dir / "services" / "wish.toml").read_text() == wish.read_text()
+            assert_whole(plant.edge)
+            plant.edge.wait_for_link(True)
         wait_for(lambda: plant.cloud.client.get("/devices/line-1")["device"]["in_sync"])
-        assert_whole(plant.edge)
 
 
-def runs(plant: Plant, service: str) -> bool:
+def runs(plant: Plant, service: str, deadline_ms: float) -> bool:
     status = plant.edge.status()
-    return any(one.name == service and one.report.state == "ready" for one in status.services)
+    if status.worker.state != "ready" or status.worker.swapping:
+        return False
+    mine = [one for one in status.services if one.name == service and one.report.state == "ready"]
+    return [one.deadline_ms for one in mine] == [deadline_ms]
 
 
-# --- hard samples ----------------------------------------------------------------------------------------------------
+def spool(template: Template) -> None:
+    """The worker dies again and again while it stores and while it delivers, and the power fails in between.
 
-
-def worker_dies_spooling(template: Template, point: str) -> None:
-    """The worker dies at every third sample, then the power fails: what was said to be spooled arrives, once."""
+    Every sample whose reply said that it is spooled reaches cloudd, and each is there once.
+    """
     with Plant(template) as plant:
-        plant.edge.environ[CRASH] = f"{point}:3"
+        url = plant.reserve()
+        acknowledged: set[str] = set()
+        for point in ("spool.written:3", "spool.indexed:3"):
+            plant.crash_edge_at(point)
+            plant.start_edge(url, wait_for_link=False)
+            enough = len(acknowledged) + 7
+            while len(acknowledged) < enough or plant.edge.status().worker.restarts == 0:
+                decision = plant.send()  # what dies with the worker is sent again, as a client would
+                if decision.spooled:
+                    acknowledged.add(decision.sample_id)
+            plant.kill_edge()
         plant.cloud.start()
-        url = plant.cloud.url
-        plant.cloud.kill()
-        plant.start_edge(url, wait_for_link=False)
-        acknowledged = set()
-        while len(acknowledged) < 3 or plant.edge.status().worker.restarts == 0:
-            decision = plant.send()  # a request that dies with the worker is sent again, as a client would
-            if decision.spooled:
-                acknowledged.add(decision.sample_id)
-        plant.kill_edge()
-        plant.cloud.start()
-        plant.restart_edge(**{CRASH: ""})
+        for point in ("spool.answered:2", "spool.delivered:2", "spool.removed:2"):
+            plant.crash_edge_at(point)
+            plant.edge.start()
+            plant.edge.wait_for(lambda: plant.edge.status().worker.restarts > 0, f"to lose its worker at {point}")
+            plant.kill_edge()
+        plant.crash_edge_at()
+        plant.edge.start()
         check_delivered(plant, acknowledged)
-
-
-def worker_dies_delivering(template: Template, point: str) -> None:
-    """The worker dies at every second delivery, between cloudd's answer and the end of the sample's removal."""
-    with Plant(template) as plant:
-        plant.cloud.start()
-        url = plant.cloud.url
-        plant.cloud.kill()
-        plant.start_edge(url, wait_for_link=False)
-        decisions = [plant.send() for _ in range(5)]
-        assert all(decision.spooled for decision in decisions)
-        plant.kill_edge()
-        plant.cloud.start()
-        plant.restart_edge(**{CRASH: f"{point}:2"})
-        plant.edge.wait_for(lambda: plant.edge.status().worker.restarts > 0, "to lose its worker")
-        plant.kill_edge()
-        plant.restart_edge(**{CRASH: ""})
-        check_delivered(plant, {decision.sample_id for decision in decisions})
 
 
 def check_delivered(plant: Plant, wanted: set[str]) -> None:
@@ -214,101 +211,98 @@ def check_delivered(plant: Plant, wanted: set[str]) -> None:
     assert_whole(plant.edge, plant.cloud)
 
 
-def worker_dies_over_a_folder(template: Template, point: str) -> None:
-    """The worker dies at its second file, then the power fails: every file is decided, written and moved once."""
+def folder(template: Template) -> None:
+    """The worker dies at its second file, twice: every file is decided, written and moved once."""
     with Plant(template) as plant:
-        folder, output = plant.place / "in", plant.place / "decisions.jsonl"
-        folder.mkdir()
-        for number in range(6):
-            (folder / f"board-{number}.png").write_bytes(picture(EASY, seed=number))
-        plant.edge.environ[CRASH] = f"{point}:2"
-        plant.start_edge("https://127.0.0.1:1", wait_for_link=False)
-        text = f'name = "watch"\nmodel = "small"\n[source]\nkind = "folder"\npath = "{folder}"\n'
-        text += f'[[outputs]]\npath = "{output}"\n'
-        definition = plant.place / "watch.toml"
-        definition.write_text(text)
-        plant.edge.command("services", "add", str(definition))
-        plant.edge.wait_for(lambda: plant.edge.status().worker.restarts > 0, "to lose its worker")
-        plant.kill_edge()
-        assert len(list((folder / "done").glob("*.png"))) < 6
-        plant.restart_edge(**{CRASH: ""})
-        plant.edge.wait_for(lambda: len(list((folder / "done").glob("*.png"))) == 6, "to work through the folder")
+        watched, output = plant.place / "in", plant.place / "decisions.jsonl"
+        watched.mkdir()
+        text = f'name = "watch"\nmodel = "small"\n[source]\nkind = "folder"\npath = "{watched}"\n'
+        definition = plant.edge.state_dir / "services" / "watch.toml"
+        definition.write_text(text + f'[[outputs]]\npath = "{output}"\n')
+        total = 0
+        for point in ("folder.decided:2", "folder.moved:2", ""):
+            for _ in range(5):
+                (watched / f"board-{total}.png").write_bytes(picture(EASY, seed=total))
+                total += 1
+            plant.crash_edge_at(point)
+            plant.edge.start(wait=False)
+            wait_for_api(plant.edge)
+            if point:
+                plant.edge.wait_for(lambda: plant.edge.status().worker.restarts > 0, f"to lose its worker at {point}")
+                plant.kill_edge()
+        done = watched / "done"
+        plant.edge.wait_for(lambda: len(list(done.glob("*.png"))) == total, "to work through the folder")
         lines = [json.loads(line) for line in output.read_text().splitlines()]
-        assert sorted(line["serial"] for line in lines) == [f"board-{number}" for number in range(6)]
-        assert not list(folder.glob("*.png"))
+        assert sorted(line["serial"] for line in lines) == sorted(f"board-{number}" for number in range(total))
+        assert not list(watched.glob("*.png"))
         assert_whole(plant.edge)
 
 
-def answer_worker_dies(template: Template, point: str) -> None:
-    """cloudd's answer worker dies at every third sample: the line hears "busy", and the sample is answered later."""
+def answering(template: Template) -> None:
+    """cloudd's answer worker dies at its third sample, then cloudd before and after an answer's row is written."""
     with Plant(template) as plant:
-        plant.cloud.environ[CRASH] = f"{point}:3"
+        plant.crash_cloud_at("answer.worker:3")
         plant.start()
-        decisions = [plant.send() for _ in range(7)]
-        assert any(decision.spooled for decision in decisions)
-        check_delivered(plant, {decision.sample_id for decision in decisions})
-
-
-def cloudd_dies_keeping_an_answer(template: Template, point: str) -> None:
-    """cloudd dies before or after the answer's row: the sample is spooled, and at cloudd once in the end."""
-    with Plant(template) as plant:
-        plant.cloud.environ[CRASH] = f"{point}:2"
-        plant.start()
-        decisions = [plant.send() for _ in range(4)]
-        died(plant.cloud)
-        assert all(decision.spooled for decision in decisions if decision.decided != "cloud")
-        plant.cloud.environ[CRASH] = ""
+        # Four and no more: the second worker must not get to its third sample, or an innocent one counts as poison.
+        wanted = {plant.send().sample_id for _ in range(4)}
+        check_delivered(plant, wanted)
+        for point in ("answer.blob:2", "answer.row:2"):
+            plant.cloud.kill()
+            plant.crash_cloud_at(point)
+            plant.cloud.start()
+            plant.wait_for_link()
+            decisions = [plant.send() for _ in range(4)]
+            died(plant.cloud)
+            assert all(decision.spooled for decision in decisions if decision.decided != "cloud")
+            wanted |= {decision.sample_id for decision in decisions}
+        plant.crash_cloud_at()
         plant.cloud.start()
-        check_delivered(plant, {decision.sample_id for decision in decisions})
+        check_delivered(plant, wanted)
 
 
-SCENARIOS: dict[str, Callable[[Template, str], None]] = {
-    # the supervisor of edged
-    "identity.written": device_dies_joining,
-    "identity.swapped": device_dies_joining,
-    "package.copied": device_dies_adding_a_model,
-    "package.renamed": device_dies_adding_a_model,
-    "model.chunk": device_dies_fetching_a_model,
-    "supervisor.desired-written": device_dies_following_its_desired_state,
-    "supervisor.files-written": device_dies_following_its_desired_state,
-    "supervisor.desired-applied": device_dies_following_its_desired_state,
-    "supervisor.worker-ready": device_dies_following_its_desired_state,
-    "supervisor.swapped": device_dies_following_its_desired_state,
-    # its worker
-    "spool.written": worker_dies_spooling,
-    "spool.indexed": worker_dies_spooling,
-    "spool.answered": worker_dies_delivering,
-    "spool.delivered": worker_dies_delivering,
-    "spool.removed": worker_dies_delivering,
-    "folder.decided": worker_dies_over_a_folder,
-    "folder.moved": worker_dies_over_a_folder,
-    # cloudd
-    "invite.spent": cloudd_dies_letting_a_device_in,
-    "device.enrolled": cloudd_dies_letting_a_device_in,
-    "model.blobs": cloudd_dies_adding_a_model,
-    "answer.blob": cloudd_dies_keeping_an_answer,
-    "answer.row": cloudd_dies_keeping_an_answer,
-    # its answer worker
-    "answer.worker": answer_worker_dies,
+STORIES: dict[Callable[[Template], None], tuple[str, ...]] = {
+    joining: ("identity.written", "identity.swapped", "invite.spent", "device.enrolled"),
+    models: ("package.copied", "package.renamed", "model.chunk", "model.blobs"),
+    desired_state: (
+        "supervisor.desired-written",
+        "supervisor.files-written",
+        "supervisor.desired-applied",
+        "supervisor.worker-ready",
+        "supervisor.swapped",
+    ),
+    spool: ("spool.written", "spool.indexed", "spool.answered", "spool.delivered", "spool.removed"),
+    folder: ("folder.decided", "folder.moved"),
+    answering: ("answer.worker", "answer.blob", "answer.row"),
 }
 
 
-@pytest.mark.parametrize("point", SCENARIOS)
-def test_kill_9_at_a_crash_point(template: Template, point: str) -> None:
-    SCENARIOS[point](template, point)
+@pytest.mark.parametrize("story", STORIES, ids=lambda story: story.__name__)
+def test_kill_9_at_every_crash_point(template: Template, story: Callable[[Template], None]) -> None:
+    story(template)
 
 
 def test_the_table_names_every_crash_point_in_the_code() -> None:
     found: set[str] = set()
-    calls = 0
+    calls = literals = 0
     for package in ("edgekit", "edged", "cloudd"):
         for path in (REPOSITORY / package).rglob("*.py"):
-            text = path.read_text()
             if path.name != "faults.py":
+                text = path.read_text()
                 calls += len(re.findall(r"\bcrash_point\(", text))
-            found.update(_POINT.findall(text))
-    assert found == SCENARIOS.keys()
-    assert calls >= len(found), "every call names its point as a literal, or this test could not see it"
+                literals += len(_POINT.findall(text))
+                found.update(_POINT.findall(text))
+    assert calls == literals, "a crash point is named by a literal, or this test cannot see it"
+    assert found == {point for points in STORIES.values() for point in points}
+
+
+def test_each_story_passes_its_points() -> None:
+    """A point that is only in the table would never be reached."""
+    text = Path(__file__).read_text()
+    for story, points in STORIES.items():
+        begin = text.index(f"def {story.__name__}(")
+        body = text[begin : text.index("\n\n\n", begin)]
+        for point in points:
+            assert point.removeprefix("supervisor.") in body, f"{story.__name__} does not mention {point}"
 
 
 # --- without a crash point -------------------------------------------------------------------------------------------
@@ -316,9 +310,7 @@ def test_the_table_names_every_crash_point_in_the_code() -> None:
 
 def test_kill_9_of_the_supervisor_takes_the_worker_along_and_the_port_is_free_again(template: Template) -> None:
     with Plant(template) as plant:
-        plant.start()
-        plant.cloud.kill()
-        plant.edge.wait_for(lambda: plant.send().spooled, "to spool")
+        plant.start_edge(plant.reserve(), wait_for_link=False)
         spooled = {decision.sample_id for decision in (plant.send() for _ in range(4)) if decision.spooled}
         assert spooled
         address, below = plant.edge.status().addresses.inference, plant.processes(plant.edge)
@@ -379,8 +371,7 @@ class Hammer(threading.Thread):
 
 def test_kill_9_of_the_worker_refuses_no_connection(template: Template) -> None:
     with Plant(template) as plant:
-        plant.cloud.start()
-        plant.start_edge(plant.cloud.url, wait_for_link=False)
+        plant.start_edge("https://127.0.0.1:1", wait_for_link=False)
         hammers = [Hammer(plant.edge.status().addresses.inference) for _ in range(3)]
         for hammer in hammers:
             hammer.start()
@@ -420,7 +411,6 @@ def test_kill_9_of_cloudd_and_of_its_answer_worker_in_the_middle_of_traffic(temp
 
         send_until("cloud", 3)
         (worker,) = [one for one in plant.processes(plant.cloud) if one.pid != plant.cloud.pid]
-        assert isinstance(worker, psutil.Process)
         worker.kill()
         send_until("cloud", 3)
         below = plant.processes(plant.cloud)
@@ -457,18 +447,3 @@ def test_what_any_interrupted_write_leaves_is_gone_after_the_start(template: Tem
         plant.start()
         assert_whole(plant.edge, plant.cloud)
         assert plant.send().decided == "cloud"
-
-
-def test_a_token_is_worth_nothing_to_a_second_device(template: Template, tmp_path: Path) -> None:
-    """What lets the same device try again after a crash lets nobody else in."""
-    with Plant(template, device=False) as plant, Plant(template, device=False) as thief:
-        plant.cloud.start()
-        token = plant.cloud.invite("press-7")
-        for edge in (plant.edge, thief.edge):
-            edge.start(wait=False)
-            wait_for_api(edge)
-        assert plant.edge.command("join", token, "--url", plant.cloud.url).returncode == 0
-        refused = thief.edge.command("join", token, "--url", plant.cloud.url)
-        assert refused.returncode == 1 and "token" in refused.stderr
-        assert not thief.edge.status().cloud.joined
-        assert isinstance(token, str) and token.startswith("edg1.")

@@ -74,6 +74,7 @@ class Cloud:
         self.hellos: list[Hello] = []
         self.reports: list[Report] = []
         self.revoked: set[str] = set()
+        self.refusal = "this device was revoked; `cloudd devices restore ABC` lets it in again"
         self.desired: Desired | None = None
         self.renewals = 0
         self.renewal_works = True
@@ -151,7 +152,7 @@ class Cloud:
         if device is None:
             raise self._problem(web.HTTPUnauthorized, "no certificate")
         if device in self.revoked:
-            raise self._problem(web.HTTPForbidden, "revoked")
+            raise self._problem(web.HTTPForbidden, self.refusal)
         return device
 
     async def _authority(self, request: web.Request) -> web.Response:

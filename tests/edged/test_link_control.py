@@ -107,6 +107,7 @@ async def test_a_revoked_device_says_so_once_and_stops_knocking(cloud: Cloud, de
     await until(lambda: time.monotonic() - started > 0.6)
     assert cloud.requests.count("/v1/control") == knocks
     assert device.codes("error") == ["link.refused"]
+    assert refusal(device).startswith("cloudd refuses this device: this device was revoked; `cloudd devices restore`")
 
     cloud.revoked.clear()
     await device.service.join(cloud.invite().text(), cloud.url)
@@ -114,15 +115,27 @@ async def test_a_revoked_device_says_so_once_and_stops_knocking(cloud: Cloud, de
     assert "link.refused" in device.codes("ok")
 
 
-async def test_a_device_revoked_while_it_was_off_is_refused_at_the_door(cloud: Cloud, device: Device) -> None:
+def refusal(device: Device) -> str:
+    return next(text for level, code, text in device.reports if code == "link.refused")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "this device was revoked; `cloudd devices restore ABC` lets it in again",
+        "this cloudd does not know the device; join again with a new token",
+    ],
+)
+async def test_who_is_refused_at_the_door_hears_in_cloudds_words_what_helps(
+    cloud: Cloud, device: Device, words: str
+) -> None:
     await until(lambda: device.service.link.up)
     await device.service.stop()
     cloud.revoked.add(device.service.device_id)
+    cloud.refusal = words
     await device.service.start()
     await until(lambda: "link.refused" in device.codes("error"))
-    text = next(text for level, code, text in device.reports if code == "link.refused")
-    assert "revoked" in text
-    assert "join" in text
+    assert refusal(device) == f"cloudd refuses this device: {words}; local work goes on"
 
 
 async def test_cloudd_moves_to_another_address(cloud: Cloud, tmp_path: Path) -> None:

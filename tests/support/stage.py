@@ -57,6 +57,7 @@ calibration = 1000000
 answer_model = "large"
 """,
 )
+_CRASH = "EDGED_CRASH_AT"
 _WARM_UP = 60
 _LEFTOVERS = re.compile(r"\.tmp$|^\.incoming-|^\.new-|^\.download-")
 _GONE_S = 15.0
@@ -129,6 +130,12 @@ class Plant:
         if wait_for_link:
             self.wait_for_link()
 
+    def reserve(self) -> str:
+        """The URL that cloudd will have: it gets a port that is free now."""
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            self.cloud.listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        return f"https://{self.cloud.listen}"
+
     def know(self, url: str) -> None:
         """Let the stopped device remember cloudd at this address, as after a DHCP server gave it another one."""
         path = self.edge.state_dir / "link.json"
@@ -149,10 +156,13 @@ class Plant:
         status = self.edge.status()
         return status.cloud.up and status.worker.breaker == "closed"
 
-    def restart_edge(self, **environ: str) -> None:
-        """Start the device again after its death; `environ` replaces what was set before, "" removes it."""
-        self.edge.environ.update(environ)
-        self.edge.start()
+    def crash_edge_at(self, point: str = "") -> None:
+        """Let the device's next life end at a crash point ("" for none)."""
+        self.edge.environ[_CRASH] = point
+
+    def crash_cloud_at(self, point: str = "") -> None:
+        """Let cloudd's next life end at a crash point ("" for none)."""
+        self.cloud.environ[_CRASH] = point
 
     def kill_edge(self) -> None:
         """SIGKILL, and wait until the worker is gone, too."""
