@@ -107,17 +107,18 @@ async def serve(settings: Settings, state: Path, announce: Callable[[About], Non
 
         store = AnswerStore(rows, blobs)
         pool = AnswerPool(state / "run" / "empty", PoolSettings(workers=settings.answer_workers))
-        answers = Answers(registry, pool, store)
+        answers = Answers(registry, pool, store, wanted=fleet.answer_models)
         await pool.start()
         stack.push_async_callback(answers.close)
         stack.push_async_callback(pool.stop)
+        answers.start()
 
         inherited = systemd.listen_fds()
         device_socket = _tcp(inherited.get("device"), settings.listen, "listen")
         dashboard_socket = _tcp(inherited.get("dashboard"), settings.dashboard, "dashboard")
         admin_socket = _unix(inherited.get("admin"), config.runtime_dir(state))
         about = _about(settings, state, authority, device_socket, dashboard_socket)
-        operations = Operations(about, fleet, invites, hub, registry, store)
+        operations = Operations(about, fleet, invites, hub, registry, store, on_model=answers.added)
 
         device_app = new_app(require_device(fleet))
         device_app.add_routes(enrol.routes(authority, invites, fleet, settings.name, TryLimiter()))

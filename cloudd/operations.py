@@ -98,10 +98,12 @@ class Operations:
         registry: Registry,
         store: AnswerStore,
         wall: Callable[[], float] = time.time,
+        on_model: Callable[[ModelEntry], None] = lambda entry: None,
     ) -> None:
+        """`on_model` hears of every model that was registered."""
         self.about = about
         self._fleet, self._invites, self._hub = fleet, invites, hub
-        self._registry, self._store, self._wall = registry, store, wall
+        self._registry, self._store, self._wall, self._on_model = registry, store, wall, on_model
 
     async def status(self) -> Status:
         """Addresses, health and totals."""
@@ -199,11 +201,13 @@ class Operations:
         if not path.is_absolute():
             raise HttpProblem(400, f"{directory!r} is not an absolute path")
         try:
-            return await self._registry.add(path)
+            entry = await self._registry.add(path)
         except PackageError as error:
             raise HttpProblem(422, str(error)) from None
         except RegistryError as error:
             raise HttpProblem(409, str(error)) from None
+        self._on_model(entry)
+        return entry
 
     async def answers(self, limit: int, before: int | None = None) -> list[SampleView]:
         """The newest answers, newest first; `before` (an id) continues a list."""

@@ -31,6 +31,8 @@ MAX_JSON = 1 << 20
 """Bytes of a JSON body. The largest is a device's desired state; models and pictures have routes of their own."""
 BODY_S = 20.0
 """Seconds a small body may take to arrive."""
+DEVICE_ID = web.RequestKey("device_id", str)
+"""Where a request of the device API carries the id of the device that sent it; strangers' requests do not have it."""
 _KEEPALIVE_S = 75.0
 _HANDSHAKE_S = 10.0
 

@@ -1,6 +1,6 @@
 """Where things are and how the daemon is set up: directories, `edged.toml` and the flags of `edged run`.
 
-    name = "line-3"                     # what people call this device; default: the host name
+    name = "line-3"                     # what people call this device; default: as it joined, or the host name
     threads = 0                         # model threads, 0 = all CPUs the daemon may use
 
     [inference]
@@ -13,6 +13,7 @@
     [cloud]
     url = "https://10.0.0.5:8440"       # only where discovery is forbidden
     discover = true
+    allow_paths = ["/srv/line-3"]       # what cloudd's services may name; default: STATE/outputs, /var/spool/edged
 
     [spool]
     quota_mb = 1024                     # hard samples waiting for the link
@@ -40,6 +41,8 @@ MAX_CONFIG = 65_536
 """Bytes of edged.toml."""
 SYSTEM_STATE = Path("/var/lib/edged")
 SYSTEM_RUNTIME = Path("/run/edged")
+SPOOL_FOLDER = Path("/var/spool/edged")
+"""Where systemd's unit lets cameras drop pictures and the daemon write results."""
 SOCKET_NAME = "edged.sock"
 
 Megabytes = Annotated[int, Meta(ge=1, le=16_777_216)]
@@ -75,6 +78,7 @@ class PageConfig(_Table, frozen=True, kw_only=True):
 class CloudConfig(_Table, frozen=True, kw_only=True):
     url: Annotated[str, Meta(max_length=1024)] = ""
     discover: bool = True
+    allow_paths: list[Annotated[str, Meta(min_length=1, max_length=1024)]] | None = None
 
 
 class SpoolConfig(_Table, frozen=True, kw_only=True):
@@ -100,12 +104,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     runtime_dir: Path
     config_path: Path
     name: str
+    name_is_given: bool  # by a person; else it is the host name
     threads: int
     inference: Address
     page: Address
     page_hosts: list[str]
     cloud_url: str
     discover: bool
+    allow_paths: list[Path]  # below which a service of cloudd's may watch and write
     spool_quota: int  # bytes
     spool_reserve: int  # bytes
 
@@ -154,17 +160,20 @@ def load(flags: Flags, environ: Mapping[str, str] = os.environ) -> Settings:
     try:
         config = read_config(path)
         runtime = environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+        name = (flags.name if flags.name is not None else config.name).strip()
         return Settings(
             state_dir=state,
             runtime_dir=Path(runtime) if runtime else state / "run",
             config_path=path,
-            name=(flags.name if flags.name is not None else config.name) or socket.gethostname(),
+            name=name or socket.gethostname(),
+            name_is_given=bool(name),
             threads=flags.threads if flags.threads is not None else config.threads,
             inference=parse_address(flags.inference or config.inference.address, "inference.address"),
             page=parse_address(flags.page or config.page.address, "page.address"),
             page_hosts=list(config.page.hosts),
             cloud_url=_cloud_url(flags.cloud_url if flags.cloud_url is not None else config.cloud.url),
             discover=flags.discover if flags.discover is not None else config.cloud.discover,
+            allow_paths=_allowed(config.cloud.allow_paths, state),
             spool_quota=config.spool.quota_mb << 20,
             spool_reserve=config.spool.reserve_mb << 20,
         )
@@ -204,6 +213,17 @@ def _cloud_url(text: str) -> str:
         return cloud_url(text) if text.strip() else ""
     except LinkError as error:
         raise toml.TomlError(f'"cloud.url": {error}') from None
+
+
+def _allowed(given: list[str] | None, state: Path) -> list[Path]:
+    if given is None:
+        return [state / "outputs", SPOOL_FOLDER]
+    for path in given:
+        if not path.startswith("/") or "\0" in path or ".." in Path(path).parts:
+            raise toml.TomlError(
+                f'"cloud.allow_paths" has {toml.show(path)}', 'absolute paths without ".." belong there'
+            )
+    return [Path(path) for path in given]
 
 
 def _config_path(flags: Flags, environ: Mapping[str, str], state: Path) -> Path:

@@ -4,6 +4,10 @@ A change (from `edged services`, or a desired state from cloudd) is one transact
 be written; then the files are written; then the note is removed. After a power cut between these steps the note is
 carried out at the next start, so table and files agree again. Without a note the files win: somebody edited them.
 
+What was defined on this device belongs to it: cloudd's desired state neither overwrites nor removes it. A local change
+that replaces something of cloudd's, or removes something that may have been in its way, clears the revision that is
+followed, so that cloudd's wish is looked at again.
+
 Beside the newest definition of each service the last good one is kept, and which combination of definition and model
 failed, so that a restart comes up with what worked.
 """
@@ -11,12 +15,13 @@ failed, so that a restart comes up with what worked.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import msgspec
 
+from edged.paths import check_paths
 from edged.store import Database
 from edgekit import atomic
 from edgekit.faults import crash_point
@@ -40,6 +45,8 @@ MIGRATIONS = [
 MAX_SERVICES = 64
 """Services on one device; their definitions must fit into one frame to the worker together."""
 
+_FOLLOW = "INSERT OR REPLACE INTO facts VALUES ('revision', ?)"
+
 Origin = Literal["local", "cloud"]
 
 
@@ -61,7 +68,7 @@ class Change(NamedTuple):
     put: Mapping[str, str] = {}
     remove: Iterable[str] = ()
     origin: Origin = "local"
-    revision: str | None = None  # of a desired state from cloudd
+    revision: str | None = None  # of a desired state from cloudd; "" if it is followed only in part
 
 
 def combination_key(text: str, ref: str) -> str:
@@ -69,13 +76,17 @@ def combination_key(text: str, ref: str) -> str:
     return hashlib.sha256(f"{ref}\0{text}".encode()).hexdigest()[:32]
 
 
-def check_desired(texts: Iterable[str], origin: str) -> tuple[dict[str, str], list[str]]:
-    """Parse a list of definitions: (name -> text of the good ones, sentences about the bad ones)."""
+def check_desired(texts: Iterable[str], origin: str, allowed: Sequence[Path]) -> tuple[dict[str, str], list[str]]:
+    """Parse what cloudd wants: (name -> text of the good ones, sentences about the bad ones).
+
+    `allowed` are the directories that cloudd's definitions may name.
+    """
     good: dict[str, str] = {}
     problems: list[str] = []
     for text in texts:
         try:
             service = parse_service(text, origin)
+            check_paths(service, allowed, origin)
             if len(good) >= MAX_SERVICES:
                 raise ServiceError(f"more than {MAX_SERVICES} services were asked for; {service.name} is left out")
             good[service.name] = text
@@ -104,13 +115,15 @@ class DesiredStore:
         """Take over edited, added and removed files. Returns sentences about those that cannot be used."""
         found, problems = self._parse_files()
         known = {entry.name: entry for entry in self.entries()}
+        changed = [name for name, text in found.items() if name not in known or known[name].text != text]
+        removed = [name for name in known.keys() - found.keys() if not self._path(name).exists()]
         with self._database.transaction() as connection:
-            for name, text in found.items():
-                if name not in known or known[name].text != text:
-                    _upsert(connection.execute, name, text, "local")
-            for name in known.keys() - found.keys():
-                if not self._path(name).exists():
-                    connection.execute("DELETE FROM services WHERE name = ?", (name,))
+            for name in changed:
+                _upsert(connection.execute, name, found[name], "local")
+            for name in removed:
+                connection.execute("DELETE FROM services WHERE name = ?", (name,))
+            if _touches_cloud(known, changed, removed):
+                connection.execute(_FOLLOW, ("",))
         return problems
 
     def entries(self) -> list[Entry]:
@@ -126,6 +139,10 @@ class DesiredStore:
     def apply(self, change: Change) -> None:
         """Make `change` durable, then write its files. Raises sqlite3.Error or OSError; then nothing is half-done."""
         removed = [name for name in change.remove if name not in change.put]
+        known = {entry.name: entry for entry in self.entries()}
+        revision = change.revision
+        if revision is None and change.origin == "local" and _touches_cloud(known, change.put, removed):
+            revision = ""
         with self._database.transaction() as connection:
             for name, text in change.put.items():
                 _upsert(connection.execute, name, text, change.origin)
@@ -133,8 +150,8 @@ class DesiredStore:
             for name in removed:
                 connection.execute("DELETE FROM services WHERE name = ?", (name,))
                 connection.execute("INSERT OR REPLACE INTO pending_files VALUES (?, NULL)", (name,))
-            if change.revision is not None:
-                connection.execute("INSERT OR REPLACE INTO facts VALUES ('revision', ?)", (change.revision,))
+            if revision is not None:
+                connection.execute(_FOLLOW, (revision,))
         crash_point("supervisor.desired-written")
         self._write_pending()
         crash_point("supervisor.files-written")
@@ -196,6 +213,13 @@ class DesiredStore:
 def parse(entry_text: str) -> Service:
     """A definition out of the table; it was checked on its way in. Raises ServiceError after a downgrade of edged."""
     return parse_service(entry_text, "stored definition")
+
+
+def _touches_cloud(known: Mapping[str, Entry], put: Iterable[str], removed: Iterable[str]) -> bool:
+    """A local change replaces what cloudd set, or removes what it could not replace."""
+    origins = {name: entry.origin for name, entry in known.items()}
+    replaced = any(origins.get(name) == "cloud" for name in put)
+    return replaced or any(origins.get(name) == "local" for name in removed)
 
 
 def _read_definition(path: Path) -> str:

@@ -19,7 +19,7 @@ import psutil
 from edged.api import ApiError, Done, Finding, JoinReply, ServiceText
 from edged.collab import spool_view
 from edged.collab.spool_files import Ballast
-from edged.collab.spool_view import SpooledSample
+from edged.collab.spool_view import LeftRecord, SpooledSample
 from edged.config import Settings
 from edged.desired import MIGRATIONS, Change, DesiredStore
 from edged.fetcher import Fetcher
@@ -57,7 +57,7 @@ class Device:
         self.health = Health()
         self._started_at = time.time()
         ballast = Ballast(state / "spool" / "ballast")  # a disk that is full at the start must not stop the daemon
-        self._database = Database(state / "edged.db", MIGRATIONS, make_room=ballast.release)
+        self._database = Database(state / "edged.db", MIGRATIONS, make_room=ballast.release, alone=True)
         self._desired = DesiredStore(self._database, state / "services")
         self._models = ModelStore(state / "models")
         self._machine = MachineSampler(state)
@@ -73,6 +73,7 @@ class Device:
             state,
             version=VERSION,
             name=settings.name,
+            name_is_given=settings.name_is_given,
             on_link=self._link_changed,
             on_desired=lambda desired: self._follower.arrived(desired),
             state=self.report,
@@ -82,7 +83,7 @@ class Device:
             discover=settings.discover,
         )
         self._fetcher = Fetcher(self._link, self._models, lambda: self._runner.missing, self._model_came)
-        self._follower = Follower(self._desired, self._change, self.health)
+        self._follower = Follower(self._desired, self._change, self.health, settings.allow_paths)
         self._tasks: list[asyncio.Task[None]] = []
 
     def open(self) -> None:
@@ -124,6 +125,7 @@ class Device:
             await asyncio.to_thread(self._desired.forgive)
             await asyncio.to_thread(self._models.refresh)
         self._runner.changed(by_hand=True)
+        self._follower.look_again()
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -204,6 +206,10 @@ class Device:
         """Hard samples that wait, the most valuable first."""
         return await asyncio.to_thread(spool_view.spooled, self._settings.state_dir, service, limit)
 
+    async def left(self, service: str, limit: int) -> list[LeftRecord]:
+        """The record of the pictures that left this device, the newest first."""
+        return await asyncio.to_thread(spool_view.left, self._settings.state_dir, service, limit)
+
     # --- changing -----------------------------------------------------------------------------------------------------
 
     async def join(self, token: str, url: str, name: str) -> JoinReply:
@@ -221,6 +227,7 @@ class Device:
         except ServiceError as error:
             raise ApiError(400, str(error)) from None
         await self._change(Change(put={service.name: text}))
+        self._follower.look_again()
         await self._settled(service.name, service.model, wait_s)
         return next(state for state in self.services() if state.name == service.name)
 
@@ -229,6 +236,7 @@ class Device:
         if name not in self._runner.entries:
             raise ApiError(404, self._no_service(name))
         await self._change(Change(remove=[name]))
+        self._follower.look_again()
         await self._runner.settled(30.0)
         return Done(text=f"The service {name} is removed.")
 

@@ -126,6 +126,7 @@ class Fetcher:
 
     async def _sleep(self, seconds: float | None) -> None:
         try:
-            await asyncio.wait_for(self._wake.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
         except TimeoutError:
             return

@@ -5,6 +5,7 @@
     GET  /services  /services/NAME      POST /services (TOML)   DELETE /services/NAME   POST /services/NAME/recalibrate
     GET  /models                        POST /models {path}|{ref} (lines of progress)   DELETE /models/REF
     GET  /spool?limit=&service=         POST /spool/purge {service}
+    GET  /spool/left?limit=&service=
 
 A browser cannot reach a unix socket; a request that carries an Origin all the same is refused.
 """
@@ -20,7 +21,7 @@ import msgspec
 from aiohttp import web
 
 from edged.api import ApiError, Done, Finding, JoinBody, JoinReply, ModelBody, Problem, Progress, PurgeBody, ServiceText
-from edged.collab.spool_view import SpooledSample
+from edged.collab.spool_view import LeftRecord, SpooledSample
 from edged.status import metrics
 from edged.status.server import no_server_header
 from edged.status.state import ModelState, ServiceState, StatusState
@@ -53,6 +54,7 @@ class Backend(Protocol):
     async def pull_model(self, ref: str, progress: Callable[[int, int], None]) -> str: ...
     async def remove_model(self, ref: str) -> Done: ...
     async def spool(self, service: str, limit: int) -> list[SpooledSample]: ...
+    async def left(self, service: str, limit: int) -> list[LeftRecord]: ...
     def purge_spool(self, service: str) -> Done: ...
 
 
@@ -75,6 +77,7 @@ def build(backend: Backend) -> web.Application:
     app.router.add_post("/models", api.add_model)
     app.router.add_delete("/models/{ref}", api.remove_model)
     app.router.add_get("/spool", api.spool)
+    app.router.add_get("/spool/left", api.left)
     app.router.add_post("/spool/purge", api.purge)
     return app
 
@@ -154,8 +157,10 @@ class _Api:
         return _json(await self._backend.remove_model(request.match_info["ref"]))
 
     async def spool(self, request: web.Request) -> web.Response:
-        limit = int(_number(request, "limit", 100, 1, 100_000))
-        return _json(await self._backend.spool(request.query.get("service", ""), limit))
+        return _json(await self._backend.spool(request.query.get("service", ""), _limit(request)))
+
+    async def left(self, request: web.Request) -> web.Response:
+        return _json(await self._backend.left(request.query.get("service", ""), _limit(request)))
 
     async def purge(self, request: web.Request) -> web.Response:
         return _json(self._backend.purge_spool((await _body(request, PurgeBody)).service))
@@ -192,6 +197,10 @@ def _number(request: web.Request, name: str, default: float, low: float, high: f
     if not low <= value <= high:
         raise ApiError(400, f"{name} must be a number from {low:g} to {high:g}")
     return value
+
+
+def _limit(request: web.Request) -> int:
+    return int(_number(request, "limit", 100, 1, 100_000))
 
 
 def _json(value: object, status: int = 200) -> web.Response:

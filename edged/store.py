@@ -57,11 +57,13 @@ class Database:
         *,
         wall: Callable[[], float] = time.time,
         make_room: Callable[[], bool] = lambda: False,
+        alone: bool = False,
     ) -> None:
         """Open or create `path` (0600). `migrations[i]` is an SQL script that lifts version i to i + 1; never edit one.
 
         Even opening writes a little. `make_room` is called when the disk is full, frees some of it (True if it did),
-        and opening or the statement of `execute` is tried once more.
+        and opening, `execute` or `executemany` is tried once more. `alone`: no other process needs the file, so that a
+        disk without any room keeps nobody from opening it: the log's index is then in memory instead of a file.
         Raises StoreError if the file was written by a newer version or cannot be opened.
         """
         self.path = path
@@ -76,17 +78,24 @@ class Database:
             except sqlite3.DatabaseError as error:
                 if is_corrupt(error):
                     self.quarantined = quarantine(path, wall())
-                elif not (_says_disk_full(error) and make_room()):
+                elif not _says_disk_full(error) or not (make_room() or alone):
                     raise
-                self._connection = self._open()
+                try:
+                    self._connection = self._open()
+                except sqlite3.DatabaseError as again:
+                    if not (alone and _says_disk_full(again)):
+                        raise
+                    self._connection = self._open(shared=False)
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"cannot open the database {path}: {error}") from error
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self, shared: bool = True) -> sqlite3.Connection:
         os.close(os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
         connection = sqlite3.connect(self.path, timeout=5.0, isolation_level=None, check_same_thread=False)
         try:
             connection.row_factory = sqlite3.Row
+            if not shared:  # said before the first access, SQLite keeps the log's index on the heap
+                connection.execute("PRAGMA locking_mode=EXCLUSIVE")
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute(f"PRAGMA wal_autocheckpoint={WAL_LIMIT // _PAGE}")
@@ -136,14 +145,21 @@ class Database:
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> int:
         """Run one statement as its own durable transaction; the number of rows it changed."""
+        return self._write(lambda connection: connection.execute(sql, parameters).rowcount)
+
+    def executemany(self, sql: str, rows: Sequence[Sequence[Any]]) -> int:
+        """Run one statement for each row of parameters, in one durable transaction; the number of rows changed."""
+        return self._write(lambda connection: connection.executemany(sql, rows).rowcount)
+
+    def _write(self, work: Callable[[sqlite3.Connection], int]) -> int:
         try:
             with self.transaction() as connection:
-                return connection.execute(sql, parameters).rowcount
+                return work(connection)
         except sqlite3.OperationalError as error:
             if not (is_disk_full(error) and self._make_room()):
                 raise
             with self.transaction() as connection:
-                return connection.execute(sql, parameters).rowcount
+                return work(connection)
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:

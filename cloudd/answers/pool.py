@@ -1,7 +1,8 @@
 """The pool of answer workers: a bounded queue in front of processes that may die at any time.
 
 Waiting devices come before samples from a spool, for which nobody waits. A worker that dies, hangs or exceeds its
-memory costs at most the request it worked on; it is replaced, after a growing pause if it dies again and again.
+memory costs at most the request it worked on; it is replaced, after a growing pause if it dies again and again, and
+the next one loads what it held. A picture on which the worker or the loaded model fails twice is refused.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import itertools
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,8 +26,9 @@ log = logging.getLogger("cloudd.answers")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 30.0
 _MODEL_REST_S = 30.0
 """How long a model that cannot be loaded is not tried again."""
-_REMEMBERED = 256
-_DEATHS = 2
+_FAILED_RETRY_S = 5.0
+_REMEMBERED = 10_000
+_FAILURES = 2
 
 
 class Busy(Exception):
@@ -69,8 +71,8 @@ class _Question:
     number: int
     model: str = field(compare=False)
     directory: str = field(compare=False)
-    picture: bytes = field(compare=False)
-    result: asyncio.Future[Result] = field(compare=False)
+    picture: bytes = field(compare=False)  # b"": only load the model
+    result: asyncio.Future[Result | None] = field(compare=False)  # None: the model is loaded
 
 
 class AnswerPool:
@@ -85,9 +87,11 @@ class AnswerPool:
         self._numbers = itertools.count()
         self._tasks: list[asyncio.Task[None]] = []
         self._live: dict[int, Worker] = {}
-        self._deaths: OrderedDict[tuple[str, bytes], int] = OrderedDict()  # (model, picture hash) -> workers it ended
+        self._failures: OrderedDict[tuple[str, bytes], int] = OrderedDict()  # (model, picture hash) -> how often
         self._resting: dict[str, tuple[float, str]] = {}  # model -> (until, why)
         self._mean_s = 0.1
+        self._warming = 0  # questions in the queue that only load a model
+        self._one_model = asyncio.Lock()
         self.restarts = 0
 
     @property
@@ -111,7 +115,7 @@ class AnswerPool:
     def check(self, late: bool) -> None:
         """Raise Busy if a question asked now would not be taken; cheap, so ask before reading a body."""
         limit = self.settings.queue // 2 if late else self.settings.queue
-        waiting = self._queue.qsize()
+        waiting = self._queue.qsize() - self._warming
         if waiting >= limit:
             guess = max(1.0, waiting * self._mean_s / self.settings.workers)
             raise Busy(f"{waiting} samples wait for an answer already", guess)
@@ -122,38 +126,49 @@ class AnswerPool:
         Raises Busy (queue full, model cannot be loaded at the moment, worker died) or PictureRefused.
         """
         self.check(late)
-        if self._deaths and self._deaths.get((model, _key(picture)), 0) >= _DEATHS:
-            raise PictureRefused("the picture ended the answer worker twice; it is not tried again")
-        question = _Question(
-            late=late,
-            number=next(self._numbers),
-            model=model,
-            directory=str(directory),
-            picture=picture,
-            result=asyncio.get_running_loop().create_future(),
-        )
+        if self._failures and self._failures.get((model, _key(picture)), 0) >= _FAILURES:
+            raise PictureRefused("the answer worker or the model failed on this picture twice; it is not tried again")
+        question = self._question(model, str(directory), picture, late)
         self._queue.put_nowait(question)
         try:
             async with asyncio.timeout(self.settings.total_s):
-                return await question.result
+                result = await question.result
         except TimeoutError:
             raise Busy("no worker came to this sample in time", 2.0) from None
+        assert result is not None
+        return result
+
+    async def warm(self, model: str, directory: Path) -> None:
+        """Let idle workers load a model before its first picture comes; returns when they have, or cannot (a log)."""
+        async with self._one_model:  # one after the other, so that each idle worker takes one question
+            questions = [self._question(model, str(directory), b"", True) for _ in range(self.settings.workers)]
+            self._warming += len(questions)
+            for question in questions:
+                self._queue.put_nowait(question)
+            await asyncio.gather(*(question.result for question in questions), return_exceptions=True)
+
+    def _question(self, model: str, directory: str, picture: bytes, late: bool) -> _Question:
+        result: asyncio.Future[Result | None] = asyncio.get_running_loop().create_future()
+        result.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, should nobody wait for it
+        return _Question(late, next(self._numbers), model, directory, picture, result)
 
     async def _keep(self, slot: int) -> None:
         """Own one worker: take questions, replace the worker when it dies."""
         pause = 0.0
+        again: dict[str, str] = {}  # models that a lost worker held, by directory
         try:
             while True:
-                question = await self._queue.get()
+                question = await self._next(again)
                 if question.result.done():  # nobody waits for it any more
                     continue
                 try:
+                    if slot in self._live and self._live[slot].ended:
+                        again |= await self._lose(slot)
                     await self._work(slot, question)
-                    pause = 0.0
+                    if question.picture:
+                        pause = 0.0
                 except Exception as error:  # whatever it is, the next question finds a keeper
-                    worker = self._live.pop(slot, None)
-                    if worker is not None:
-                        await worker.end()
+                    again |= await self._lose(slot)
                     self.restarts += 1
                     bug = not isinstance(error, (WorkerDied, OSError))
                     log.warning("%s; starting another", error, exc_info=bug)
@@ -163,9 +178,25 @@ class AnswerPool:
                 finally:
                     _fail(question, Busy("cloudd is stopping", 5.0))  # only if nothing else answered it
         finally:
-            worker = self._live.pop(slot, None)
-            if worker is not None:
-                await worker.end()
+            await self._lose(slot)
+
+    async def _next(self, again: dict[str, str]) -> _Question:
+        """The next question; while nobody asks, to load one of `again`, which is taken out."""
+        if again and self._queue.empty():
+            directory, model = again.popitem()
+            return self._question(model, directory, b"", True)
+        question = await self._queue.get()
+        if not question.picture:
+            self._warming -= 1
+        return question
+
+    async def _lose(self, slot: int) -> Mapping[str, str]:
+        """End the slot's worker, if it has one; the models that it held, by directory."""
+        worker = self._live.pop(slot, None)
+        if worker is None:
+            return {}
+        await worker.end()
+        return worker.held
 
     async def _work(self, slot: int, question: _Question) -> None:
         """Answer one question. Raises WorkerDied or OSError if the slot needs a new worker."""
@@ -173,14 +204,13 @@ class AnswerPool:
         if question.result.done():
             return
         worker = self._live.get(slot)
-        if worker is not None and worker.ended:
-            await worker.end()
-            worker = None
         if worker is None:
             settings = self.settings
             worker = self._live[slot] = await Worker.start(self._empty, settings.memory, settings.threads)
         if not worker.holds(question.directory) and not await self._load(worker, question):
             return
+        if not question.picture and not question.result.done():
+            question.result.set_result(None)
         if question.result.done():
             return
         started = self._clock()
@@ -189,13 +219,17 @@ class AnswerPool:
                 question.model, question.directory, question.picture, self.settings.answer_s
             )
         except WorkerDied:
-            self._count_death(question)
+            self._count_failure(question)
             raise
         self._mean_s += 0.1 * (self._clock() - started - self._mean_s)
         if answer.fault == "picture":
             _fail(question, PictureRefused(answer.error))
         elif answer.verdict is None:
-            _fail(question, Busy(f"the model {question.model} failed: {answer.error}", _MODEL_REST_S))
+            # The model is loaded and proved, so it is this picture; or memory is short, so it gets one more try.
+            self._count_failure(question)
+            text = f"the model {question.model} failed on this picture: {answer.error}"
+            log.warning("%s", text)
+            _fail(question, Busy(text, _FAILED_RETRY_S))
         elif not question.result.done():
             question.result.set_result(Result(answer.verdict, answer.compute_ms, thumbnail))
 
@@ -209,6 +243,8 @@ class AnswerPool:
             raise
         if error:
             self._rest(question, error)
+        else:
+            log.info("the model %s is loaded", question.model)
         return not error
 
     def _rest(self, question: _Question, why: str) -> None:
@@ -224,11 +260,11 @@ class AnswerPool:
         else:
             self._resting.pop(question.directory, None)
 
-    def _count_death(self, question: _Question) -> None:
+    def _count_failure(self, question: _Question) -> None:
         key = (question.model, _key(question.picture))
-        self._deaths[key] = self._deaths.pop(key, 0) + 1
-        while len(self._deaths) > _REMEMBERED:
-            self._deaths.popitem(last=False)
+        self._failures[key] = self._failures.pop(key, 0) + 1
+        while len(self._failures) > _REMEMBERED:
+            self._failures.popitem(last=False)
 
 
 def _key(picture: bytes) -> bytes:

@@ -39,7 +39,7 @@ class Worker:
         self._process, self._reader, self._writer = process, reader, writer
         self._frames = FrameReader(MAX_THUMBNAIL)
         self._tickets = itertools.count(1)
-        self._loaded: OrderedDict[str, None] = OrderedDict()  # package directories, the one used last at the end
+        self._loaded: OrderedDict[str, str] = OrderedDict()  # package directory -> model, the one used last at the end
 
     @property
     def pid(self) -> int:
@@ -54,6 +54,11 @@ class Worker:
     def holds(self, directory: str) -> bool:
         """It has this model in memory, so a question takes no time to load it, and loading it is not what kills it."""
         return directory in self._loaded
+
+    @property
+    def held(self) -> Mapping[str, str]:
+        """The models it has, or had, in memory: package directory -> name@version, the one used last at the end."""
+        return self._loaded
 
     @classmethod
     async def start(cls, empty: Path, memory: int, threads: int) -> Worker:
@@ -101,7 +106,7 @@ class Worker:
         except BaseException:
             await self.end()
             raise
-        self._note(directory, answer)
+        self._note(model, directory, answer)
         return answer, thumbnail
 
     async def end(self) -> int:
@@ -115,12 +120,12 @@ class Worker:
             self._process.kill()
         return await self._process.wait()
 
-    def _note(self, directory: str, answer: ModelAnswer) -> None:
+    def _note(self, model: str, directory: str, answer: ModelAnswer) -> None:
         """Follow what the worker holds, by its own rule."""
         if answer.error and directory not in self._loaded:  # not loaded, and something may have made room for it
             self._loaded.clear()
             return
-        self._loaded[directory] = None
+        self._loaded[directory] = model
         self._loaded.move_to_end(directory)
         while len(self._loaded) > KEEP_MODELS:
             self._loaded.popitem(last=False)

@@ -11,7 +11,7 @@ from cloudd.answers.limits import MAX_PICTURE
 from cloudd.answers.pool import Busy, PictureRefused
 from cloudd.answers.service import Answers, UnknownModel
 from cloudd.storage import StorageError
-from cloudd.web import HttpProblem, json_response, read_body
+from cloudd.web import DEVICE_ID, HttpProblem, json_response, read_body
 from edgekit.envelope import EnvelopeError, unseal
 from edgekit.messages import HardSample
 from edgekit.packages import PackageError
@@ -25,7 +25,7 @@ _STORAGE_RETRY_S = 15.0
 
 
 def routes(answers: Answers, uploads: int = 32) -> list[web.RouteDef]:
-    """Routes to mount on the device API, behind the middleware that sets request["device_id"].
+    """Routes to mount on the device API, behind the middleware that sets DEVICE_ID.
 
     At most `uploads` bodies (16 MiB each) are in memory at a time; further devices get 503 and come back.
     """
@@ -38,7 +38,7 @@ def routes(answers: Answers, uploads: int = 32) -> list[web.RouteDef]:
             try:
                 answers.check()
                 sample, picture = _open(await read_body(request, MAX_PICTURE + _MAX_HEADER, _UPLOAD_S))
-                return json_response(await answers.answer(request["device_id"], sample, picture))
+                return json_response(await answers.answer(request[DEVICE_ID], sample, picture))
             except (EnvelopeError, PackageError) as error:
                 raise HttpProblem(400, str(error)) from None
             except UnknownModel as error:

@@ -19,6 +19,8 @@ from edgekit.messages import Answer, HardSample, Verdict
 log = logging.getLogger("cloudd.answers")
 
 _BATCH = 200
+_LOOKED_AT = 200
+"""Newest answers in which the models in use are looked for."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,13 @@ class AnswerStore:
             return await self._blobs.get(name)
         except KeyError:  # retention was faster
             return None
+
+    async def models_used(self) -> list[str]:
+        """The models (name@version) that gave the newest answers, the one used last first."""
+        query = select(answers.c.cloud).order_by(answers.c.id.desc()).limit(_LOOKED_AT)
+        async with self._rows.reading() as connection:
+            verdicts = (await connection.execute(query)).scalars()
+            return list(dict.fromkeys(msgspec.convert(verdict, Verdict).model for verdict in verdicts))
 
     async def counts(self) -> Counts:
         """How many samples were answered, and how often the edge had said the same."""

@@ -8,7 +8,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from cloudd.devices.fleet import Fleet
-from cloudd.web import HttpProblem
+from cloudd.web import DEVICE_ID, HttpProblem
 from edgekit.identity import peer_device_id
 
 _STRANGERS = frozenset({"/v1/authority", "/v1/enroll", "/v1/health"})
@@ -16,9 +16,9 @@ _EXPIRED = frozenset({"/v1/renew"})
 
 
 def require_device(fleet: Fleet) -> Middleware:
-    """Middleware that sets request["device_id"] to the id of the enrolled, unrevoked device that sent the request.
+    """Middleware that sets DEVICE_ID to the id of the enrolled, unrevoked device that sent the request.
 
-    Joining and its preparation are open to strangers (request["device_id"] is missing there); renewal is open to a
+    Joining and its preparation are open to strangers (DEVICE_ID is missing there); renewal is open to a
     device whose certificate has expired. Everybody else gets 401, a revoked or forgotten device 403.
     """
 
@@ -31,7 +31,7 @@ def require_device(fleet: Fleet) -> Middleware:
         if device is None:
             raise HttpProblem(401, "this needs a device certificate; join this cloudd with `edged join TOKEN` first")
         await fleet.check(device)
-        request["device_id"] = device
+        request[DEVICE_ID] = device
         return await handler(request)
 
     return middleware

@@ -17,7 +17,7 @@ import msgspec
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 
 from cloudd.devices.fleet import Fleet, revoked_text
-from cloudd.web import STORAGE_ERRORS, HttpProblem
+from cloudd.web import DEVICE_ID, STORAGE_ERRORS, HttpProblem
 from edgekit.messages import PROTOCOL, Desired, Hello, Message, Notice, Report, ToCloud, Welcome
 
 log = logging.getLogger("cloudd.control")
@@ -127,7 +127,7 @@ class ControlHub:
             raise HttpProblem(503, "this cloudd is stopping", 2.0)
         socket = web.WebSocketResponse(max_msg_size=MAX_MESSAGE, timeout=2.0, compress=False)
         await socket.prepare(request)
-        channel = _Channel(socket, request["device_id"])
+        channel = _Channel(socket, request[DEVICE_ID])
         talk = asyncio.create_task(self._talk(channel))
         try:
             either: set[asyncio.Future[Any]] = {talk, channel.asked}

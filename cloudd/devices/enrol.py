@@ -11,7 +11,7 @@ from aiohttp import web
 from cloudd.config import MAX_NAME
 from cloudd.devices.fleet import Fleet
 from cloudd.devices.invites import Invites
-from cloudd.web import HttpProblem, json_response, read_json
+from cloudd.web import DEVICE_ID, HttpProblem, json_response, read_json
 from edgekit.identity import Authority, IdentityError, device_id, device_id_of, parse_certificate, read_csr
 from edgekit.messages import PROTOCOL, AuthorityInfo, Certificate, EnrollRequest, RenewRequest
 from edgekit.webguard import TryLimiter
@@ -59,7 +59,7 @@ def routes(
         return json_response(certificate)
 
     async def renew(request: web.Request) -> web.Response:
-        present = request["device_id"]
+        present = request[DEVICE_ID]
         asked = await read_json(request, RenewRequest, _MAX_REQUEST)
         certificate, serial, device = _issue(authority, asked.csr_pem, wall())
         if device != present:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
+from collections import Counter
+from collections.abc import Mapping
 
 import msgspec
 from sqlalchemy import Select, delete, insert, select, update
@@ -162,6 +165,26 @@ class Fleet:
                 await connection.execute(insert(desired).values(device_id=device, **values))
             await audit.note(connection, now, "desired", device, f"{len(services)} services, revision {revision}")
         return revision
+
+    async def answer_models(self) -> list[str]:
+        """The models that desired services ask about hard samples, the one that most services ask first."""
+        denied = select(revocations.c.device_id).where(revocations.c.device_id == desired.c.device_id).exists()
+        async with self._rows.reading() as connection:
+            lists = (await connection.execute(select(desired.c.services).where(~denied))).scalars().all()
+        return await asyncio.to_thread(_answer_models, Counter(text for texts in lists for text in texts))
+
+
+def _answer_models(definitions: Mapping[str, int]) -> list[str]:
+    """What these definitions (with their numbers) ask, the most frequent first."""
+    asked: Counter[str] = Counter()
+    for text, count in definitions.items():
+        try:
+            service = parse_service(text, "stored definition")
+        except ServiceError:  # written by another release
+            continue
+        if service.hard_samples.mode != "off" and service.may_leave == "raw":
+            asked[service.hard_samples.answer_model] += count
+    return [model for model, _ in asked.most_common()]
 
 
 def _check_services(services: list[str]) -> None:

@@ -13,7 +13,7 @@ import fnmatch
 import logging
 import os
 import stat
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -55,11 +55,18 @@ class OpenFolder:
         self._seen: dict[FoundFile, float] = {}
 
     @classmethod
-    def open(cls, source: Source, service: str, ignored: Collection[Path], kept_database: Path) -> OpenFolder | None:
+    def open(
+        cls,
+        source: Source,
+        service: str,
+        ignored: Collection[Path],
+        kept_database: Path,
+        make_room: Callable[[], bool],
+    ) -> OpenFolder | None:
         """Open and lock the folder; None while another process has the lock. Raises OSError and StoreError.
 
         `ignored`: files in the folder that are no pictures of the source. `kept_database` is opened only where
-        `after = "keep"` needs it.
+        `after = "keep"` needs it; `make_room` frees disk space for it (see Database).
         """
         directory = os.open(source.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -70,7 +77,7 @@ class OpenFolder:
         except OSError as error:  # a share without locks: two workers overlap only while services change
             log.info("the folder %s cannot be locked: %s", source.path, error)
         try:
-            kept = Kept(kept_database, service) if source.after == "keep" else None
+            kept = Kept(kept_database, service, make_room) if source.after == "keep" else None
         except BaseException:
             os.close(directory)
             raise

@@ -84,10 +84,12 @@ class FolderSource:
         record: Record,
         notify: Notify,
         kept_database: Path,
+        make_room: Callable[[], bool],
     ) -> None:
+        """`make_room` frees disk space for the database (see Database); it is called in a thread."""
         self._service, self._source, self._outputs = service, source, list(outputs)
         self._inspect, self._record, self._notify = inspect, record, notify
-        self._kept_database = kept_database
+        self._kept_database, self._make_room = kept_database, make_room
         self._interval = min(max(source.settle_ms / 2000, 0.05), 0.5)
         self._stopping = asyncio.Event()
         # File operations run beside the loop, in threads of their own: a network share can hang for minutes.
@@ -161,7 +163,7 @@ class FolderSource:
             await asyncio.wait_for(self._stopping.wait(), seconds)
 
     def _open(self) -> OpenFolder | None:
-        folder = OpenFolder.open(self._source, self._service, self._outputs, self._kept_database)
+        folder = OpenFolder.open(self._source, self._service, self._outputs, self._kept_database, self._make_room)
         if folder is not None:
             # Only with the lock in hand: before that, another worker may still write.
             self._decided = _written(self._outputs, self._service)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from edged.store import Database
@@ -16,10 +16,10 @@ _MIGRATIONS = [
 class Kept:
     """The files of one service; a file is known by name, modification time and size."""
 
-    def __init__(self, path: Path, service: str) -> None:
-        """Open the table at `path`, shared by all services. Raises StoreError."""
+    def __init__(self, path: Path, service: str, make_room: Callable[[], bool]) -> None:
+        """Open the table at `path`, shared by all services. `make_room`: see Database. Raises StoreError."""
         self._service = service
-        self._database = Database(path, _MIGRATIONS)
+        self._database = Database(path, _MIGRATIONS, make_room=make_room)
         rows = self._database.query("SELECT name, modified_ns, size FROM kept WHERE service = ?", (service,))
         self._files = {os.fsdecode(row[0]): (int(row[1]), int(row[2])) for row in rows}
 
@@ -38,10 +38,8 @@ class Kept:
         gone = self._files.keys() - names
         if not gone:
             return
-        with self._database.transaction() as connection:
-            connection.executemany(
-                "DELETE FROM kept WHERE service = ? AND name = ?", [(self._service, os.fsencode(name)) for name in gone]
-            )
+        rows = [(self._service, os.fsencode(name)) for name in gone]
+        self._database.executemany("DELETE FROM kept WHERE service = ? AND name = ?", rows)
         for name in gone:
             del self._files[name]
 

@@ -14,12 +14,13 @@ _EXAMPLES = """\
   edged models list
   edged models add ./solder-small          install a package from a directory
   edged models pull solder-small@1.2.0     fetch it from cloudd, resuming what an interruption left
-  edged models remove solder-small@1.1.0"""
+  edged models remove solder-small@1.1.0
+  edged models seal ./solder-small         finish a package of your own: list its files with their hashes"""
 
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Define the verb."""
-    parser = verb(subparsers, "models", "list, add, pull and remove models", _EXAMPLES)
+    parser = verb(subparsers, "models", "list, add, pull, remove and seal models", _EXAMPLES)
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     listing = verb(actions, "list", "list the installed models")
     listing.add_argument("--json", action="store_true", help="print JSON")
@@ -33,6 +34,9 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     removing = verb(actions, "remove", "remove an installed model that no service uses")
     removing.add_argument("ref", help="NAME@VERSION")
     removing.set_defaults(run=remove_model)
+    sealing = verb(actions, "seal", "make a package of a directory whose package.toml lists no files yet")
+    sealing.add_argument("directory", type=Path)
+    sealing.set_defaults(run=seal_model)
 
 
 def list_models(options: argparse.Namespace) -> int:
@@ -76,6 +80,26 @@ def pull_model(options: argparse.Namespace) -> int:
 def remove_model(options: argparse.Namespace) -> int:
     """Remove a package."""
     print(client(options).delete(f"/models/{quote(options.ref, safe='@')}", Done).text)
+    return EXIT_OK
+
+
+def seal_model(options: argparse.Namespace) -> int:
+    """List the files of a package in its package.toml. Needs no daemon."""
+    from edgekit.packages import PackageError, read_draft, seal_package
+
+    directory: Path = options.directory
+    try:
+        package = seal_package(directory, read_draft(directory))
+    except PackageError as error:
+        raise Failure(f"{directory} cannot be sealed: {error}") from None
+    except OSError as error:
+        raise Failure(f"{directory} cannot be sealed: {error.strerror or error}") from None
+    files = len(package.manifest.files)
+    print(
+        f"{package.ref} is sealed: package.toml now lists its {files} {'file' if files == 1 else 'files'} "
+        f"({size(sum(package.sizes.values()))}) with their SHA-256, digest {package.digest[:12]}."
+    )
+    print(f"Nothing may be changed in it from now on. Install it: edged models add {directory}")
     return EXIT_OK
 
 

@@ -174,6 +174,10 @@ class Collaboration:
         """Totals of the spool, without touching the disk."""
         return self._depot.stats()
 
+    def release_ballast(self) -> bool:
+        """Make room on a full disk for another database; may be called from any thread."""
+        return self._depot.release_ballast()
+
     # --- for the collaborators ---------------------------------------------------------------------------------------
 
     def why_closed(self) -> str:
@@ -235,7 +239,8 @@ class Collaboration:
             try:
                 for collaborator in list(self._services.values()):
                     await collaborator.keeper.save()
-                if self._clock() >= due and await self._depot.open():
+                # A spool that could not be opened (a full disk at start) is tried each time.
+                if await self._depot.open() and self._clock() >= due:
                     due = self._clock() + UPKEEP_EVERY_S
                     await self._maintain()
             except Exception:  # a fault of ours must not end the upkeep for good

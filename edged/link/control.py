@@ -143,7 +143,8 @@ async def _report(
         with sorted_errors(url):
             await _send(socket, report)
         try:
-            await asyncio.wait_for(nudge.wait(), heartbeat_s)
+            async with asyncio.timeout(heartbeat_s):
+                await nudge.wait()
         except TimeoutError:
             continue
         await asyncio.sleep(min(1.0, heartbeat_s / 4))  # a burst of changes is one report

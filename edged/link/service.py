@@ -78,16 +78,17 @@ class LinkService:
         url: str = "",
         machine: str = "",
         discover: bool = True,
+        name_is_given: bool = False,
         interfaces: list[str] | None = None,
         timing: Timing | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         """`directory` is edged's state directory: identity/ and link.json in it belong to the link.
 
-        `name` is what people call the device until they name it in `join`; `url` is cloudd's address from the
-        configuration, if any; `machine` describes the hardware for people; `interfaces` are the IP addresses on which
-        to look for cloudd, default all. Raises LinkError for an unusable `url`, OSError or IdentityError if the device
-        key can be neither read nor made.
+        `name` is what people call the device until they name it in `join`, or for good if `name_is_given`; `url` is
+        cloudd's address from the configuration, if any; `machine` describes the hardware for people; `interfaces` are
+        the IP addresses on which to look for cloudd, default all. Raises LinkError for an unusable `url`, OSError or
+        IdentityError if the device key can be neither read nor made.
         """
         self._store = IdentityStore(directory / "identity")
         self._store.sweep()
@@ -95,6 +96,7 @@ class LinkService:
         self._known = known.load(self._known_path)
         self._configured = cloud_url(url) if url else ""
         self._version, self._name, self._machine = version, name, machine or platform.machine()
+        self._name_is_given = name_is_given
         self._on_link, self._on_desired, self._state = on_link, on_desired, state
         self._health = Reporter(report)
         self._discover, self._interfaces = discover, interfaces
@@ -134,7 +136,7 @@ class LinkService:
     @property
     def name(self) -> str:
         """What people call this device."""
-        return self._known.name or self._name
+        return self._name if self._name_is_given else self._known.name or self._name
 
     async def start(self) -> None:
         """Begin to look, connect and renew; returns at once, whatever the network does."""
@@ -174,6 +176,8 @@ class LinkService:
                 raise LinkError(str(error)) from error
             manual = cloud_url(url) if url else ""
             name = name.strip()[:64] or self.name
+            if self._name_is_given and name != self._name:
+                raise LinkError(f"the configuration calls this device {self._name!r}; change `name` in edged.toml")
             before, self._wanted_pin = self._wanted_pin, pin_of(parsed.fingerprint)
             try:
                 where, certificate = await self._search(
@@ -399,7 +403,8 @@ class LinkService:
     async def _wait(self, event: asyncio.Event, seconds: float | None = None) -> bool:
         """Wait for the event, at most so long, and clear it. True if it came."""
         try:
-            await asyncio.wait_for(event.wait(), seconds)
+            async with asyncio.timeout(seconds):  # unlike wait_for it never swallows a cancellation
+                await event.wait()
         except TimeoutError:
             return False
         event.clear()

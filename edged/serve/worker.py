@@ -242,6 +242,7 @@ class Worker:
                     runtime.record,
                     self._channel.notify,
                     Path(self._configure.state_dir, "kept-files.db"),
+                    self._collaboration.release_ballast,
                 )
             )
         return runtime

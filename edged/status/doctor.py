@@ -30,6 +30,7 @@ SPOOL_WARNING = 0.8
 SPOOL_AGE_WARNING_S = 7 * 86_400.0
 DISK_WARNING = 512 << 20
 _CONNECT_S = 2.0
+_KEY_SIZE = 32
 _LIBRARIES = {"numpy": "arrays", "cv2": "pictures", "onnxruntime": "ONNX models", "safetensors": "tensors"}
 
 
@@ -39,6 +40,7 @@ class Examination(msgspec.Struct, frozen=True, kw_only=True):
     state_dir: Path
     status: StatusState | None = None  # None: no daemon answers
     now: float = msgspec.field(default_factory=time.time)
+    credentials: Path | None = msgspec.field(default_factory=lambda: _credentials())  # systemd's, of this process
 
 
 class Check(NamedTuple):
@@ -112,6 +114,39 @@ def _identity(examination: Examination) -> Outcome:
         text = f"the device's certificate ends in {left / 86_400:.1f} days and has not been renewed"
         return Outcome(text, "look at the check 'cloud': renewal needs a working link", "warning")
     return Outcome(f"the certificate is valid for another {left / 86_400:.0f} days")
+
+
+def _credentials() -> Path | None:
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    return Path(directory) if directory else None
+
+
+def _key(examination: Examination) -> Outcome:
+    """Where the key-encryption key of the spool comes from, and so what it protects."""
+    for item in examination.status.health.items if examination.status else []:
+        if item.code == "spool.wrong-key":
+            return Outcome(item.text, "put the right key back, or remove those samples: edged spool purge")
+    file = examination.state_dir / "keys" / "kek"
+    credential = examination.credentials / "kek" if examination.credentials is not None else None
+    if credential is not None and credential.exists():
+        if credential.stat().st_size != _KEY_SIZE:
+            return Outcome(f"the credential kek has not {_KEY_SIZE} bytes", "make it anew as docs/operations.md says")
+        text = (
+            "the spool's key is a systemd credential, not beside the data; bound to a TPM it guards a stolen disk too"
+        )
+        return Outcome(f"{text}; {file} is not used any more and may go" if file.exists() else text)
+    if not file.exists():
+        return Outcome("the spool's key is not here yet: it is made at the start, or comes as a systemd credential")
+    status = file.stat()
+    if status.st_mode & 0o077:
+        mode = stat.S_IMODE(status.st_mode)
+        return Outcome(f"{file} can be read by others (mode {mode:04o})", f"chmod go-rwx {file}")
+    if status.st_size != _KEY_SIZE:
+        return Outcome(f"{file} has not {_KEY_SIZE} bytes, so nothing can be spooled", "restore it from the backup")
+    return Outcome(
+        f"the spool's key lies beside the data ({file}): it guards a backup of the spool without keys/, "
+        "not a stolen disk; a systemd credential would"
+    )
 
 
 def _clock(examination: Examination) -> Outcome:
@@ -225,6 +260,9 @@ def _cloud(examination: Examination) -> Outcome | None:
             text = f"this device has not joined a cloudd, but {', '.join(asking)} would ask one about hard samples"
             return Outcome(text, "make a token there with 'cloudd invite', then: edged join TOKEN")
         return Outcome("this device works alone; it has not joined a cloudd")
+    for item in status.health.items:
+        if item.code == "link.refused":
+            return Outcome(item.text, "an operator of cloudd decides: do there what it says")
     if not cloud.up:
         return Outcome(
             f"no link to cloudd at {cloud.url or 'an unknown address'}: {cloud.detail}",
@@ -263,6 +301,7 @@ def _memory(examination: Examination) -> Outcome | None:
 CHECKS: tuple[Check, ...] = (
     Check("daemon", "Daemon", "error", _daemon),
     Check("identity", "Identity", "error", _identity),
+    Check("key", "Key of the spool", "error", _key),
     Check("clock", "Clock", "error", _clock),
     Check("disk", "Disk", "error", _disk),
     Check("memory", "Memory", "warning", _memory),

@@ -17,7 +17,7 @@ from edgekit.packages.manifest import (
     split_ref,
     version_key,
 )
-from edgekit.packages.package import Package, open_package, seal_package
+from edgekit.packages.package import Package, open_package, read_draft, seal_package
 from edgekit.packages.store import adopt, find, install, installed, sweep
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "manifest_text",
     "open_package",
     "parse_manifest",
+    "read_draft",
     "seal_package",
     "split_ref",
     "sweep",

@@ -71,6 +71,25 @@ def open_package(root: Path, verify: bool = True) -> Package:
     return Package(root, manifest, hashlib.sha256(text).hexdigest(), labels, sizes)
 
 
+def read_draft(root: Path) -> Manifest:
+    """What package.toml in `root` says before the package is sealed: everything but the table of files.
+
+    Raises PackageError, also for a package that is sealed already.
+    """
+    with tree.open_root(root) as directory:
+        text = tree.read_file(directory, MANIFEST_NAME, MAX_MANIFEST)
+    try:
+        manifest = toml.convert(toml.read(text, MAX_MANIFEST), Manifest)
+    except toml.TomlError as error:
+        raise PackageError(error.at(MANIFEST_NAME)) from None
+    if manifest.files:
+        raise PackageError(
+            f"{MANIFEST_NAME} has a table [files], so {manifest.ref} is sealed already; "
+            "to seal changed files, remove that table and give the package a new version"
+        )
+    return manifest
+
+
 def seal_package(root: Path, manifest: Manifest) -> Package:
     """Hash every file in `root`, write package.toml (atomically) and return the opened package.
 

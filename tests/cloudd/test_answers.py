@@ -11,72 +11,32 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
+import onnx
 import psutil
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from aiohttp.typedefs import Handler
+from onnx import helper
 from sqlalchemy import func, select
 
-from cloudd.answers.pool import AnswerPool, Busy, PictureRefused, PoolSettings
+from cloudd.answers.pool import Busy, PictureRefused, PoolSettings
 from cloudd.answers.process import Worker
 from cloudd.answers.routes import routes
-from cloudd.answers.service import Answers, UnknownModel
-from cloudd.answers.store import AnswerStore, Retention
-from cloudd.registry import Registry
-from cloudd.storage import Blobs, Rows, schema
-from cloudd.storage.rows import sqlite_url
-from cloudd.web import new_app
+from cloudd.answers.service import UnknownModel
+from cloudd.answers.store import Retention
+from cloudd.storage import Blobs, schema
+from cloudd.web import DEVICE_ID, new_app
 from edgekit.envelope import seal
-from edgekit.messages import Answer, HardSample, Problem, Verdict
+from edgekit.messages import Answer, ModelAnswer, Problem
 from edgekit.packages import InputSpec, Manifest, Variant, seal_package
 from edgekit.vision.sniff import sniff
+from tests.support.answers import EDGE, Cloud, cloud, loaded, sample, until
 from tests.support.models import make_package, picture
-
-EDGE = Verdict(label="dark", score=0.6, margin=0.2, model="small@1")
-
-
-def sample(number: int = 1, model: str = "big", **changes: object) -> HardSample:
-    base = HardSample(
-        sample_id=f"s{number}", service="solder", answer_model=model, edge=EDGE, reason="hard", captured_at=5.0
-    )
-    return msgspec.structs.replace(base, **changes)
-
-
-@dataclass
-class Cloud:
-    """One cloudd without its outer layers."""
-
-    rows: Rows
-    blobs: Blobs
-    registry: Registry
-    pool: AnswerPool
-    store: AnswerStore
-    answers: Answers
-
-
-@contextlib.asynccontextmanager
-async def cloud(
-    root: Path, settings: PoolSettings | None = None, retention: Retention | None = None
-) -> AsyncIterator[Cloud]:
-    rows = await Rows.open(sqlite_url(root / "cloudd.db"))
-    blobs = await Blobs.open(str(root / "blobs"))
-    registry = Registry(rows, blobs, root / "cache")
-    pool = AnswerPool(root / "empty", settings)
-    store = AnswerStore(rows, blobs, retention)
-    answers = Answers(registry, pool, store, wall=lambda: 1000.0)
-    await pool.start()
-    try:
-        yield Cloud(rows, blobs, registry, pool, store, answers)
-    finally:
-        await answers.close()
-        await pool.stop()
-        await rows.close()
 
 
 @pytest.fixture
@@ -84,12 +44,6 @@ async def here(tmp_path: Path) -> AsyncIterator[Cloud]:
     async with cloud(tmp_path) as opened:
         await opened.registry.add(make_package(tmp_path / "p", "big", "1").root)
         yield opened
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not true():
-            await asyncio.sleep(0.02)
 
 
 # --- the answer ------------------------------------------------------------------------------------------------------
@@ -193,9 +147,36 @@ async def test_a_picture_that_kills_the_worker_is_refused_at_its_third_try(
             await here.answers.answer("DEV", sample(), picture(0.9))
     with pytest.raises(PictureRefused, match="twice"):
         await here.answers.answer("DEV", sample(), picture(0.9))
-    monkeypatch.delenv("EDGED_CRASH_AT")
-    assert (await here.answers.answer("DEV", sample(2), picture(0.1))).verdict.label == "dark"
     assert here.pool.restarts == 2
+    monkeypatch.delenv("EDGED_CRASH_AT")
+    await loaded(here)  # the second one's successor, which crashes as well
+    (pid,) = here.pool.pids
+    os.kill(pid, signal.SIGKILL)
+    await until(lambda: not psutil.pid_exists(pid))
+    assert (await here.answers.answer("DEV", sample(2), picture(0.1))).verdict.label == "dark"
+
+
+async def test_a_picture_on_which_the_model_fails_is_refused_at_its_third_try(here: Cloud, tmp_path: Path) -> None:
+    """It fails on every repetition: an answer that means "later" would bring the sample back for ever."""
+    package = make_package(tmp_path / "fragile", "fragile", "1")
+    path = package.path("model.onnx")
+    model = onnx.load(path)
+    model.graph.node[-1].output[0] = "whole"
+    model.graph.node.append(helper.make_node("Div", ["mean", "mean"], ["one"]))  # of a black picture: not a number
+    model.graph.node.append(helper.make_node("Mul", ["whole", "one"], ["logits"]))
+    path.write_bytes(model.SerializeToString())
+    await here.registry.add(seal_package(package.root, package.manifest).root)
+    for _ in range(2):
+        with pytest.raises(Busy, match=r"fragile@1 failed on this picture: .* not numbers") as caught:
+            await here.answers.answer("DEV", sample(1, "fragile"), picture(0.0))
+        assert caught.value.retry_after_s < 30
+    with pytest.raises(PictureRefused, match="twice"):
+        await here.answers.answer("DEV", sample(1, "fragile"), picture(0.0))
+    async with served(here) as client:
+        assert (await client.post("/v1/answers", data=seal(sample(1, "fragile"), picture(0.0)))).status == 422
+    assert (await here.answers.answer("DEV", sample(2, "fragile"), picture(0.9))).verdict.label == "bright"
+    assert (await here.answers.answer("DEV", sample(3), picture(0.0))).verdict.label == "dark"
+    assert here.pool.restarts == 0
 
 
 async def test_a_worker_killed_while_idle_is_replaced_unseen(here: Cloud) -> None:
@@ -278,31 +259,46 @@ async def test_a_model_that_cannot_be_loaded_rests_and_others_go_on(here: Cloud,
     assert (await here.answers.answer("DEV", sample(2), picture(0.9))).verdict.label == "bright"
 
 
-async def test_the_queue_is_bounded_and_waiting_devices_come_before_spools(tmp_path: Path) -> None:
+async def test_the_queue_is_bounded_and_waiting_devices_come_before_spools(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = [picture(0.9, seed=number) for number in range(8)]
+    asked: list[int] = []  # numbers of the pictures, in the order in which the worker got them
+    ask_worker = Worker.ask
+
+    async def ask(self: Worker, model: str, directory: str, data: bytes, timeout: float) -> tuple[ModelAnswer, bytes]:
+        if data:
+            asked.append(pictures.index(data))
+        return await ask_worker(self, model, directory, data, timeout)
+
+    monkeypatch.setattr(Worker, "ask", ask)
     async with cloud(tmp_path, PoolSettings(queue=4, total_s=30)) as here:
         await here.registry.add(make_package(tmp_path / "p", "big", "1").root)
-        await here.answers.answer("DEV", sample(0), picture(0.9))
+
+        def start(number: int, late: bool) -> asyncio.Task[Answer]:
+            return asyncio.create_task(here.answers.answer("DEV", sample(number, late=late), pictures[number]))
+
+        async def waiting(count: int) -> None:
+            await until(lambda: here.pool._queue.qsize() == count)
+
+        await start(0, False)
         os.kill(here.pool.pids[0], signal.SIGSTOP)
-        done: list[str] = []
-
-        async def ask(number: int, late: bool) -> None:
-            await here.answers.answer("DEV", sample(number, late=late), picture(0.9, seed=number))
-            done.append("late" if late else "live")
-
-        tasks = [asyncio.create_task(ask(1, False))]
-        await asyncio.sleep(0.2)
-        tasks += [asyncio.create_task(ask(number, True)) for number in (2, 3)]
-        await asyncio.sleep(0.2)
+        tasks = [start(1, False)]
+        await until(lambda: asked == [0, 1])
+        for number in (2, 3):
+            tasks.append(start(number, True))
+            await waiting(number - 1)
         with pytest.raises(Busy, match="2 samples wait") as caught:
-            await here.answers.answer("DEV", sample(4, late=True), picture(0.5, seed=4))
+            await start(4, True)
         assert caught.value.retry_after_s >= 1
-        tasks += [asyncio.create_task(ask(number, False)) for number in (5, 6)]
-        await asyncio.sleep(0.2)
+        for number in (5, 6):
+            tasks.append(start(number, False))
+            await waiting(number - 2)
         with pytest.raises(Busy):
-            await here.answers.answer("DEV", sample(7), picture(0.5, seed=7))
+            await start(7, False)
         os.kill(here.pool.pids[0], signal.SIGCONT)
         await asyncio.gather(*tasks)
-        assert done == ["live", "live", "live", "late", "late"]
+        assert asked == [0, 1, 5, 6, 2, 3]
 
 
 @pytest.mark.parametrize("point", ["answer.blob", "answer.row"])
@@ -312,7 +308,8 @@ async def test_a_kill_around_the_row_loses_and_doubles_nothing(tmp_path: Path, p
     code = """
 import asyncio, sys
 from pathlib import Path
-from tests.cloudd.test_answers import cloud, picture, sample
+from tests.support.answers import cloud, sample
+from tests.support.models import picture
 async def main(root):
     async with cloud(root) as here:
         await here.answers.answer("DEV", sample(), picture(0.9))
@@ -383,7 +380,7 @@ async def test_a_picture_that_a_newer_sample_shares_stays(tmp_path: Path) -> Non
 
 @web.middleware
 async def as_device(request: web.Request, handler: Handler) -> web.StreamResponse:
-    request["device_id"] = request.headers["X-Device"]
+    request[DEVICE_ID] = request.headers["X-Device"]
     return await handler(request)
 
 

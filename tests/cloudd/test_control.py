@@ -23,7 +23,7 @@ from cloudd.devices.control import ControlHub
 from cloudd.devices.fleet import Device, Fleet
 from cloudd.storage import Rows, schema
 from cloudd.storage.rows import sqlite_url
-from cloudd.web import new_app
+from cloudd.web import DEVICE_ID, new_app
 from edgekit.messages import PROTOCOL, Desired, Hello, Notice, Report, ServiceReport, SpoolReport, ToEdge, Welcome
 from tests.support.cloud import Cloud, FakeDevice
 
@@ -149,7 +149,7 @@ async def test_a_change_while_a_device_connects_is_told_last(tmp_path: Path) -> 
 
     @web.middleware
     async def known(request: web.Request, handler: Handler) -> web.StreamResponse:
-        request["device_id"] = "DEV"
+        request[DEVICE_ID] = "DEV"
         return await handler(request)
 
     app = new_app(known)

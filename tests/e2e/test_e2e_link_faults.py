@@ -131,27 +131,28 @@ def test_the_line_goes_on_under_a_fault_and_everything_arrives_afterwards(plant:
     check_arrived(plant, sent)
 
 
-def test_half_open_connections_are_noticed_and_replaced_without_help(plant: Plant) -> None:
+def test_half_open_connections_are_noticed_and_replaced_without_help(template: Template) -> None:
     """A firewall forgets every connection; nobody gets an error, and new connections would work."""
-    assert plant.link is not None
-    plant.wait_for_link()
-    line = Line(plant)
-    line.start()
-    try:
-        wait_for(hard_since(line, 0.0, "cloud", 2))
-        plant.link.forget()
-        began, forgotten_at = time.monotonic(), time.time()
-        wait_for(hard_since(line, began, "edge-degraded", 1))
-        lost_at = line.since(began)[-1].at
-        wait_for(hard_since(line, lost_at, "cloud", 5), 60.0)
-        # The control channel notices by its own pings, within 1.5 times its 10 s of silence.
-        plant.edge.wait_for(lambda: cloudd_hears(plant, forgotten_at), "to report to cloudd again", 60.0)
-    finally:
-        sent = line.end()
-    check_in_time(sent)
-    check_easy(sent)
-    assert all(one.decision.spooled or one.decision.decided == "cloud" for one in sent if one.hard)
-    check_arrived(plant, sent)
+    with Plant(template) as plant:
+        link = plant.start_relayed()
+        plant.wait_for_link()
+        line = Line(plant)
+        line.start()
+        try:
+            wait_for(hard_since(line, 0.0, "cloud", 2))
+            link.forget()
+            began, forgotten_at = time.monotonic(), time.time()
+            wait_for(hard_since(line, began, "edge-degraded", 1))
+            lost_at = line.since(began)[-1].at
+            wait_for(hard_since(line, lost_at, "cloud", 5), 60.0)
+            # The control channel notices by its own pings, within 1.5 times its 10 s of silence.
+            plant.edge.wait_for(lambda: cloudd_hears(plant, forgotten_at), "to report to cloudd again", 60.0)
+        finally:
+            sent = line.end()
+        check_in_time(sent)
+        check_easy(sent)
+        assert all(one.decision.spooled or one.decision.decided == "cloud" for one in sent if one.hard)
+        check_arrived(plant, sent)
 
 
 def cloudd_hears(plant: Plant, after: float) -> bool:

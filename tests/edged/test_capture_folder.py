@@ -16,10 +16,13 @@ import pytest
 
 from edged.capture import files
 from edged.capture.folder import FolderSource, NotNow, Refused
+from edged.capture.kept import Kept
 from edged.capture.outputs import JsonlOutput
+from edged.collab.spool_files import Ballast
 from edgekit.atomic import write_file
 from edgekit.messages import Decision, Level, Verdict
 from edgekit.services import Source
+from tests.support.disk import MIB, fill
 
 
 def decide(picture: bytes, sample_id: str, serial: str, captured_at: float) -> Decision:
@@ -47,6 +50,7 @@ class Bench:
         self.source = Source(kind="folder", path=str(self.folder), **options)
         self.paths = [root / "out.jsonl", root / "second.jsonl"]
         self.kept = root / "kept.db"
+        self.make_room: Callable[[], bool] = lambda: False
         self.asked: list[str] = []
         self.events: list[tuple[Level, str, str]] = []
         self.busy = 0
@@ -70,7 +74,9 @@ class Bench:
 
     def start(self) -> tuple[FolderSource, asyncio.Task[None]]:
         self.outputs = {path: JsonlOutput(path, self.notify) for path in self.paths}
-        folder = FolderSource("s", self.source, self.paths, self.inspect, self.record, self.notify, self.kept)
+        folder = FolderSource(
+            "s", self.source, self.paths, self.inspect, self.record, self.notify, self.kept, self.make_room
+        )
         return folder, asyncio.create_task(folder.run())
 
     async def while_running(self, condition: Callable[[], bool], timeout_s: float = 8.0) -> None:
@@ -379,3 +385,19 @@ async def test_a_new_picture_under_the_name_of_a_refused_one_is_decided(
     await bench.while_running(lambda: (bench.folder / "done/latest.jpg").exists())
     assert [line["serial"] for line in bench.lines()] == ["latest"]
     assert list((bench.folder / "refused").iterdir()) == []
+
+
+async def test_a_full_disk_does_not_keep_files_from_being_done(tmp_path: Path, small_disk: Path) -> None:
+    ballast = Ballast(small_disk / "ballast", 4 * MIB)
+    assert ballast.make()
+    (tmp_path / "place").mkdir()
+    bench = Bench(tmp_path / "place", after="keep")
+    bench.kept, bench.make_room = small_disk / "kept.db", ballast.release
+    fill(small_disk)
+    paths = [bench.put(f"{number}.jpg", f"picture {number}") for number in range(6)]
+    await bench.while_running(lambda: len(bench.lines()) == 6)
+    assert not ballast.present, "the disk was not full"
+    assert [text for level, _, text in bench.events if level != "ok"] == []
+    kept = Kept(bench.kept, "s", ballast.release)
+    assert all(kept.has(path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in paths)
+    kept.close()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,9 @@ from support.models import make_package, picture
 
 from edged.cli.main import VERBS
 from edged.cli.output import age, clean, size
+from edged.client import _UnixConnection
+from edged.collab.ledger import Ledger
+from edgekit.messages import HardSample, Verdict
 
 
 def edged_command(*arguments: str, stdin: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
@@ -119,16 +125,85 @@ def test_status_and_lists_as_json(ready: Edged) -> None:
     assert json.loads(run(ready, "models", "list", "--json").stdout)[0]["used_by"] == ["solder"]
     assert json.loads(run(ready, "services", "list", "--json").stdout)[0]["report"]["state"] == "ready"
     assert json.loads(run(ready, "spool", "list", "--json").stdout) == []
+    assert json.loads(run(ready, "spool", "left", "--json").stdout) == []
     findings = json.loads(run(ready, "doctor", "--json").stdout)
-    assert {finding["id"] for finding in findings} >= {"daemon", "identity", "clock", "disk", "models", "services"}
+    assert {finding["id"] for finding in findings} >= {
+        "daemon",
+        "identity",
+        "key",
+        "clock",
+        "disk",
+        "models",
+        "services",
+    }
 
 
 def test_human_lists(ready: Edged) -> None:
     assert "brightness@1" in run(ready, "models", "list").stdout
     assert "solder" in run(ready, "services", "list").stdout
     assert run(ready, "spool", "list").stdout == "Nothing waits.\n"
+    assert run(ready, "spool", "left").stdout == "Nothing has left this device.\n"
     assert run(ready, "services", "show", "solder").stdout == (ready.state.parent / "solder.toml").read_text()
     assert run(ready, "version").stdout.startswith("edged ")
+
+
+def test_what_left_is_shown(ready: Edged) -> None:
+    verdict = Verdict(label="dark", score=0.6, margin=0.2, model="brightness@1")
+
+    async def leave() -> None:
+        with ThreadPoolExecutor(1) as executor:
+            ledger = Ledger(ready.state / "spool" / "left.db", executor, wall=lambda: 1_800_000_000.0)
+            for number, service in enumerate(("solder", "labels")):
+                header = HardSample(
+                    sample_id=f"S{number}", service=service, answer_model="large", edge=verdict, reason="hard",
+                    captured_at=1.0, late=bool(number),
+                )  # fmt: skip
+                ledger.outcome(await ledger.record(header, bytes(2000), "A" * 43), "answered", "bright")
+            await ledger.close()
+
+    asyncio.run(leave())
+    try:
+        lines = run(ready, "spool", "left").stdout.splitlines()
+        assert lines[0].split()[:5] == ["LEFT", "AT", "SAMPLE", "SERVICE", "REASON"]
+        assert [re.split("  +", line)[1:5] for line in lines[1:]] == [
+            ["S1", "labels", "hard, late", "2.0 kB"],
+            ["S0", "solder", "hard", "2.0 kB"],
+        ]
+        assert all(line.endswith(f"{'A' * 12}  answered  bright") for line in lines[1:])
+        (record,) = json.loads(run(ready, "spool", "left", "--service", "labels", "--json").stdout)
+        assert (record["sample_id"], record["late"], record["authority"]) == ("S1", True, "A" * 43)
+        assert len(json.loads(run(ready, "spool", "left", "--limit", "1", "--json").stdout)) == 1
+    finally:
+        for path in (ready.state / "spool").glob("left.db*"):
+            path.unlink()
+
+
+def test_a_draft_is_sealed_into_a_package_that_can_be_added(ready: Edged, tmp_path: Path) -> None:
+    package = make_package(tmp_path / "own", "own")
+    manifest = package.root / "package.toml"
+    draft = manifest.read_text().partition("[files]")[0]
+    manifest.write_text("# mine\n" + draft)
+    done = run(ready, "models", "seal", str(package.root))
+    files = len(package.manifest.files)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"own@1 is sealed: package.toml now lists its {files} files (")
+    assert f"edged models add {package.root}" in done.stdout
+    assert run(ready, "models", "add", str(package.root)).stdout == "Installed own@1.\n"
+    run(ready, "models", "remove", "own@1")
+    again = run(ready, "models", "seal", str(package.root))
+    assert again.returncode == 1 and "own@1 is sealed already" in again.stderr
+    manifest.write_text(draft.replace('file = "model.onnx"', 'file = "absent.onnx"'))
+    assert "absent.onnx" in run(ready, "models", "seal", str(package.root)).stderr
+    (package.root / "package.toml").unlink()
+    assert "package.toml" in run(ready, "models", "seal", str(package.root)).stderr
+
+
+def test_the_local_api_does_not_tell_what_serves_it(edged: Edged) -> None:
+    for path in ("/version", "/nowhere"):
+        connection = _UnixConnection(edged.client.path, 10.0)
+        connection.request("GET", path)
+        assert connection.getresponse().getheader("Server") is None
+        connection.close()
 
 
 def test_doctor_with_and_without_a_daemon(ready: Edged, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from support.models import make_package
 from test_status_server import example_state
 
 from edged.api import Finding
+from edged.collab.sealing import Kek
 from edged.status import doctor
 from edged.status.doctor import Check, Examination, Outcome, examine, worst
 from edged.status.state import Addresses, CloudState, HealthItem, Machine, StatusState, WorkerState
@@ -69,6 +70,31 @@ def test_identity(tmp_path: Path) -> None:
     assert_fault(look(tmp_path, "identity", now=NOW + 40 * 86_400), "error", "has ended")
     (tmp_path / "identity" / "device-key.pem").chmod(0o644)
     assert_fault(look(tmp_path, "identity"), "error", "0644", "chmod go-rwx")
+
+
+def test_key_says_where_it_comes_from_and_what_it_protects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    assert "not here yet" in look(tmp_path, "key").text
+    file = tmp_path / "keys" / "kek"
+    Kek.open(file)
+    finding = look(tmp_path, "key")
+    assert finding.level == "ok" and "beside the data" in finding.text and "not a stolen disk" in finding.text
+    file.chmod(0o640)
+    assert_fault(look(tmp_path, "key"), "error", "0640", "chmod go-rwx")
+    file.chmod(0o600)
+    file.write_bytes(b"short")
+    assert_fault(look(tmp_path, "key"), "error", "32 bytes", "backup")
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(credentials))
+    (credentials / "kek").write_bytes(bytes(32))
+    finding = look(tmp_path, "key")
+    assert finding.level == "ok" and "systemd credential" in finding.text and f"{file} is not used" in finding.text
+    (credentials / "kek").write_bytes(bytes(31))
+    assert_fault(look(tmp_path, "key"), "error", "credential", "docs/operations.md")
+    item = HealthItem(code="spool.wrong-key", severity="error", text="does not open 3 waiting samples", since=NOW)
+    status = changed(example_state(), health=changed(example_state().health, items=[item]))
+    assert_fault(look(tmp_path, "key", status), "error", "3 waiting samples", "edged spool purge")
 
 
 def test_clock(tmp_path: Path) -> None:
@@ -137,6 +163,9 @@ def test_cloud(tmp_path: Path) -> None:
     assert look(tmp_path, "cloud", status).level == "ok"
     down = changed(status, cloud=CloudState(joined=True, url="https://c:1", detail="it does not answer"))
     assert_fault(look(tmp_path, "cloud", down), "warning", "it does not answer", "local work goes on")
+    item = HealthItem(code="link.refused", severity="error", text="revoked; `cloudd devices restore`", since=NOW)
+    refused = changed(down, health=changed(status.health, items=[item]))
+    assert_fault(look(tmp_path, "cloud", refused), "warning", "cloudd devices restore", "do there what it says")
     alone = changed(status, cloud=CloudState())
     assert_fault(look(tmp_path, "cloud", alone), "warning", "edged join TOKEN")
     assert look(tmp_path, "cloud", changed(alone, services=[])).level == "ok", "working alone is no fault"

@@ -217,6 +217,15 @@ async def test_a_damaged_identity_is_an_error_and_the_service_still_starts(cloud
     await again.service.stop()
 
 
+async def test_stopping_in_the_moment_of_a_join_ends(cloud: Cloud, tmp_path: Path) -> None:
+    """An event and a cancellation in the same turn of the loop: the cancellation must not be lost."""
+    device = Device(tmp_path / "device")
+    await device.service.start()
+    await asyncio.sleep(0.05)
+    await device.service.join(cloud.invite().text(), cloud.url)
+    await asyncio.wait_for(device.service.stop(), 5.0)
+
+
 async def test_stopping_is_quick_even_when_the_other_side_hangs(cloud: Cloud, tmp_path: Path) -> None:
     wire = Wire(cloud.port)
     await wire.start()

@@ -38,6 +38,20 @@ async def test_a_token_and_an_address_are_enough(cloud: Cloud, tmp_path: Path) -
     assert again.service.device_id == device.service.device_id
 
 
+async def test_a_name_in_the_configuration_wins_over_that_of_the_join(cloud: Cloud, tmp_path: Path) -> None:
+    await Device(tmp_path / "device").service.join(cloud.invite().text(), cloud.url, "press 9")
+    renamed = Device(tmp_path / "device", name="line-3", name_is_given=True)
+    assert renamed.service.name == "line-3"
+    await renamed.service.start()
+    await until(lambda: cloud.hellos)
+    assert cloud.hellos[-1].name == "line-3"
+    with pytest.raises(LinkError, match=r"'line-3'.*edged\.toml"):
+        await renamed.service.join(cloud.invite().text(), cloud.url, "press 10")
+    await renamed.service.join(cloud.invite().text(), cloud.url)
+    await renamed.service.stop()
+    assert Device(tmp_path / "device", name="host").service.name == "line-3", "as it joined at last"
+
+
 async def test_a_used_token_is_refused_with_cloudds_own_words(cloud: Cloud, tmp_path: Path) -> None:
     token = cloud.invite().text()
     await Device(tmp_path / "one").service.join(token, cloud.url)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,22 +10,9 @@ import pytest
 from edged.collab.sealing import Kek
 from edged.collab.spool import Spool, SpoolFull
 from edgekit.messages import Event, HardSample, Verdict
+from tests.support.disk import MIB, fill
 
-MIB = 1 << 20
 PICTURE = os.urandom(100_000)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(mount)], capture_output=True)
-    if done.returncode != 0:
-        pytest.skip(f"mounting a tmpfs is not permitted here: {done.stderr.decode().strip()}")
-    try:
-        yield mount
-    finally:
-        subprocess.run(["umount", "-l", str(mount)], check=True)
 
 
 def open_spool(disk: Path, events: list[Event], reserve: int = 0) -> Spool:
@@ -41,21 +26,6 @@ def header(number: int, margin: float) -> HardSample:
     return HardSample(
         sample_id=f"s{number}", service="solder", answer_model="large", edge=verdict, reason="hard", captured_at=1.0
     )
-
-
-def fill(disk: Path, leave: int = 0) -> Path:
-    """Somebody else's file takes everything but `leave` bytes."""
-    hog = disk / "hog"
-    with hog.open("ab", buffering=0) as file:
-        while True:
-            status = os.statvfs(disk)
-            space = status.f_bavail * status.f_frsize - leave
-            if space <= 0:
-                return hog
-            try:
-                file.write(b"\0" * min(space, MIB))
-            except OSError:
-                return hog
 
 
 def test_others_fill_the_disk_and_the_spool_survives_and_recovers_alone(small_disk: Path) -> None:

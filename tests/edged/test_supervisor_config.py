@@ -22,21 +22,23 @@ from edgekit.messages import ServiceReport
 def test_everything_has_a_default(tmp_path: Path) -> None:
     settings = config.load(Flags(state=str(tmp_path)), {})
     assert (str(settings.inference), str(settings.page)) == ("127.0.0.1:8700", "127.0.0.1:8701")
-    assert settings.name == socket.gethostname()
+    assert (settings.name, settings.name_is_given) == (socket.gethostname(), False)
     assert settings.discover and settings.cloud_url == ""
     assert settings.socket_path == tmp_path / "run" / "edged.sock"
     assert settings.spool_quota == 1 << 30
+    assert settings.allow_paths == [tmp_path / "outputs", Path("/var/spool/edged")]
 
 
 def test_flags_win_over_the_file(tmp_path: Path) -> None:
     (tmp_path / "edged.toml").write_text(
         'name = "file"\nthreads = 2\n[inference]\naddress = "[::1]:1"\n[page]\nhosts = ["a.example"]\n'
-        '[cloud]\nurl = "10.0.0.5"\ndiscover = false\n[spool]\nquota_mb = 5\nreserve_mb = 6\n'
+        '[cloud]\nurl = "10.0.0.5"\ndiscover = false\nallow_paths = ["/srv/x"]\n[spool]\nquota_mb = 5\nreserve_mb = 6\n'
     )
     settings = config.load(Flags(state=str(tmp_path)), {})
+    assert (settings.name, settings.name_is_given) == ("file", True)
     assert (settings.name, settings.threads, settings.discover) == ("file", 2, False)
     assert settings.inference == Address("::1", 1) and str(settings.inference) == "[::1]:1"
-    assert settings.cloud_url == "https://10.0.0.5:8440"
+    assert settings.cloud_url == "https://10.0.0.5:8440" and settings.allow_paths == [Path("/srv/x")]
     assert (settings.spool_quota, settings.spool_reserve) == (5 << 20, 6 << 20)
     flags = Flags(state=str(tmp_path), name="flag", inference="0.0.0.0:9", cloud_url="", discover=True, threads=0)
     settings = config.load(flags, {})
@@ -54,6 +56,7 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         ('[cloud]\nurl = "http://x"\n', ("cloud.url", "https")),
         ("[spool]\nquota_mb = 0\n", ("spool.quota_mb",)),
         ("threads = -1\n", ("threads",)),
+        ('[cloud]\nallow_paths = ["srv"]\n', ("cloud.allow_paths", "absolute")),
         ("name = \n", ("TOML",)),
     ],
 )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -44,13 +46,13 @@ def test_a_change_is_in_table_and_files(tmp_path: Path) -> None:
     assert table(store) == files(tmp_path) == {"a": text("a"), "b": text("b")}
     store.apply(Change(put={"a": text("a", 200)}, remove=["b"]))
     assert table(store) == files(tmp_path) == {"a": text("a", 200)}
-    assert store.revision() == "7"
+    assert store.revision() == "", "what cloudd set was replaced, so its wish is not followed any more"
     assert (tmp_path / "services" / "a.toml").stat().st_mode & 0o077 == 0
 
 
 def test_edited_added_and_removed_files_are_taken_over(tmp_path: Path) -> None:
     store, _ = open_store(tmp_path)
-    store.apply(Change(put={"a": text("a"), "b": text("b")}, origin="cloud"))
+    store.apply(Change(put={"a": text("a"), "b": text("b")}, origin="cloud", revision="7"))
     (tmp_path / "services" / "a.toml").write_text(text("a", 300))
     (tmp_path / "services" / "b.toml").unlink()
     (tmp_path / "services" / "c.toml").write_text(text("c"))
@@ -58,6 +60,7 @@ def test_edited_added_and_removed_files_are_taken_over(tmp_path: Path) -> None:
     assert problems == []
     assert table(store) == {"a": text("a", 300), "c": text("c")}
     assert {entry.name: entry.origin for entry in store.entries()} == {"a": "local", "c": "local"}
+    assert store.revision() == ""
 
 
 @pytest.mark.parametrize(
@@ -124,19 +127,19 @@ def test_forgiving_only_the_hopeless_keeps_refusals_with_a_last_good(tmp_path: P
 
 
 def test_bad_definitions_are_named_and_the_good_ones_stay() -> None:
-    good, problems = check_desired([text("a"), "nonsense", text("b")], "from cloudd")
+    good, problems = check_desired([text("a"), "nonsense", text("b")], "from cloudd", [])
     assert set(good) == {"a", "b"}
     assert len(problems) == 1 and "from cloudd" in problems[0]
 
 
-async def follow(store: DesiredStore, health: Health, *steps: Desired) -> list[Change]:
+async def follow(store: DesiredStore, health: Health, *steps: Desired, allowed: Sequence[Path] = ()) -> list[Change]:
     changes: list[Change] = []
 
     async def change(change: Change) -> None:
         store.apply(change)
         changes.append(change)
 
-    follower = Follower(store, change, health)
+    follower = Follower(store, change, health, allowed)
     follower.open()
     for step in steps:
         if step.revision != follower.revision:
@@ -146,17 +149,106 @@ async def follow(store: DesiredStore, health: Health, *steps: Desired) -> list[C
 
 async def test_the_desired_state_replaces_its_own_services_and_leaves_local_ones(tmp_path: Path) -> None:
     store, _ = open_store(tmp_path)
-    store.apply(Change(put={"mine": text("mine"), "shared": text("shared")}))
+    store.apply(Change(put={"mine": text("mine"), "same": text("same")}))
     health = Health()
     await follow(
         store,
         health,
-        Desired(revision="1", services=[text("a"), text("b"), text("shared", 300)]),
+        Desired(revision="1", services=[text("a"), text("b"), text("same")]),
         Desired(revision="2", services=[text("a", 150)]),
     )
-    assert table(store) == {"mine": text("mine"), "a": text("a", 150)}
+    assert table(store) == {"mine": text("mine"), "same": text("same"), "a": text("a", 150)}
     assert store.revision() == "2"
     assert health.level() == "ok"
+
+
+async def test_a_local_definition_is_neither_replaced_nor_removed_by_cloudd(tmp_path: Path) -> None:
+    store, _ = open_store(tmp_path)
+    store.apply(Change(put={"solder": text("solder")}))
+    health = Health()
+    wanted = Desired(revision="1", services=[text("solder", 300), text("a")])
+    await follow(store, health, wanted)
+    assert table(store) == {"solder": text("solder"), "a": text("a")}, "the rest is followed"
+    (item,) = health.items()
+    assert (item.code, item.severity) == ("desired.conflict", "warning")
+    for words in ("service solder", "edged services remove solder", "cloudd devices desired"):
+        assert words in item.text
+    assert store.revision() == "", "so that cloudd shows it as not followed, and sends it again"
+    assert await follow(store, health, wanted) == [], "which then changes nothing"
+    await follow(store, health, Desired(revision="2", services=[]))
+    assert table(store) == {"solder": text("solder")}
+    assert health.items() == [] and store.revision() == "2"
+
+
+async def test_what_was_in_the_way_of_cloudd_is_noticed_when_it_comes_and_when_it_goes(tmp_path: Path) -> None:
+    store, _ = open_store(tmp_path)
+    health = Health()
+
+    async def change(change: Change) -> None:
+        store.apply(change)
+
+    follower = Follower(store, change, health, [])
+    follower.open()
+    task = asyncio.create_task(follower.run())
+
+    async def until(what: Callable[[], bool]) -> None:
+        async with asyncio.timeout(5):
+            while not what():
+                await asyncio.sleep(0.01)
+
+    follower.arrived(Desired(revision="1", services=[text("solder")]))
+    await until(lambda: follower.revision == "1")
+    store.apply(Change(put={"solder": text("solder", 500)}))
+    follower.look_again()
+    await until(lambda: [item.code for item in health.items()] == ["desired.conflict"])
+    assert table(store) == {"solder": text("solder", 500)} and follower.revision == ""
+    store.apply(Change(remove=["solder"]))
+    follower.look_again()
+    await until(lambda: table(store) == {"solder": text("solder")})
+    await until(lambda: follower.revision == "1" and health.items() == [])
+    task.cancel()
+
+
+def folder(name: str, path: str, output: str = "") -> str:
+    outputs = f'[[outputs]]\npath = "{output}"\n' if output else ""
+    return f'{text(name)}{outputs}[source]\nkind = "folder"\npath = "{path}"\n'
+
+
+async def test_cloudd_may_name_only_paths_that_the_site_allows(tmp_path: Path) -> None:
+    store, _ = open_store(tmp_path / "state")
+    allowed = tmp_path / "spool"
+    (allowed / "in").mkdir(parents=True)
+    (allowed / "link").symlink_to("/etc")
+    output = '[[outputs]]\npath = "{}"\n'
+    good = [folder("a", f"{allowed}/in", f"{allowed}/results.jsonl"), text("b")]
+    bad = {
+        "c": text("c") + output.format("/etc/cron.d/x"),
+        "d": folder("d", "/home"),
+        "e": text("e") + output.format(f"{allowed}/link/passwd"),
+        "f": text("f") + output.format(f"{allowed}-not/x.jsonl"),
+    }
+    health = Health()
+    await follow(store, health, Desired(revision="1", services=[*good, *bad.values()]), allowed=[allowed])
+    assert table(store).keys() == {"a", "b"}
+    (item,) = health.items()
+    assert (item.code, item.severity) == ("desired", "error")
+    for words in ("/etc/cron.d/x", '"source.path" is "/home"', 'service "e"', 'service "f"', "allow_paths"):
+        assert words in item.text
+    store.apply(Change(put=bad))  # the device's own people may
+    assert table(store).keys() == {"a", "b", *bad}
+
+
+async def test_a_service_of_cloudd_ends_when_the_site_does_not_allow_its_paths_any_more(tmp_path: Path) -> None:
+    store, _ = open_store(tmp_path)
+    health = Health()
+    wanted = Desired(revision="1", services=[folder("a", "/srv/a"), text("b")])
+    await follow(store, health, wanted, allowed=[Path("/srv")])
+    assert table(store).keys() == {"a", "b"} and health.items() == []
+    await follow(store, health, allowed=[Path("/var/spool/edged")])
+    assert table(store).keys() == {"b"} and store.revision() == ""
+    assert "/srv/a" in health.items()[0].text
+    await follow(store, health, wanted, allowed=[Path("/srv")])
+    assert table(store).keys() == {"a", "b"} and health.items() == []
 
 
 async def test_an_unreadable_desired_definition_takes_nothing_away(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from link_cloud import Cloud
 from support.edged import Edged, wait_for
 from support.models import make_package, picture
 
-from edged.api import ApiError, Done, JoinBody, JoinReply
+from edged.api import ApiError, Done, Finding, JoinBody, JoinReply
+from edged.collab.spool_view import SpooledSample
 from edgekit.messages import Decision, Desired
 
 
@@ -205,6 +206,32 @@ async def test_desired_state_brings_the_model_and_the_service(tmp_path: Path, pa
         await cloud.stop()
 
 
+async def test_cloudd_hears_what_the_device_does_not_follow(tmp_path: Path, package: Path) -> None:
+    cloud = Cloud(tmp_path / "cloud")
+    await cloud.start()
+    theirs = definition("other") + '[[outputs]]\npath = "/etc/motd"\n'
+    cloud.desired = Desired(revision="r1", services=[definition(deadline=9000), theirs])
+    try:
+        with await asyncio.to_thread(Edged, tmp_path / "state", "--name", "line-3") as edged:
+            await asyncio.to_thread(edged.add_model, package)
+            await asyncio.to_thread(edged.add_service, definition())
+            body = JoinBody(token=cloud.invite().text(), url=cloud.url)
+            await asyncio.to_thread(edged.client.post, "/join", JoinReply, body, 60.0)
+            async with asyncio.timeout(20):
+                while not (cloud.reports and len(cloud.reports[-1].problems) == 2):
+                    await asyncio.sleep(0.1)
+            refused, conflict = cloud.reports[-1].problems
+            assert "/etc/motd" in refused and f"{tmp_path}/state/outputs, /var/spool/edged" in refused
+            assert "edged services remove solder" in conflict
+            assert cloud.reports[-1].revision == "" and cloud.hellos[-1].name == "line-3"
+            assert (await asyncio.to_thread(edged.client.get, "/services/solder", dict))["text"] == definition()
+            await asyncio.to_thread(edged.client.delete, "/services/solder", Done, 60.0)
+            service = await asyncio.to_thread(edged.wait_ready, "solder")
+            assert (service.origin, service.deadline_ms) == ("cloud", 9000.0)
+    finally:
+        await cloud.stop()
+
+
 async def test_a_kill_after_the_desired_state_is_applied_loses_nothing(tmp_path: Path, package: Path) -> None:
     cloud = Cloud(tmp_path / "cloud")
     await cloud.start()
@@ -219,6 +246,32 @@ async def test_a_kill_after_the_desired_state_is_applied_loses_nothing(tmp_path:
             await asyncio.to_thread(edged.wait_ready, "solder")
     finally:
         await cloud.stop()
+
+
+def test_the_wrong_key_is_shown_and_the_right_one_heals_by_itself(tmp_path: Path, package: Path) -> None:
+    state = tmp_path / "state"
+
+    def samples(edged: Edged) -> list[str]:
+        return [sample.state for sample in edged.client.get("/spool", list[SpooledSample])]
+
+    with Edged(state) as edged:
+        edged.add_model(package)
+        edged.add_service(definition() + '[hard_samples]\nanswer_model = "large"\n')
+        for _ in range(3):
+            assert inspect(edged.status().addresses.inference).spooled
+        assert edged.stop() == 0
+    right = (state / "keys" / "kek").read_bytes()
+    (state / "keys" / "kek").write_bytes(b"w" * 32)
+    with Edged(state) as edged:
+        wait_for(lambda: "does not open 3 waiting samples" in edged.status().health.verdict)
+        assert edged.status().health.level == "error" and samples(edged) == ["unreadable"] * 3
+        findings = {finding.id: finding for finding in edged.client.get("/doctor", list[Finding], 60.0)}
+        assert findings["key"].level == "error" and "3 waiting samples" in findings["key"].text
+        assert edged.stop() == 0
+    (state / "keys" / "kek").write_bytes(right)
+    with Edged(state) as edged:
+        edged.wait_ready("solder")
+        assert samples(edged) == ["waiting"] * 3 and edged.status().health.items == []
 
 
 def test_a_missing_model_is_named_without_a_cloud(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from edgekit.packages import (
     manifest_text,
     open_package,
     parse_manifest,
+    read_draft,
     seal_package,
     split_ref,
     sweep,
@@ -338,3 +339,16 @@ def test_an_accepted_path_stays_inside(path: str) -> None:
 def test_no_bytes_do_anything_but_parse_or_explain(data: bytes) -> None:
     with pytest.raises(PackageError):
         parse_manifest(data)
+
+
+def test_a_draft_is_what_a_package_says_before_it_is_sealed(package: Path) -> None:
+    sealed = open_package(package)
+    with pytest.raises(PackageError, match=r"solder-small@1\.0\.0 is sealed already"):
+        read_draft(package)
+    text = (package / "package.toml").read_text()
+    (package / "package.toml").write_text(text.partition("[files]")[0])
+    assert read_draft(package) == BASE
+    assert seal_package(package, read_draft(package)).digest == sealed.digest
+    (package / "package.toml").write_text("nmae = 1\n" + text)
+    with pytest.raises(PackageError, match="nmae"):
+        read_draft(package)

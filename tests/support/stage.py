@@ -145,8 +145,9 @@ class Plant:
     def pin_ports(self) -> None:
         """Let the device listen on its present port after a restart, too."""
         config = self.edge.state_dir / "edged.toml"
+        first, separator, rest = config.read_text().partition("[page]")
         inference = self.edge.status().addresses.inference
-        config.write_text(config.read_text().replace('"127.0.0.1:0"', f'"{inference}"', 1))
+        config.write_text(first.replace('"127.0.0.1:0"', f'"{inference}"') + separator + rest)
 
     def wait_for_link(self) -> None:
         """Until the control channel is up and live samples may ask."""
@@ -166,16 +167,21 @@ class Plant:
 
     def kill_edge(self) -> None:
         """SIGKILL, and wait until the worker is gone, too."""
-        below = self.processes(self.edge)
+        below = self.processes(self.edge, freeze=True)
         self.edge.kill()
         gone(below)
 
-    def processes(self, daemon: Cloud | Edge) -> list[psutil.Process]:
-        """The daemon and every process below it; remembered, so that the end can check that none is left."""
+    def processes(self, daemon: Cloud | Edge, *, freeze: bool = False) -> list[psutil.Process]:
+        """The daemon and every process below it; remembered, so that the end can check that none is left.
+
+        `freeze`: it is about to be killed; stop it first, so that no process is born that this list lacks.
+        """
         if daemon.process is None:
             return []
         try:
             top = psutil.Process(daemon.pid)
+            if freeze:
+                top.suspend()
             found = [top, *top.children(recursive=True)]
         except psutil.NoSuchProcess:
             found = []
@@ -216,8 +222,8 @@ class Plant:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self.processes(self.edge)
-            self.processes(self.cloud)
+            self.processes(self.edge, freeze=True)
+            self.processes(self.cloud, freeze=True)
             self.edge.kill()
             self.cloud.kill()
             if self.link is not None:
