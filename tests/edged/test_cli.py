@@ -119,7 +119,7 @@ def test_status_and_lists_as_json(ready: Edged) -> None:
     assert json.loads(run(ready, "models", "list", "--json").stdout)[0]["used_by"] == ["solder"]
     assert json.loads(run(ready, "services", "list", "--json").stdout)[0]["report"]["state"] == "ready"
     assert json.loads(run(ready, "spool", "list", "--json").stdout) == []
-    findings = json.loads(run(ready, "doctor", "--json").stdout)
+    findings = json.loads(run(ready, "doctor", "--json").stdout)["findings"]
     assert {finding["id"] for finding in findings} >= {"daemon", "identity", "clock", "disk", "models", "services"}
 
 
