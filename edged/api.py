@@ -47,6 +47,23 @@ class PurgeBody(_Body, frozen=True, kw_only=True):
     service: str = ""
 
 
+class AdaptBody(_Body, frozen=True, kw_only=True):
+    """`POST /adapt`: "" means every service; `again` also where there is a choice already."""
+
+    service: str = ""
+    again: bool = False
+
+
+class AdaptProgress(_Body, frozen=True, kw_only=True):
+    """One line of the reply of `POST /adapt`. A line with `text` says what came out for one model."""
+
+    model: str = ""
+    step: str = ""  # what is being done
+    text: str = ""
+    error: str = ""
+    done: bool = False  # the last line
+
+
 class Done(_Body, frozen=True, kw_only=True):
     """Reply of what has no other answer: one sentence about what was done."""
 

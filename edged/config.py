@@ -19,6 +19,9 @@
     quota_mb = 1024                     # hard samples waiting for the link
     reserve_mb = 256                    # disk space the spool leaves free
 
+    [adapt]
+    mode = "background"                 # measure how each model runs best here; "never": all in the safe way
+
 Everything has a default, so the file is optional. Flags win over the file.
 """
 
@@ -28,7 +31,7 @@ import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -36,6 +39,7 @@ from msgspec import Meta
 from edged.link.address import cloud_url
 from edged.link.errors import LinkError
 from edgekit import toml
+from edgekit.runtimes.libraries import ROADS, road
 
 MAX_CONFIG = 65_536
 """Bytes of edged.toml."""
@@ -46,6 +50,7 @@ SPOOL_FOLDER = Path("/var/spool/edged")
 SOCKET_NAME = "edged.sock"
 
 Megabytes = Annotated[int, Meta(ge=1, le=16_777_216)]
+AdaptMode = Literal["background", "never"]
 
 
 class ConfigError(ValueError):
@@ -86,6 +91,11 @@ class SpoolConfig(_Table, frozen=True, kw_only=True):
     reserve_mb: Megabytes = 256
 
 
+class AdaptConfig(_Table, frozen=True, kw_only=True):
+    mode: AdaptMode = "background"
+    interpreters: dict[str, str] = {}  # runtime/provider -> Python of an environment that has it
+
+
 class Config(_Table, frozen=True, kw_only=True):
     """The content of edged.toml."""
 
@@ -95,6 +105,7 @@ class Config(_Table, frozen=True, kw_only=True):
     page: PageConfig = PageConfig()
     cloud: CloudConfig = CloudConfig()
     spool: SpoolConfig = SpoolConfig()
+    adapt: AdaptConfig = AdaptConfig()
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,6 +125,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     allow_paths: list[Path]  # below which a service of cloudd's may watch and write
     spool_quota: int  # bytes
     spool_reserve: int  # bytes
+    adapt: AdaptMode = "background"
+    interpreters: dict[tuple[str, str], str] = {}  # (runtime, provider) -> path
 
     @property
     def socket_path(self) -> Path:
@@ -132,6 +145,7 @@ class Flags(msgspec.Struct, frozen=True, kw_only=True):
     cloud_url: str | None = None
     discover: bool | None = None
     threads: int | None = None
+    adapt: bool | None = None
 
 
 def state_dir(flag: str | None = None, environ: Mapping[str, str] = os.environ, root: bool | None = None) -> Path:
@@ -176,6 +190,8 @@ def load(flags: Flags, environ: Mapping[str, str] = os.environ) -> Settings:
             allow_paths=_allowed(config.cloud.allow_paths, state),
             spool_quota=config.spool.quota_mb << 20,
             spool_reserve=config.spool.reserve_mb << 20,
+            adapt=config.adapt.mode if flags.adapt is None else "background" if flags.adapt else "never",
+            interpreters=_interpreters(config.adapt.interpreters),
         )
     except toml.TomlError as error:
         raise ConfigError(f"{path}: {error}") from None
@@ -224,6 +240,21 @@ def _allowed(given: list[str] | None, state: Path) -> list[Path]:
                 f'"cloud.allow_paths" has {toml.show(path)}', 'absolute paths without ".." belong there'
             )
     return [Path(path) for path in given]
+
+
+def _interpreters(table: Mapping[str, str]) -> dict[tuple[str, str], str]:
+    found: dict[tuple[str, str], str] = {}
+    for name, path in table.items():
+        runtime, slash, provider = name.partition("/")
+        if not slash or road(runtime, provider) is None:
+            known = ", ".join(f"{one.runtime}/{one.provider}" for one in ROADS)
+            raise toml.TomlError(f'"adapt.interpreters" names {toml.show(name)}', f"known are {known}")
+        if not path.startswith("/"):
+            raise toml.TomlError(
+                f'"adapt.interpreters.{name}" is {toml.show(path)}', "the absolute path of a Python belongs there"
+            )
+        found[runtime, provider] = path
+    return found
 
 
 def _config_path(flags: Flags, environ: Mapping[str, str], state: Path) -> Path:

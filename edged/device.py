@@ -16,7 +16,8 @@ from socket import socket
 import msgspec
 import psutil
 
-from edged.api import ApiError, Done, Finding, JoinReply, ServiceText
+from edged.adaptation import Adaptation
+from edged.api import AdaptProgress, ApiError, Done, Finding, JoinReply, ServiceText
 from edged.collab import spool_view
 from edged.collab.spool_files import Ballast
 from edged.collab.spool_view import LeftRecord, SpooledSample
@@ -31,10 +32,12 @@ from edged.models import ModelStore
 from edged.plan import Plan, service_of
 from edged.runner import Runner
 from edged.status import doctor
+from edged.status.hardware import HardwareReport
 from edged.status.machine import MachineSampler
 from edged.status.state import Addresses, CloudState, ModelState, ServiceState, StatusState, WorkerState
 from edged.status.views import observe_services, service_state
 from edged.store import Database
+from edged.subjects import Outside
 from edgekit import VERSION, atomic
 from edgekit.messages import Configure, Held, Link, LinkChanged, PurgeSpool, Recalibrate, Report
 from edgekit.packages import PackageError, find, split_ref
@@ -50,7 +53,7 @@ OBSERVE_S = 5.0
 class Device:
     """One edge device at work. `open` (blocking), then `start`, then ask what you like, then `stop`."""
 
-    def __init__(self, settings: Settings, http: socket, addresses: Addresses) -> None:
+    def __init__(self, settings: Settings, http: socket, addresses: Addresses, outside: Outside | None = None) -> None:
         """`http` is the listening inference socket. Raises StoreError, IdentityError, LinkError or OSError."""
         state = settings.state_dir
         self._settings, self._addresses = settings, addresses
@@ -66,9 +69,20 @@ class Device:
         self._link_was_up, self._link_since = False, time.time()
         empty = settings.state_dir / "run" / "empty"
         empty.mkdir(mode=0o500, parents=True, exist_ok=True)
+        self._adaptation = Adaptation(settings, self.health, self._models.installed, outside or Outside())
         self._runner = Runner(
-            http, empty, self._desired, self._models.installed, self._configure, self.health, self._planned
+            http,
+            empty,
+            self._desired,
+            self._models.installed,
+            self._configure,
+            self.health,
+            self._planned,
+            prepare=self._adaptation.prepare,
+            on_setting_failed=self._adaptation.setting_failed,
+            on_death=self._adaptation.worker_died,
         )
+        self._adaptation.attach(self._runner)
         self._link = LinkService(
             state,
             version=VERSION,
@@ -106,6 +120,7 @@ class Device:
             "fetcher": self._fetcher.run,
             "follower": self._follower.run,
             "observer": self._observe,
+            "adaptation": self._adaptation.run,
         }
         self._tasks = [asyncio.create_task(self._keep_running(name, loop)) for name, loop in loops.items()]
 
@@ -124,6 +139,7 @@ class Device:
             self._take_file_problems(await asyncio.to_thread(self._desired.read_files))
             await asyncio.to_thread(self._desired.forgive)
             await asyncio.to_thread(self._models.refresh)
+        self._adaptation.reload()
         self._runner.changed(by_hand=True)
         self._follower.look_again()
 
@@ -158,6 +174,7 @@ class Device:
             services=self.services(),
             models=self.models(),
             spool=report.spool if report is not None else None,
+            hardware=self._adaptation.state(),
         )
 
     def report(self) -> Report:
@@ -201,6 +218,14 @@ class Device:
         """Run every check."""
         examination = doctor.Examination(state_dir=self._settings.state_dir, status=self.status())
         return await asyncio.to_thread(doctor.examine, examination)
+
+    def hardware(self) -> HardwareReport:
+        """From the facts about the device to how each model runs."""
+        return self._adaptation.report()
+
+    async def adapt(self, service: str, again: bool, say: Callable[[AdaptProgress], None]) -> None:
+        """Measure now how models run best here. Raises ApiError."""
+        await self._adaptation.adapt_now(service, again, say)
 
     async def spool(self, service: str, limit: int) -> list[SpooledSample]:
         """Hard samples that wait, the most valuable first."""
@@ -331,6 +356,7 @@ class Device:
             threads=self._settings.threads,
             device_id=self._link.device_id,
             held=sorted(plan.held),
+            settings=self._adaptation.settings(plan.choices),
         )
 
     def _planned(self) -> None:

@@ -1,6 +1,7 @@
 """The local API: JSON over HTTP on a unix socket. Whoever may open the socket (mode 0660) may do everything.
 
-    GET  /version /status /doctor /metrics
+    GET  /version /status /doctor /hardware /metrics
+    POST /adapt {service?, again?}      measure now how models run best (lines of progress)
     POST /join                          {token, url?, name?}
     GET  /services  /services/NAME      POST /services (TOML)   DELETE /services/NAME   POST /services/NAME/recalibrate
     GET  /models                        POST /models {path}|{ref} (lines of progress)   DELETE /models/REF
@@ -20,9 +21,23 @@ from typing import Protocol, TypeVar
 import msgspec
 from aiohttp import web
 
-from edged.api import ApiError, Done, Finding, JoinBody, JoinReply, ModelBody, Problem, Progress, PurgeBody, ServiceText
+from edged.api import (
+    AdaptBody,
+    AdaptProgress,
+    ApiError,
+    Done,
+    Finding,
+    JoinBody,
+    JoinReply,
+    ModelBody,
+    Problem,
+    Progress,
+    PurgeBody,
+    ServiceText,
+)
 from edged.collab.spool_view import LeftRecord, SpooledSample
 from edged.status import metrics
+from edged.status.hardware import HardwareReport
 from edged.status.server import no_server_header
 from edged.status.state import ModelState, ServiceState, StatusState
 from edgekit import VERSION
@@ -43,6 +58,8 @@ class Backend(Protocol):
 
     def status(self) -> StatusState: ...
     async def doctor(self) -> list[Finding]: ...
+    def hardware(self) -> HardwareReport: ...
+    async def adapt(self, service: str, again: bool, say: Callable[[AdaptProgress], None]) -> None: ...
     async def join(self, token: str, url: str, name: str) -> JoinReply: ...
     def services(self) -> list[ServiceState]: ...
     def service_text(self, name: str) -> ServiceText: ...
@@ -66,6 +83,8 @@ def build(backend: Backend) -> web.Application:
     app.router.add_get("/version", api.version)
     app.router.add_get("/status", api.status)
     app.router.add_get("/doctor", api.doctor)
+    app.router.add_get("/hardware", api.hardware)
+    app.router.add_post("/adapt", api.adapt)
     app.router.add_get("/metrics", api.metrics)
     app.router.add_post("/join", api.join)
     app.router.add_get("/services", api.services)
@@ -94,6 +113,34 @@ class _Api:
 
     async def doctor(self, request: web.Request) -> web.Response:
         return _json(await self._backend.doctor())
+
+    async def hardware(self, request: web.Request) -> web.Response:
+        return _json(self._backend.hardware())
+
+    async def adapt(self, request: web.Request) -> web.StreamResponse:
+        """Lines of AdaptProgress while it works; the last one has `done` or `error`."""
+        body = await _body(request, AdaptBody)
+        lines: asyncio.Queue[AdaptProgress] = asyncio.Queue()
+        work = asyncio.ensure_future(self._backend.adapt(body.service, body.again, lines.put_nowait))
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        try:
+            await response.prepare(request)
+            while not (work.done() and lines.empty()):
+                next_line = asyncio.ensure_future(lines.get())
+                try:
+                    await asyncio.wait([next_line, work], return_when=asyncio.FIRST_COMPLETED)
+                    if next_line.done():
+                        await response.write(_line(next_line.result()))
+                finally:
+                    next_line.cancel()
+            try:
+                work.result()
+            except ApiError as error:
+                await response.write(_line(AdaptProgress(error=str(error))))
+        finally:
+            if not work.done():
+                work.cancel()  # the client went away
+        return response
 
     async def metrics(self, request: web.Request) -> web.Response:
         text = metrics.render(self._backend.status())
@@ -207,5 +254,5 @@ def _json(value: object, status: int = 200) -> web.Response:
     return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
 
 
-def _line(progress: Progress) -> bytes:
+def _line(progress: msgspec.Struct) -> bytes:
     return msgspec.json.encode(progress) + b"\n"

@@ -12,7 +12,7 @@ import logging
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -25,7 +25,7 @@ from edged.plan import Choice, Plan, make_plan, proven, unproven
 from edged.tally import Tally
 from edged.worker import RestartPolicy, Worker, describe_exit, worker_command
 from edgekit.faults import crash_point
-from edgekit.messages import Configure, Event, Ready, ServiceReport, ToWorker
+from edgekit.messages import Configure, Event, Ready, RunSetting, ServiceReport, SettingFailed, ToWorker
 
 log = logging.getLogger("edged.runner")
 
@@ -66,15 +66,21 @@ class Runner:
         health: Health,
         on_plan: Callable[[], None] = lambda: None,
         command: Callable[[int, int], Sequence[str]] = worker_command,
+        on_setting_failed: Callable[[SettingFailed], None] = lambda message: None,
+        prepare: Callable[[Sequence[Choice]], Awaitable[None]] | None = None,
+        on_death: Callable[[Mapping[str, RunSetting], bool, str], None] = lambda settings, ready, how: None,
     ) -> None:
         """`http` is the listening inference socket, `directory` an empty one to run in, `packages` tells the installed.
 
-        `on_plan` is called after every look at the wishes: `entries` and `missing` may have changed.
+        `on_plan` is called after every look at the wishes: `entries` and `missing` may have changed. `prepare` is
+        waited for before a worker is configured; it bounds its own time and raises nothing. `on_death` hears of every
+        worker that failed: the settings it had, whether it had been ready, and how it ended.
         """
         self._http, self._directory, self._command = http, directory, command
         self._desired, self._packages, self._configure = desired, packages, configure
         self._health, self._on_plan = health, on_plan
         self._items = WorkerItems(health)
+        self._prepare, self._on_setting_failed, self._on_death = prepare, on_setting_failed, on_death
         self.worker: Worker | None = None
         self.restarts = 0
         self.swapping = False
@@ -92,6 +98,7 @@ class Runner:
         self._strikes: Counter[str] = Counter()
         self._one_by_one = False
         self._retry_failed = False
+        self._swap = False
         self._changed = asyncio.Event()
         self._settled = asyncio.Event()
 
@@ -104,6 +111,23 @@ class Runner:
             self._strikes.clear()
             self._not_before = 0.0
             self._retry_failed = True
+        self._settled.clear()
+        self._changed.set()
+
+    @property
+    def planned(self) -> Mapping[str, Choice]:
+        """What the worker should run by now, by service."""
+        return self._planned
+
+    @property
+    def at_rest(self) -> bool:
+        """The present worker is ready and runs what is planned."""
+        ready = self.worker is not None and self.worker.alive and self.worker.ready.done()
+        return ready and not self.swapping and self._accepted == self._planned
+
+    def swap(self) -> None:
+        """Let a successor with the same services take over: how their models run has changed."""
+        self._swap = True
         self._settled.clear()
         self._changed.set()
 
@@ -166,7 +190,7 @@ class Runner:
             plan, entries = await self._plan()
             if self.worker is not None and not self.worker.alive:
                 self._bury(self.worker)
-            right = self.worker is not None and plan.key == _key(self._accepted)
+            right = self.worker is not None and plan.key == _key(self._accepted) and not self._swap
             if right and not (self._retry_failed and self._failed()):
                 await self._rest(plan)
                 continue
@@ -208,12 +232,14 @@ class Runner:
 
     async def _replace(self, plan: Plan, entries: dict[str, Entry]) -> None:
         """Start a worker for `plan`; make it the present one if it is good, else learn from its failure."""
-        self._retry_failed = False
+        self._retry_failed = self._swap = False
         await self._see_out()  # never three workers at once
         if self.worker is not None and not _fits_beside(self.worker):
             log.info("There is not memory enough for two workers: the present one ends before its successor starts.")
             leaving, self.worker = self.worker, None
             await self._retire(leaving)
+        if self._prepare is not None:
+            await self._prepare(plan.choices)
         self.swapping = self.worker is not None
         try:
             configure = self._configure(plan)
@@ -232,6 +258,7 @@ class Runner:
             if isinstance(outcome, Ready):
                 await self._judge(candidate, plan, outcome, entries)
             elif outcome:
+                self._on_death(candidate.settings, False, outcome)
                 await self._blame(outcome, candidate.exited.result(), unproven(plan, entries, self._accepted))
         finally:
             self.swapping, self._candidate = False, None
@@ -252,7 +279,7 @@ class Runner:
             if self._changed.is_set():
                 self._changed.clear()
                 newer, _ = await self._plan()
-                if newer.key != plan.key:
+                if newer.key != plan.key or self._swap:
                     self._changed.set()
                     failure = ""
                     break
@@ -325,6 +352,7 @@ class Runner:
     def _bury(self, worker: Worker) -> None:
         self.worker = None
         self._ended(worker)
+        self._on_death(worker.settings, worker.ready.done(), describe_exit(worker.exited.result()))
         self._crashed(f"The worker {worker.pid} ended with {describe_exit(worker.exited.result())}; it is restarted.")
 
     def _crashed(self, text: str) -> None:
@@ -352,7 +380,10 @@ class Runner:
         except Exception as error:
             self._health.note("warning", "state.unwritable", f"The state of the services could not be saved: {error}.")
 
-    def _take_event(self, worker: Worker, event: Event) -> None:
+    def _take_event(self, worker: Worker, event: Event | SettingFailed) -> None:
+        if isinstance(event, SettingFailed):
+            self._on_setting_failed(event)
+            return
         if not worker.alive:  # its last words are read after its end: nobody is left to take them back
             event = msgspec.structs.replace(event, passing=True)
         self._items.take(worker.pid, event)

@@ -21,7 +21,17 @@ from pathlib import Path
 import msgspec
 
 from edgekit.envelope import EnvelopeError, FrameReader, seal
-from edgekit.messages import Configure, Drain, Event, FromWorker, Ready, ToWorker, WorkerReport
+from edgekit.messages import (
+    Configure,
+    Drain,
+    Event,
+    FromWorker,
+    Ready,
+    RunSetting,
+    SettingFailed,
+    ToWorker,
+    WorkerReport,
+)
 
 log = logging.getLogger("edged.worker")
 
@@ -87,6 +97,8 @@ class Worker:
         self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         """Exit status; negative is minus the signal number."""
         self.report: WorkerReport | None = None
+        self.settings: dict[str, RunSetting] = {}
+        """How its services' models run. What it could not use while it loaded is not in it."""
         self.last_seen = time.monotonic()
         self._process = process
         self._control = control
@@ -101,7 +113,7 @@ class Worker:
         configure: Configure,
         http: socket.socket,
         directory: Path,
-        on_event: Callable[[Worker, Event], None],
+        on_event: Callable[[Worker, Event | SettingFailed], None],
         command: Callable[[int, int], Sequence[str]] = worker_command,
     ) -> Worker:
         """Spawn a worker in the existing, empty `directory` and configure it. Raises OSError if it cannot start."""
@@ -122,6 +134,7 @@ class Worker:
         worker = cls(process, ours)
         reader, worker._writer = await asyncio.open_unix_connection(sock=ours)
         worker._task = asyncio.create_task(worker._read(reader, on_event), name=f"worker {process.pid}")
+        worker.settings = dict(configure.settings)
         worker.send(configure)
         return worker
 
@@ -153,7 +166,9 @@ class Worker:
         if self.alive:
             self._process.send_signal(number)
 
-    async def _read(self, reader: asyncio.StreamReader, on_event: Callable[[Worker, Event], None]) -> None:
+    async def _read(
+        self, reader: asyncio.StreamReader, on_event: Callable[[Worker, Event | SettingFailed], None]
+    ) -> None:
         frames = FrameReader(max_payload=0)
         try:
             while data := await reader.read(_READ):
@@ -168,7 +183,7 @@ class Worker:
             if self._writer is not None:
                 self._writer.close()
 
-    def _take(self, message: FromWorker, on_event: Callable[[Worker, Event], None]) -> None:
+    def _take(self, message: FromWorker, on_event: Callable[[Worker, Event | SettingFailed], None]) -> None:
         self.last_seen = time.monotonic()
         if isinstance(message, Ready):
             if not self.ready.done():
@@ -176,6 +191,8 @@ class Worker:
         elif isinstance(message, WorkerReport):
             self.report = message
         else:
+            if isinstance(message, SettingFailed) and not self.ready.done():
+                self.settings.pop(message.service, None)
             on_event(self, message)
 
     def _reap(self) -> None:

@@ -164,6 +164,7 @@ class ServiceReport(Message, frozen=True, kw_only=True):
     agreement: float | None = None  # share of cloud answers that equal the edge's
     p50_ms: float | None = None
     p99_ms: float | None = None
+    infer_p95_ms: float | None = None  # of the model alone, without decoding, queue and cloud
     gate: str = ""  # one sentence: calibrating (412 missing), certified 1.8 % at 90 %, safe mode ...
     labels: dict[str, int] = {}
     refused: int = 0  # pictures and requests that could not be read (4xx, refused files)
@@ -243,6 +244,22 @@ class Link(Message, frozen=True, kw_only=True):
     generation: int = 0  # rises when the certificate was renewed
 
 
+class RunSetting(Message, frozen=True, kw_only=True):
+    """How a service's model runs on this device. The fields are those of `edged.hardware.settings.Setting`."""
+
+    candidate: str
+    variant: str  # the variant's file in the package
+    runtime: str
+    provider: str = "cpu"
+    provider_options: dict[str, str] = {}
+    threads: int = 1
+    workers: int = 1
+    spinning: bool = False
+    arena: bool = True
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    interpreter: str = ""
+
+
 class Configure(Message, frozen=True, kw_only=True, tag="configure"):
     """First frame to a worker. A worker never changes its services: a change is a new worker."""
 
@@ -255,6 +272,7 @@ class Configure(Message, frozen=True, kw_only=True, tag="configure"):
     threads: int = 0  # model worker threads, 0 = allowed CPUs
     device_id: str = ""  # bound into the encryption of spooled samples
     held: list[str] = []  # names of wanted services that no worker runs now: their waiting samples stay
+    settings: dict[str, RunSetting] = {}  # by service; one that is not in it runs in the safe way, on the CPU
 
 
 class LinkChanged(Message, frozen=True, kw_only=True, tag="link"):
@@ -305,8 +323,20 @@ class Event(Message, frozen=True, kw_only=True, tag="event"):
     passing: bool = False  # it has happened and nothing lasts: no item of the health list
 
 
+TroubleKind = Literal["load", "run", "hang"]
+
+
+class SettingFailed(Message, frozen=True, kw_only=True, tag="setting-failed"):
+    """A service's setting does not work (any more). "load": the service runs in the safe way already."""
+
+    service: str
+    setting: RunSetting
+    kind: TroubleKind
+    reason: str
+
+
 ToWorker = Configure | LinkChanged | Held | Drain | PurgeSpool | Recalibrate
-FromWorker = Ready | WorkerReport | Event
+FromWorker = Ready | WorkerReport | Event | SettingFailed
 
 
 # --- cloudd and its answer worker (envelopes over a socket pair) -----------------------------------------------------

@@ -94,6 +94,7 @@ class Service(_Table, frozen=True, kw_only=True):
     # A service without this table asks nobody; one that has the table is calibrated for risk unless it says otherwise.
     hard_samples: HardSamples = HardSamples(mode="off")
     may_leave: Literal["raw", "nothing"] = "raw"
+    objective: Literal["latency", "throughput", "efficiency"] = "latency"  # what the device's hardware is chosen for
     outputs: list[Output] = []
     retention: Retention = Retention()
 

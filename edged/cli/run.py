@@ -31,6 +31,11 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         help="look for cloudd on the local network (default: yes)",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="threads that run models (default: all CPUs)")
+    parser.add_argument(
+        "--adapt",
+        action=argparse.BooleanOptionalAction,
+        help="measure in the background how each model runs best on this device (default: yes)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -49,5 +54,6 @@ def run(options: argparse.Namespace) -> int:
             cloud_url=options.cloud_url,
             discover=options.discover,
             threads=options.threads,
+            adapt=options.adapt,
         )
     )

@@ -63,11 +63,14 @@ class ControlChannel:
 
     def notify(self, level: Level, code: str, text: str, *, passing: bool = False) -> None:
         """Send an Event; from any thread."""
-        event = Event(level=level, code=code, text=text, at=time.time(), passing=passing)
+        self.tell(Event(level=level, code=code, text=text, at=time.time(), passing=passing))
+
+    def tell(self, message: FromWorker) -> None:
+        """`send` from any thread."""
         try:
-            self._loop.call_soon_threadsafe(self.send, event)
+            self._loop.call_soon_threadsafe(self.send, message)
         except RuntimeError:  # the loop is closed: there is nobody to tell
-            log.warning("%s", text)
+            log.warning("%s", message)
 
     async def flush(self) -> None:
         """Wait until what was sent has left, then close."""

@@ -1,9 +1,12 @@
 """Model threads behind one bounded, prioritised queue.
 
 Waiting work is ordered by class (alarm before inline before audit), then by earliest deadline. Plain threads wait on a
-`SimpleQueue` of tokens, one token a job, and take the best job from a heap; finished jobs collect in a deque and the
-event loop is woken once for all that are there. That costs two thread hops a request and nothing else: no executor, no
-future per hop, no lock held while a model runs.
+`SimpleQueue` of tokens, one token a job, and take the best job from the lanes' heaps; finished jobs collect in a deque
+and the event loop is woken once for all that are there. That costs two thread hops a request and nothing else: no
+executor, no future per hop, no lock held while a model runs.
+
+A lane may have a limit: no more of its jobs run at once. A token that meets only lanes at their limit is parked, and
+the thread that ends a job goes on with a parked one.
 """
 
 from __future__ import annotations
@@ -15,8 +18,8 @@ import math
 import queue
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
@@ -71,13 +74,21 @@ class _Job:
 
 
 @dataclass(slots=True)
+class _Lane:
+    """One lane's waiting jobs, best first, and when each that runs was started."""
+
+    limit: int
+    heap: list[tuple[int, float, int, _Job]] = field(default_factory=list)
+    started: list[float] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class _Shared:
     """What loop and model threads both touch, under `lock`."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
-    heap: list[tuple[int, float, int, _Job]] = field(default_factory=list)
-    waiting: Counter[str] = field(default_factory=Counter)
-    running: int = 0
+    lanes: dict[str, _Lane] = field(default_factory=dict)
+    parked: int = 0
     mean_run_s: float = 0.0
 
 
@@ -85,10 +96,17 @@ class Engine:
     """`threads` model threads. Create and use it on one event loop; `stop` ends the threads."""
 
     def __init__(
-        self, threads: int, lane_limit: int = 64, clock: Callable[[], float] = time.monotonic, name: str = "model"
+        self,
+        threads: int,
+        lane_limit: int = 64,
+        clock: Callable[[], float] = time.monotonic,
+        name: str = "model",
+        at_once: Mapping[str, int] | None = None,
     ) -> None:
-        if threads < 1 or lane_limit < 1:
+        """`lane_limit` jobs of a lane may wait; `at_once` says how many of a lane may run, the others may fill all."""
+        if threads < 1 or lane_limit < 1 or min((at_once or {"": 1}).values(), default=1) < 1:
             raise ValueError("an engine needs at least one thread and one place in the queue")
+        self._at_once = dict(at_once or {})
         self._loop = asyncio.get_running_loop()
         self._clock = clock
         self._lane_limit = lane_limit
@@ -109,12 +127,19 @@ class Engine:
     def waiting(self, lane: str) -> int:
         """Jobs of this lane that no thread has taken yet."""
         with self._shared.lock:
-            return self._shared.waiting[lane]
+            known = self._shared.lanes.get(lane)
+            return len(known.heap) if known else 0
+
+    def longest_run_s(self, lane: str) -> float:
+        """Seconds that the oldest job of this lane has been running, 0.0 if none runs."""
+        with self._shared.lock:
+            known = self._shared.lanes.get(lane)
+            return self._clock() - min(known.started) if known and known.started else 0.0
 
     def retry_after_s(self) -> int:
         """Whole seconds (at least 1) until what waits now should have been worked off."""
         with self._shared.lock:
-            ahead = len(self._shared.heap) + self._shared.running
+            ahead = sum(len(lane.heap) + len(lane.started) for lane in self._shared.lanes.values())
             return max(1, math.ceil(ahead * self._shared.mean_run_s / len(self._threads)))
 
     async def submit(
@@ -131,10 +156,12 @@ class Engine:
         job = _Job(lane, work, self._loop.create_future(), self._clock(), deadline if may_expire else None)
         self._sequence += 1
         with self._shared.lock:
-            full = self._shared.waiting[lane] >= self._lane_limit
+            if lane not in self._shared.lanes:
+                self._shared.lanes[lane] = _Lane(self._at_once.get(lane, len(self._threads)))
+            heap = self._shared.lanes[lane].heap
+            full = len(heap) >= self._lane_limit
             if not full:
-                self._shared.waiting[lane] += 1
-                heapq.heappush(self._shared.heap, (_RANK[priority], deadline, self._sequence, job))
+                heapq.heappush(heap, (_RANK[priority], deadline, self._sequence, job))
         if full:
             raise QueueFull(lane, self._lane_limit, self.retry_after_s())
         self._tokens.put(True)
@@ -164,21 +191,37 @@ class Engine:
     def _work(self) -> None:
         shared = self._shared
         while self._tokens.get():
-            with shared.lock:
-                job = heapq.heappop(shared.heap)[3]
-                shared.waiting[job.lane] -= 1
-                shared.running += 1
-            ran = self._perform(job)
-            with shared.lock:
-                shared.running -= 1
-                if ran:
-                    seconds = job.run_ms / 1000
-                    shared.mean_run_s += (seconds - shared.mean_run_s) * (_SMOOTHING if shared.mean_run_s else 1.0)
-            self._finished.append(job)
-            if not self._woken:
-                self._woken = True
-                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                    self._loop.call_soon_threadsafe(self._drain)
+            going_on = True
+            while going_on:
+                with shared.lock:
+                    lane = self._best_lane()
+                    if lane is None:
+                        shared.parked += 1
+                        break
+                    job = heapq.heappop(lane.heap)[3]
+                    started = self._clock()
+                    lane.started.append(started)
+                ran = self._perform(job)
+                with shared.lock:
+                    lane.started.remove(started)
+                    if ran:
+                        seconds = job.run_ms / 1000
+                        shared.mean_run_s += (seconds - shared.mean_run_s) * (_SMOOTHING if shared.mean_run_s else 1.0)
+                    going_on = shared.parked > 0
+                    shared.parked -= going_on
+                self._finished.append(job)
+                if not self._woken:
+                    self._woken = True
+                    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                        self._loop.call_soon_threadsafe(self._drain)
+
+    def _best_lane(self) -> _Lane | None:
+        """The lane whose first job is the best of all that may start now. Under the lock."""
+        best: _Lane | None = None
+        for lane in self._shared.lanes.values():
+            if lane.heap and len(lane.started) < lane.limit and (best is None or lane.heap[0] < best.heap[0]):
+                best = lane
+        return best
 
     def _perform(self, job: _Job) -> bool:
         """Run one job; False if it was dropped instead."""

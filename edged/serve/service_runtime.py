@@ -16,6 +16,7 @@ from edged.capture.folder import NotNow, Refused
 from edged.capture.outputs import JsonlOutput, Notify
 from edged.serve.engine import DeadlinePassed, Engine, EngineStopped, Outcome, QueueFull
 from edged.serve.loading import LoadedModel
+from edged.serve.settings import Watch
 from edged.serve.statistics import ServiceStatistics
 from edgekit.messages import Decision, ServiceReport, Verdict
 from edgekit.runtimes import ModelError
@@ -62,6 +63,7 @@ class ServiceRuntime:
         collaborator: Settles | None,
         outputs: dict[Path, JsonlOutput],
         notify: Notify,
+        watch: Watch | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -70,6 +72,7 @@ class ServiceRuntime:
         self.statistics = ServiceStatistics(model.classifier.labels if model else [])
         self._engine, self._collaborator, self._notify = engine, collaborator, notify
         self._clock, self._wall = clock, wall
+        self._watch = watch
         self._settling: set[asyncio.Task[Decision]] = set()
         self._model_troubled = False
 
@@ -194,6 +197,8 @@ class ServiceRuntime:
         if self.model is None or self._collaborator is None:
             return ServiceReport(name=self.name, model=self.service.model, state="failed", detail=self.failure)
         waiting = self._engine.waiting(self.name)
+        if self._watch is not None:
+            self._watch.running(self._engine.longest_run_s(self.name))
         gate = self._collaborator.sentence()
         return self.statistics.report(self.name, self.model.ref, gate, waiting, self._clock())
 
@@ -203,11 +208,15 @@ class ServiceRuntime:
             await asyncio.wait(self._settling)
 
     def _model_trouble(self, error: ModelError) -> None:
+        if self._watch is not None:
+            self._watch.failed(str(error))
         if not self._model_troubled:
             self._model_troubled = True
             self._notify("error", f"model-failing:{self.name}", f"the model of {self.name} fails: {error}")
 
     def _model_works(self) -> None:
+        if self._watch is not None:
+            self._watch.worked()
         if self._model_troubled:
             self._model_troubled = False
             self._notify("ok", f"model-failing:{self.name}", f"the model of {self.name} works again")

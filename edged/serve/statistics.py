@@ -71,6 +71,7 @@ class ServiceStatistics:
         self._compared = 0
         self._agreed = 0
         self._window = LatencyWindow()
+        self._inference = LatencyWindow()
         self._histogram = [0] * (len(LATENCY_BOUNDS_MS) + 1)
         self._latency_sum_ms = 0.0
         self._last_at: float | None = None
@@ -91,6 +92,8 @@ class ServiceStatistics:
         if decision.cloud is not None:
             self.compared(decision.cloud.label == decision.edge.label)
         self._window.add(total_ms, now)
+        if "infer" in decision.timings_ms:
+            self._inference.add(decision.timings_ms["infer"], now)
         self._histogram[bisect.bisect_left(LATENCY_BOUNDS_MS, total_ms)] += 1
         self._latency_sum_ms += total_ms
         self._last_at = wall
@@ -103,6 +106,7 @@ class ServiceStatistics:
     def report(self, name: str, model: str, gate: str, waiting: int, now: float) -> ServiceReport:
         """The service's report; `now` is the monotonic clock that `decided` was given."""
         p50, p99 = self._window.percentiles((0.5, 0.99), now)
+        (infer_p95,) = self._inference.percentiles((0.95,), now)
         return ServiceReport(
             name=name,
             model=model,
@@ -115,6 +119,7 @@ class ServiceStatistics:
             agreement=self._agreed / self._compared if self._compared else None,
             p50_ms=p50,
             p99_ms=p99,
+            infer_p95_ms=infer_p95,
             gate=gate,
             labels=dict(self._labels),
             refused=self.refused,

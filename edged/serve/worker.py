@@ -18,6 +18,7 @@ import msgspec
 from edged.capture.folder import FolderSource
 from edged.capture.outputs import JsonlOutput
 from edged.collab.collaboration import Collaboration
+from edged.serve import settings as run_settings
 from edged.serve.app import Api
 from edged.serve.control import ControlChannel
 from edged.serve.engine import Engine
@@ -144,7 +145,11 @@ class Worker:
 
     async def _serve(self, loaded: list[LoadedService], stop: asyncio.Task[bool]) -> None:
         """From the first request to the last flush."""
-        engine = Engine(self._configure.threads or len(os.sched_getaffinity(0)))
+        used = {entry.service.name: entry.setting for entry in loaded if entry.setting is not None}
+        engine = Engine(
+            run_settings.engine_threads(self._configure.threads, used, len(loaded)),
+            at_once={name: setting.workers for name, setting in used.items()},
+        )
         for entry in loaded:
             self._services[entry.service.name] = await self._runtime(entry, engine)
         early, self._early = self._early or [], None
@@ -216,7 +221,13 @@ class Worker:
         def announce(name: str) -> None:
             self._channel.notify("ok", "service-loading", f"{name} is loading its model")
 
-        return Loader(self._configure.packages, announce).load_all(self._configure.services)
+        return Loader(
+            self._configure.packages,
+            announce,
+            run_settings.applied(self._configure.settings),
+            self._channel.tell,
+            Path(self._configure.state_dir),
+        ).load_all(self._configure.services)
 
     async def _runtime(self, entry: LoadedService, engine: Engine) -> ServiceRuntime:
         assert self._collaboration is not None
@@ -231,6 +242,7 @@ class Worker:
             collaborator,
             outputs,
             self._channel.notify,
+            run_settings.Watch(service.name, entry.setting, self._channel.send),
         )
         if entry.model is not None and service.source.kind == "folder":
             self._folders.append(

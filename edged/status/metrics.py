@@ -38,6 +38,7 @@ def render(state: StatusState) -> str:
         _counter("edged_worker_restarts_total", "Restarts after a crash.", [({}, worker.restarts)]),
         _counter("edged_uplink_bytes_total", "Bytes of hard samples sent to cloudd.", [({}, worker.uplink_bytes)]),
         *_service_blocks(state),
+        *_hardware_blocks(state),
         _gauge("edged_memory_available_bytes", "Available memory of the machine.", [({}, machine.memory_available)]),
         _gauge("edged_disk_free_bytes", "Free space of the state directory.", [({}, machine.disk_free)]),
         _gauge("edged_temperature_celsius", "The hottest sensor.", [({}, machine.temperature_c)]),
@@ -94,6 +95,27 @@ def _service_blocks(state: StatusState) -> list[str]:
             [({"service": report.name}, report.last_at) for report in reports],
         ),
         _latency(reports),
+    ]
+
+
+def _hardware_blocks(state: StatusState) -> list[str]:
+    hardware = state.hardware
+    settings = [
+        ({"service": service, "model": model.model, **model.setting}, 1.0)
+        for model in hardware.models
+        for service in model.services
+        if model.setting
+    ]
+    return [
+        _gauge(
+            "edged_zone_temperature_celsius",
+            "Temperature by sensor.",
+            [({"zone": one.zone}, one.celsius) for one in hardware.temperatures],
+        ),
+        _gauge("edged_throttled", "1 while something slows the machine down.", [({}, float(bool(hardware.throttled)))]),
+        _gauge("edged_heat_level", "Steps down from the chosen settings because of heat.", [({}, hardware.level)]),
+        _gauge("edged_accelerators_lost", "Accelerators that stopped working.", [({}, len(hardware.lost))]),
+        _gauge("edged_setting_info", "Constant 1; how a service's model runs, in the labels.", settings),
     ]
 
 

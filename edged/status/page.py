@@ -5,6 +5,7 @@ Pure: a StatusState goes in, HTML comes out. Rendered whole on the server; see e
 
 from __future__ import annotations
 
+from edged.status.hardware_page import hardware_card
 from edged.status.state import CloudState, ServiceState, StatusState, WorkerState
 from edgekit.html import SCRIPT, STYLE, age, badge, bar, button, count, login, megabytes, page, table, text
 
@@ -19,6 +20,7 @@ def render(state: StatusState, logged_in: bool = False) -> str:
             _verdict(state),
             _services(state, logged_in),
             f'<div class="grid">{_cloud(state.cloud, state.now)}{_spool(state)}{_worker(state)}{_machine(state)}</div>',
+            hardware_card(state.hardware, state.now),
             _models(state),
             _events(state),
             login(logged_in, "edged", "to recalibrate services"),

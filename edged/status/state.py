@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from edged.status.hardware import HardwareState
 from edgekit.messages import Level, ServiceReport, SpoolReport
 
 
@@ -135,3 +136,4 @@ class StatusState(_State, frozen=True, kw_only=True):
     services: list[ServiceState] = []
     models: list[ModelState] = []
     spool: SpoolReport | None = None  # None before the worker's first report
+    hardware: HardwareState = HardwareState()

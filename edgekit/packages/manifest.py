@@ -21,6 +21,8 @@ MAX_SIDE = 16_384
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_TARGET = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
+_COMPILED_ONLY = ("rknnlite", "hailort")
 _DIGITS = re.compile(r"([0-9]+)")
 
 
@@ -61,12 +63,23 @@ class OutputSpec(_Table, frozen=True, kw_only=True):
     name: str = ""  # output tensor, "" for the first one
 
 
+Runtime = Literal["onnxruntime", "litert", "rknnlite", "hailort"]
+"""What opens a model file: .onnx, .tflite, .rknn and .hef."""
+
+Precision = Literal["fp32", "fp16", "int8"]
+
+
 class Variant(_Table, frozen=True, kw_only=True):
-    """One file for one runtime and precision. Variants stand in the author's order of preference."""
+    """One file for one runtime and precision. Variants stand in the author's order of preference.
+
+    `target` names the chip that a file was compiled for off the device ("rk3588", "hailo8", "edgetpu"); a file without
+    it runs wherever its runtime does. Files of rknnlite and hailort always have one.
+    """
 
     file: str
-    runtime: Literal["onnxruntime", "litert"] = "onnxruntime"
-    precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    runtime: Runtime = "onnxruntime"
+    precision: Precision = "fp32"
+    target: str | None = None
 
 
 class ProofSample(_Table, frozen=True, kw_only=True):
@@ -134,10 +147,26 @@ def check_manifest(manifest: Manifest) -> None:
             )
     if not manifest.variants:
         raise PackageError(f"{MANIFEST_NAME}: [[variants]] is missing; name at least one model file")
+    for index, variant in enumerate(manifest.variants):
+        _check_target(variant, f"variants[{index}].target")
     if manifest.task == "classification" and not manifest.labels:
         raise PackageError(f'{MANIFEST_NAME}: "labels" is missing; a classification model needs a file of labels')
     for _, path in _references(manifest):
         check_path(path)
+
+
+def _check_target(variant: Variant, key: str) -> None:
+    if variant.target is None:
+        if variant.runtime in _COMPILED_ONLY:
+            raise PackageError(
+                f'{MANIFEST_NAME}: "{key}" is missing; a file for {variant.runtime} is compiled for one chip, '
+                'which must be named, for example "rk3588" or "hailo8"'
+            )
+    elif not _TARGET.fullmatch(variant.target):
+        raise PackageError(
+            f'{MANIFEST_NAME}: "{key}" is {toml.show(variant.target)}; use 1 to 32 of a-z 0-9 . _ - '
+            "and begin with a letter or digit"
+        )
 
 
 def check_file_table(files: dict[str, str]) -> None:

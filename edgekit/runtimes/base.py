@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -46,6 +46,22 @@ class SessionOptions:
 
     threads: int = 1
     spinning: bool = False
+    arena: bool = True
+    """Keep freed memory for the next run. Off gives it back to the system at some cost of time."""
+    provider: str = "cpu"
+    """Which part of the runtime does the work: "cpu" or a name of the driver's own table."""
+    provider_options: Mapping[str, str] = field(default_factory=dict)
+    """Passed on by the driver if its allow-list has the key; anything else is refused."""
+    contexts: int = 1
+    """Runs that may go on at the same time, for runtimes that need a copy of their state for each."""
+    strict: bool = False
+    """Refuse a model that the provider cannot run whole, instead of leaving parts of it to the CPU."""
+    interpreter: str = ""
+    """Path of the Python that runs the driver in a process of its own; "" runs it here."""
+    declared: TensorInfo | None = None
+    """The input as the package describes it, for runtimes that cannot tell it themselves."""
+    cache: str = ""
+    """Directory for what a provider compiles (engines, blobs), "" for none. Never taken from a profile or package."""
 
 
 class Session(Protocol):
@@ -66,6 +82,28 @@ class Session(Protocol):
         ...
 
 
+def placement(session: Session) -> dict[str, int]:
+    """Provider -> operators (or compiled groups of them) that it runs; empty where the runtime cannot tell.
+
+    Only a session opened with `SessionOptions.strict` is asked to keep the record.
+    """
+    found = getattr(session, "placement", None)
+    return dict(found) if found else {}
+
+
+def check_options(options: SessionOptions, allowed: Collection[str]) -> None:
+    """Raise ModelError for a provider option that is not in the driver's allow-list."""
+    for name in options.provider_options:
+        if name not in allowed:
+            known = ", ".join(sorted(allowed)) or "none"
+            raise ModelError(f'"{options.provider}" takes no option "{name[:60]}"; allowed are: {known}')
+
+
+def channels_first(tensor: TensorInfo) -> bool:
+    """Whether a picture's batch is laid out as NCHW and not as NHWC."""
+    return len(tensor.shape) == 4 and tensor.shape[1] in (1, 3) and tensor.shape[3] not in (1, 3)
+
+
 def check_model_file(path: Path) -> None:
     """Raise ModelError unless `path` is a regular file (no symlink) of a sane size."""
     try:
@@ -80,6 +118,8 @@ def check_model_file(path: Path) -> None:
 
 def check_feeds(inputs: Sequence[TensorInfo], feeds: Mapping[str, NDArray[Any]]) -> None:
     """Raise ModelError unless `feeds` gives every input, and only those, with the right type and shape."""
+    if len(feeds) == len(inputs) and all(_fits(feeds.get(tensor.name), tensor) for tensor in inputs):
+        return  # the quick way: a small model's run takes little longer than finding the words below
     names = {tensor.name for tensor in inputs}
     unknown = sorted(set(feeds) - names)
     if unknown:
@@ -95,6 +135,14 @@ def check_feeds(inputs: Sequence[TensorInfo], feeds: Mapping[str, NDArray[Any]])
                 f'the input "{tensor.name}" must have the shape {shape_text(tensor.shape)}, '
                 f"not {shape_text(array.shape)}"
             )
+
+
+def _fits(array: NDArray[Any] | None, tensor: TensorInfo) -> bool:
+    return (
+        array is not None
+        and array.dtype == tensor.dtype  # quicker than asking for its name
+        and (array.shape == tensor.shape or tensor.accepts(array.shape))
+    )
 
 
 def dequantise(array: NDArray[Any], tensor: TensorInfo) -> NDArray[np.float32]:

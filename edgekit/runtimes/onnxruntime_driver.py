@@ -1,9 +1,9 @@
-"""ONNX models by onnxruntime on the CPU."""
+"""ONNX models by onnxruntime, on the CPU or by one of its execution providers."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from edgekit.runtimes.base import ModelError, SessionOptions, TensorInfo, check_feeds, check_model_file
+from edgekit.runtimes.onnx_providers import PROVIDERS, attach
 from edgekit.runtimes.onnx_reader import OnnxReferences, read_references
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when onnxruntime is imported
@@ -23,6 +24,9 @@ except ImportError:  # the extra is not installed; `installed` says so and a ses
 DOMAINS = frozenset(("", "ai.onnx", "ai.onnx.ml", "com.microsoft"))
 """Operator domains that come with onnxruntime. A library of custom operators is native code; none is ever loaded."""
 
+SPIN_US = 1000
+"""Microseconds that an idle thread spins before it sleeps; longer than any gap within a run."""
+
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -30,10 +34,6 @@ _DTYPES = {
     "tensor(bool)": "bool",
     **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
-
-
-def installed() -> bool:
-    return importlib.util.find_spec("onnxruntime") is not None
 
 
 class OnnxSession:
@@ -46,18 +46,18 @@ class OnnxSession:
         references = read_references(path)
         _check_domains(references)
         _check_external(path, references, files)
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = options.threads
-        settings.inter_op_num_threads = 1
-        settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spinning else "0")
-        # What was walked is what is loaded: by default the name decides, and `x.ort` is read as another format.
-        settings.add_session_config_entry("session.load_model_format", "ONNX")
-        settings.log_severity_level = 3  # errors only; they also arrive as exceptions
+        settings = _settings(options)
         try:
+            providers = attach(onnxruntime, settings, options)
             # Loaded by path, never from bytes: a model from bytes may read any file below the working directory.
-            session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(str(path), settings, providers=providers or None)
+        except ModelError:
+            raise
         except Exception as error:  # onnxruntime's exceptions share no base class but Exception
             raise ModelError(f"{path.name} cannot be loaded: {_reason(error)}") from error
+        if options.provider != "cpu" and PROVIDERS[options.provider].execution not in session.get_providers():
+            raise ModelError(f'onnxruntime did not take the provider "{options.provider}" and fell back to the CPU')
+        self.placement = _placement(session) if options.strict else {}
         # Weights that old exporters list as graph inputs are "overridable initializers", not inputs, to onnxruntime.
         self._inputs = [_info(node) for node in session.get_inputs()]
         self._outputs = [_info(node) for node in session.get_outputs()]
@@ -86,6 +86,39 @@ class OnnxSession:
     def close(self) -> None:
         """See Session.close."""
         self._session = None
+
+
+def _settings(options: SessionOptions) -> Any:
+    settings = onnxruntime.SessionOptions()
+    # Never left to onnxruntime: its default ignores the CPUs that this process may use.
+    settings.intra_op_num_threads = options.threads
+    settings.inter_op_num_threads = 1
+    settings.enable_cpu_mem_arena = options.arena
+    settings.log_severity_level = 4  # what matters arrives as exceptions
+    entries = {
+        "session.intra_op.allow_spinning": "1" if options.spinning else "0",
+        # What was walked is what is loaded: by default the name decides, and `x.ort` is read as another format.
+        "session.load_model_format": "ONNX",
+    }
+    if options.spinning:
+        # onnxruntime itself spins for 3 to 500 ms, by the kind of CPU: a whole core between two pictures of a camera.
+        entries["session.intra_op.spin_duration_us"] = str(SPIN_US)
+    if options.strict:
+        entries["session.record_ep_graph_assignment_info"] = "1"
+        if options.provider != "cpu":
+            entries["session.disable_cpu_ep_fallback"] = "1"
+    for key, value in entries.items():
+        settings.add_session_config_entry(key, value)
+    return settings
+
+
+def _placement(session: Any) -> dict[str, int]:
+    """Provider -> operators, from onnxruntime's own record; empty with a version that keeps none."""
+    ask = getattr(session, "get_provider_graph_assignment_info", None)
+    counts: Counter[str] = Counter()
+    for part in ask() if ask is not None else []:
+        counts[part.ep_name] += max(1, len(part.get_nodes()))
+    return dict(counts)
 
 
 def _check_domains(references: OnnxReferences) -> None:

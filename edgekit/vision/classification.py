@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -104,13 +104,14 @@ class Classifier:
     def load(
         cls, package: Package, options: SessionOptions | None = None, variant: Variant | None = None
     ) -> Classifier:
-        """Open `variant`, or else the first variant of the package whose runtime is installed here.
+        """Open `variant`, or else the first one that was compiled for no special chip and whose runtime is installed.
 
         Raises ModelError if the file cannot be loaded or does not fit its manifest.
         """
         variants = package.manifest.variants
-        chosen = variant or next((v for v in variants if installed(v.runtime)), variants[0])
-        session = open_session(package.path(chosen.file), chosen.runtime, options, _files_beside(package, chosen))
+        chosen = variant or next((v for v in variants if v.target is None and installed(v.runtime)), variants[0])
+        told = replace(options or SessionOptions(), declared=declared_input(package.manifest.input))
+        session = open_session(package.path(chosen.file), chosen.runtime, told, files_beside(package, chosen))
         return cls(package, chosen, session)
 
     def classify(self, data: bytes) -> Classified:
@@ -193,7 +194,14 @@ def _find(tensors: Sequence[TensorInfo], name: str, kind: str) -> TensorInfo:
     raise ModelError(f'the model has no {kind} "{name}"; it has {", ".join(t.name for t in tensors)}')
 
 
-def _files_beside(package: Package, variant: Variant) -> list[str]:
+def declared_input(spec: InputSpec) -> TensorInfo:
+    """The input tensor as the package describes it."""
+    channels = 1 if spec.colour == "grey" else 3
+    sides = (channels, spec.height, spec.width) if spec.layout == "nchw" else (spec.height, spec.width, channels)
+    return TensorInfo(spec.name or "input", (1, *sides), spec.dtype)
+
+
+def files_beside(package: Package, variant: Variant) -> list[str]:
     """The package's files in or below the variant's own folder, relative to it: what external data may name."""
     folder = PurePosixPath(variant.file).parent
     paths = (PurePosixPath(path) for path in package.manifest.files)

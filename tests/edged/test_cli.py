@@ -126,7 +126,7 @@ def test_status_and_lists_as_json(ready: Edged) -> None:
     assert json.loads(run(ready, "services", "list", "--json").stdout)[0]["report"]["state"] == "ready"
     assert json.loads(run(ready, "spool", "list", "--json").stdout) == []
     assert json.loads(run(ready, "spool", "left", "--json").stdout) == []
-    findings = json.loads(run(ready, "doctor", "--json").stdout)
+    findings = json.loads(run(ready, "doctor", "--json").stdout)["findings"]
     assert {finding["id"] for finding in findings} >= {
         "daemon",
         "identity",

@@ -140,3 +140,44 @@ async def test_many_callers_and_threads_lose_nothing() -> None:
     results = await asyncio.gather(*(engine.submit("a", "inline", 1e9, lambda i=i: i * i) for i in range(800)))  # type: ignore[misc]
     assert [outcome.value for outcome in results] == [i * i for i in range(800)]
     await engine.stop()
+
+
+async def test_a_lane_at_its_limit_leaves_the_other_threads_to_other_lanes() -> None:
+    engine = Engine(3, at_once={"narrow": 1})
+    gate, now = Gate(), time.monotonic()
+    narrow = [asyncio.create_task(engine.submit("narrow", "alarm", now + 9, gate.hold)) for _ in range(3)]
+    assert await asyncio.to_thread(gate.entered.acquire, True, 5)
+    for _ in range(5):
+        outcome = await asyncio.wait_for(engine.submit("wide", "audit", now + 99, lambda: "through"), 5)
+        assert outcome.value == "through"
+    assert not gate.entered.acquire(blocking=False), "one at a time"
+    assert engine.waiting("narrow") == 2
+    assert engine.longest_run_s("narrow") > 0 and engine.longest_run_s("wide") == 0
+    gate.event.set()
+    assert [outcome.value for outcome in await asyncio.wait_for(asyncio.gather(*narrow), 5)] == ["held"] * 3
+    await engine.stop()
+
+
+async def test_no_job_is_lost_between_limits_threads_and_the_end() -> None:
+    engine = Engine(4, lane_limit=1000, at_once={"one": 1, "two": 2})
+    running: dict[str, int] = {"one": 0, "two": 0, "free": 0}
+    most = dict(running)
+    lock = threading.Lock()
+
+    def work(lane: str) -> None:
+        with lock:
+            running[lane] += 1
+            most[lane] = max(most[lane], running[lane])
+        time.sleep(0.0005)
+        with lock:
+            running[lane] -= 1
+
+    tasks = [
+        asyncio.create_task(engine.submit(lane, "inline", 1e12, lambda lane=lane: work(lane)))  # type: ignore[misc]
+        for number in range(600)
+        for lane in [("one", "two", "free")[number % 3]]
+    ]
+    await asyncio.sleep(0.01)
+    await engine.stop()  # with most of it still waiting
+    await asyncio.gather(*tasks)
+    assert most["one"] == 1 and most["two"] <= 2 and most["free"] <= 4

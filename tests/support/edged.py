@@ -49,7 +49,8 @@ class Edged:
         child = {name: value for name, value in os.environ.items() if name not in _HIDDEN}
         child |= {"EDGED_CRASH_AT": crash_at, **(environ or {})}
         command = [sys.executable, "-m", "edged", "run", "--state", str(state), "--inference", inference]
-        command += ["--page", "127.0.0.1:0", "--no-discover", *flags]
+        # Measuring in the background would disturb what other tests count; those of adaptation switch it on.
+        command += ["--page", "127.0.0.1:0", "--no-discover", "--no-adapt", *flags]
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log, env=child)
         self.client = Client(state / "run" / "edged.sock")
