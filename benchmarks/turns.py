@@ -25,7 +25,8 @@ class Timed:
 def interleaved(runs: Runs, rounds: int, window_s: float, *, patience: int) -> Timed:
     """Time all in turn, in an order that turns too, until each has `rounds` windows in which others took little.
 
-    After `patience` times as many rounds the quietest windows count, whatever they are like.
+    If that is not so after `patience` times as many rounds, all windows count: the neighbour is there to stay, and the
+    quietest windows would only be those in which he was crowded out.
     """
     found: dict[str, list[tuple[float, float]]] = {key: [] for key in runs}  # (share of others, seconds)
     keys = list(runs)
@@ -39,7 +40,8 @@ def interleaved(runs: Runs, rounds: int, window_s: float, *, patience: int) -> T
                 found[key].append((others.share(), seconds))
         if all(sum(share <= QUIET for share, _ in windows) >= rounds for windows in found.values()):
             break
-    kept = {key: sorted(windows)[:rounds] for key, windows in found.items()}
+    quiet = {key: [one for one in windows if one[0] <= QUIET] for key, windows in found.items()}
+    kept = quiet if all(len(windows) >= rounds for windows in quiet.values()) else found
     return Timed(
         {key: statistics.median(seconds for _, seconds in windows) * 1e3 for key, windows in kept.items()},
         max(statistics.median(share for share, _ in windows) for windows in kept.values()),
