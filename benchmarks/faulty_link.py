@@ -117,9 +117,13 @@ class FaultyLink:
         with contextlib.suppress(OSError, RuntimeError):
             sink.write_eof()
 
+    async def _end(self) -> None:
+        await self._set("refused")
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
     def close(self) -> None:
         """End the relay and its thread."""
-        self._call(self._set("refused"))
+        self._call(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()

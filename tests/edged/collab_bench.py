@@ -65,7 +65,7 @@ class Line:
         await until(lambda: self.collaborator.status().state == "certified")
 
 
-async def until(condition: Callable[[], object], within: float = 10.0) -> None:
+async def until(condition: Callable[[], object], within: float = 30.0) -> None:
     end = time.monotonic() + within
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"

@@ -79,6 +79,7 @@ class Cloud:
         self.renewals = 0
         self.renewal_works = True
         self.clock_error = 0.0
+        self.heartbeat_s = 0.2
         self.models: dict[str, ModelEntry] = {}
         self.blobs: dict[str, bytes] = {}
         self.cut_after: list[int] = []  # bytes after which the next blob replies break off
@@ -206,7 +207,9 @@ class Cloud:
             message = msgspec.json.decode(frame.data, type=ToCloud)
             if isinstance(message, Hello):
                 self.hellos.append(message)
-                await self._send(socket, Welcome(heartbeat_s=0.2, time=time.time() + self.clock_error, name="cloud"))
+                await self._send(
+                    socket, Welcome(heartbeat_s=self.heartbeat_s, time=time.time() + self.clock_error, name="cloud")
+                )
                 if self.desired is not None and self.desired.revision != message.revision:
                     await self._send(socket, self.desired)
             elif isinstance(message, Report):
@@ -363,7 +366,7 @@ class Device:
         return [code for said, code, _ in self.reports if said == level]
 
 
-async def until(condition: object, timeout: float = 8.0) -> None:
+async def until(condition: object, timeout: float = 20.0) -> None:
     """Wait until the function gives something true."""
     deadline = time.monotonic() + timeout
     while not condition():  # type: ignore[operator]

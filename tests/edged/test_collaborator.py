@@ -85,7 +85,7 @@ async def test_audits_overflow_into_the_spool_and_all_arrive(bench: Bench) -> No
         for _ in range(50):
             await line.one(EASY)
         await until(lambda: hub.spool_report().items > 0)
-        await until(lambda: len({sample.sample_id for sample in bench.cloud.received}) == 50)
+        await until(lambda: len({sample.sample_id for sample in bench.cloud.received}) == 50, 90.0)
         await until(lambda: hub.spool_report().items == 0)
     assert Counter(sample.sample_id for sample in bench.cloud.received).most_common(1)[0][1] == 1
 

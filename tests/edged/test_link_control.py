@@ -61,10 +61,14 @@ async def test_desired_state_arrives_while_connected(cloud: Cloud, device: Devic
 
 
 async def test_a_nudge_reports_before_the_heartbeat(cloud: Cloud, device: Device) -> None:
-    await until(lambda: len(cloud.reports) >= 1)
+    cloud.heartbeat_s = 60.0
+    await until(lambda: cloud.sockets)
+    await cloud.sockets[-1].close()
+    cloud.reports.clear()
+    await until(lambda: len(cloud.hellos) >= 2 and cloud.reports)
     device.revision = "new"
     device.service.nudge()
-    await until(lambda: cloud.reports[-1].revision == "new", 0.15)
+    await until(lambda: cloud.reports[-1].revision == "new")
 
 
 async def test_messages_of_a_newer_cloudd_are_named_and_skipped(cloud: Cloud, device: Device) -> None:
