@@ -206,7 +206,7 @@ def test_a_hang_there_is_ended(scripted, monkeypatch: pytest.MonkeyPatch) -> Non
         begun = time.monotonic()
         with pytest.raises(ModelError, match="did not answer within"):
             session.run(blank(session))
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 30
     finally:
         session.close()
 
