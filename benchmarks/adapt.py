@@ -76,12 +76,12 @@ class Effort:
 
 FULL = Effort(Timing(), window_s=0.1, grid_rounds=5, final_rounds=15, patience=2, quiet_s=20.0)
 QUICK = Effort(
-    Timing(warm_s=0.5, look_s=0.1, window_s=0.05, rounds=6),
-    window_s=0.05,
-    grid_rounds=3,
-    final_rounds=8,
-    patience=2,
-    quiet_s=3.0,
+    Timing(warm_s=0.4, look_s=0.08, window_s=0.05, rounds=4),
+    window_s=0.04,
+    grid_rounds=2,
+    final_rounds=6,
+    patience=1,
+    quiet_s=0.0,
 )
 
 
@@ -234,6 +234,9 @@ def _race(package: Package, around: Surroundings, told: Report, effort: Effort) 
             texts[setting.key] = setting.text()
     default = _default(package, package.manifest.variants[0])
     runs["default"] = _runner(default, subjects[chosen.key].feeds)
+    for run in runs.values():
+        run(0)
+    time.sleep(0.2)  # until every thread has set its own affinity, which is then overruled
     _keep_to(os.sched_getaffinity(0))
     try:
         first = turns.interleaved(runs, effort.grid_rounds, effort.window_s, patience=effort.patience).ms
@@ -319,7 +322,7 @@ def _neighbour(cpu: int) -> Iterator[None]:
         "os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))\n"
         "while True: pass\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", code])
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         yield
     finally:

@@ -59,7 +59,8 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
         """For people: model-int8.onnx by onnxruntime on cpu, 2 threads spinning, 1 worker."""
         threads = f"{self.threads} thread{'s' if self.threads != 1 else ''}{' spinning' if self.spinning else ''}"
         workers = f"{self.workers} worker{'s' if self.workers != 1 else ''}"
-        return f"{self.variant} by {self.runtime} on {self.provider}, {threads}, {workers}"
+        arena = "" if self.arena else ", no arena"
+        return f"{self.variant} by {self.runtime} on {self.provider}, {threads}, {workers}{arena}"
 
 
 CPU_RUNTIMES = frozenset(("onnxruntime", "litert"))
