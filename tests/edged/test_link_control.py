@@ -183,7 +183,7 @@ async def test_the_certificate_is_renewed_at_two_thirds(cloud: Cloud, tmp_path: 
 async def test_a_failed_renewal_is_a_warning_and_an_expired_certificate_renews_itself(
     cloud: Cloud, tmp_path: Path
 ) -> None:
-    cloud.lifetime, cloud.backdate, cloud.renewal_works = 1.0, 0.0, False
+    cloud.lifetime, cloud.backdate, cloud.renewal_works = 4.0, 0.0, False
     device = Device(tmp_path / "device")
     await device.service.start()
     await device.service.join(cloud.invite().text(), cloud.url)
