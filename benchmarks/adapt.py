@@ -83,6 +83,7 @@ QUICK = Effort(
     patience=1,
     quiet_s=0.0,
 )
+QUICK_CASES = ("small-cnn-fp32", "mobilenet-v2-fp32", "mobilenet-v2-int8")
 
 
 # --- the models -----------------------------------------------------------------------------------------------------
@@ -100,7 +101,7 @@ def cases() -> list[Case]:
     shapes = {"small-cnn": (adapt_models.small, 64), "mobilenet-v2": (adapt_models.mobilenet_v2, 224)}
     shapes["resnet-18"] = (adapt_models.residual, 128)
     found = [
-        Case(f"{name}-{precision}", _own(shape, side, [precision]), quick=name != "resnet-18")
+        Case(f"{name}-{precision}", _own(shape, side, [precision]), f"{name}-{precision}" in QUICK_CASES)
         for name, (shape, side) in shapes.items()
         for precision in ("fp32", "int8")
     ]
