@@ -204,6 +204,11 @@ def _from_json(given: _Input, tensor: TensorInfo) -> Array:
     except (ValueError, OverflowError):
         raise RequestError(f"Unable to parse 'data' of input '{tensor.name}': the rows differ in length") from None
     wanted = np.dtype(tensor.dtype)
+    if wanted == np.uint64 and array.dtype.kind == "f":
+        # numpy makes floats of whole numbers when only some of them exceed int64; those are kept exact.
+        exact = np.asarray(given.data, dtype=object)
+        if all(type(value) is int and 0 <= value < 2**64 for value in exact.flat):
+            array = exact.astype(np.uint64)
     kinds = {"b": "b", "u": "iu", "i": "iu", "f": "iuf"}[wanted.kind]
     if array.dtype.kind not in kinds:
         raise RequestError(f"Unable to parse 'data' of input '{tensor.name}': {tensor.dtype} numbers belong there")

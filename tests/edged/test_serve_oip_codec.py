@@ -245,3 +245,9 @@ def test_what_a_reply_carries_can_be_sent_back(data: st.DataObject) -> None:
     request = parse_request(sent, sent_length if length is not None else None, signature)
     assert np.array_equal(request.arrays["t"], array)
     assert request.arrays["t"].dtype == array.dtype
+
+
+def test_whole_numbers_beyond_int64_stay_exact_beside_small_ones() -> None:
+    signature = Signature("m", [TensorInfo("t", (2,), "uint64")], [], "")
+    sent, _ = body({"inputs": [{"name": "t", "datatype": "UINT64", "shape": [2], "data": [2**63 + 1, 0]}]}, b"")
+    assert parse_request(sent, None, signature).arrays["t"].tolist() == [2**63 + 1, 0]
