@@ -3,10 +3,13 @@
 For each model: edged's own adaptation chooses; then the runtime's default (nobody tells it anything), every setting of
 an exhaustive grid and the choice are timed in turn in one process, with pauses in between. The best of that grid, the
 default and the choice then run against each other once more, so that the winner of many noisy figures gets no bonus for
-luck. Milliseconds are medians over windows of the median of a window, one caller, the model alone; windows that other
+luck. Milliseconds are medians over windows of the median of a window, one caller, the model alone; rounds that other
 processes disturbed are repeated, and `noise` is the share of the CPUs that others took in those that count.
 
-    speedup_vs_default = default_ms / chosen_ms    regret = chosen_ms / best_ms - 1
+    speedup_vs_default = default / chosen    regret = chosen / best - 1    control = chosen once more / chosen
+
+each the median over the rounds of the ratio within a round (see benchmarks/turns.py). `control` times the very same
+setting in a second session: how far it is from 1 is how far the other two can be trusted.
 
 Goals: regret at most 5 %, never slower than the default (but for 3 % of noise), at most 60 s a model, and at most 1 s
 for a second start. Two rows repeat a model with the process confined to one CPU and with a busy neighbour on one core.
@@ -57,7 +60,7 @@ GOAL_SECOND_START = 1.0
 NOISE = 0.03
 """Two timings of the very same setting differ by so much on a machine that is not ours alone."""
 COLUMNS = (
-    "case", "chosen_ms", "default_ms", "best_ms", "speedup_vs_default", "regret",
+    "case", "chosen_ms", "default_ms", "best_ms", "speedup_vs_default", "regret", "control",
     "adapt_s", "second_s", "noise", "chosen", "best",
 )  # fmt: skip
 
@@ -74,12 +77,12 @@ class Effort:
     quiet_s: float  # to wait for a quiet machine before a case
 
 
-FULL = Effort(Timing(), window_s=0.1, grid_rounds=5, final_rounds=15, patience=2, quiet_s=20.0)
+FULL = Effort(Timing(), window_s=0.1, grid_rounds=5, final_rounds=40, patience=2, quiet_s=20.0)
 QUICK = Effort(
-    Timing(warm_s=0.4, look_s=0.08, window_s=0.05, rounds=4),
+    Timing(warm_s=0.4, look_s=0.08, window_s=0.05, rounds=3),
     window_s=0.04,
     grid_rounds=2,
-    final_rounds=6,
+    final_rounds=12,
     patience=1,
     quiet_s=0.0,
 )
@@ -115,7 +118,7 @@ def cases() -> list[Case]:
             "mobilenet-v1-int8",
             coral + "mobilenet_v1_0.25_128_quant.tflite",
             InputSpec(width=128, height=128, dtype="uint8"),
-            True,
+            False,
         ),
         ("faces-fp32", "linzaer/version-RFB-320.onnx", faces, False),
     )
@@ -235,31 +238,36 @@ def _race(package: Package, around: Surroundings, told: Report, effort: Effort) 
             texts[setting.key] = setting.text()
     default = _default(package, package.manifest.variants[0])
     runs["default"] = _runner(default, subjects[chosen.key].feeds)
-    for run in runs.values():
+    twin = subjects["control"] = Subject(package, chosen, "", 8, strict=False)
+    control = _runner(twin.session, twin.feeds)
+    for run in [*runs.values(), control]:
         run(0)
     time.sleep(0.2)  # until every thread has set its own affinity, which is then overruled
     _keep_to(os.sched_getaffinity(0))
     try:
-        first = turns.interleaved(runs, effort.grid_rounds, effort.window_s, patience=effort.patience).ms
-        best = min((key for key in runs if key != "default"), key=lambda key: first[key])
+        first = turns.interleaved(runs, effort.grid_rounds, effort.window_s, patience=effort.patience)
+        best = min((key for key in runs if key != "default"), key=lambda key: first.ratio(key, "default"))
         names = dict.fromkeys((chosen.key, best, "default"))
-        timed = turns.interleaved(
-            {key: runs[key] for key in names}, effort.final_rounds, effort.window_s, patience=effort.patience
+        last = turns.interleaved(
+            {**{key: runs[key] for key in names}, "control": control},
+            effort.final_rounds,
+            effort.window_s,
+            patience=effort.patience,
         )
     finally:
         for subject in subjects.values():
             subject.close()
-    last = timed.ms
-    chosen_ms, best_ms, default_ms = last[chosen.key], min(last.values()), last["default"]
+    best = min(names, key=lambda key: last.ratio(key, chosen.key))
     return {
-        "chosen_ms": chosen_ms,
-        "default_ms": default_ms,
-        "best_ms": best_ms,
-        "speedup_vs_default": default_ms / chosen_ms,
-        "regret": chosen_ms / best_ms - 1,
-        "noise": timed.noise,
+        "chosen_ms": last.ms(chosen.key),
+        "default_ms": last.ms("default"),
+        "best_ms": last.ms(best),
+        "speedup_vs_default": last.ratio("default", chosen.key),
+        "regret": last.ratio(chosen.key, best) - 1,
+        "control": last.ratio("control", chosen.key),
+        "noise": last.noise,
         "grid": len(runs) - 1,
-        "best": texts[min(last, key=last.__getitem__)],
+        "best": texts[best],
         "looked_at": len({m.setting.key for m in told.measurements}),
     }
 
@@ -276,7 +284,7 @@ def _exhaustive(package: Package, around: Surroundings) -> Iterator[Setting]:
     for variant in package.manifest.variants:
         floor = next(one for one in CPU_FLOOR if one.runtime == variant.runtime)
         base = Setting(candidate=floor.id, variant=variant.file, runtime=variant.runtime, precision=variant.precision)
-        roads = [("cpu", {}, "")]
+        roads: list[tuple[str, dict[str, str], str]] = [("cpu", {}, "")]
         if variant.runtime == "onnxruntime" and ("onnxruntime", "openvino") in around.interpreters:
             roads.append(("openvino", {"device_type": "CPU"}, around.interpreters["onnxruntime", "openvino"]))
         for provider, options, interpreter in roads:
@@ -343,7 +351,7 @@ def _confined(name: str, label: str, cpus: Sequence[int], arguments: Sequence[st
         path = Path(directory) / "rows.json"
         command = [sys.executable, "-c", code, "--only", name, "--json", str(path), *arguments]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=Path(__file__).parents[1])
-        row: dict[str, Any] = json.loads(path.read_text())["rows"][0]
+        row: dict[str, Any] = json.loads(path.read_text())["cases"][0]
     return {**row, "case": f"{name}, {label}"}
 
 
@@ -387,7 +395,7 @@ def main(argv: list[str] | None = None) -> None:
     goals = verdict(rows)
     print()
     print(report.transposed([{"goal": "found", **goals}], "goal"))
-    report.write_json(options.json, "adapt", {"rows": rows, "goals": goals}, quick=options.quick)
+    report.write_json(options.json, "adapt", {"cases": rows, **goals}, quick=options.quick)
 
 
 if __name__ == "__main__":

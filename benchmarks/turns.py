@@ -15,37 +15,60 @@ _PAUSE_S = 0.03  # threads that still spin for the one before go to sleep
 
 
 @dataclass(frozen=True)
-class Timed:
-    """`ms`: the median over windows of the median of a window. `noise`: share of all CPUs that others took in them."""
+class Round:
+    """One window of each. `seconds`: its median run. `others`: the largest share of all CPUs that others took."""
 
-    ms: dict[str, float]
-    noise: float
+    seconds: dict[str, float]
+    others: float
+
+
+@dataclass(frozen=True)
+class Timed:
+    """The rounds that count."""
+
+    rounds: list[Round]
+
+    def ms(self, key: str) -> float:
+        """The median over the windows."""
+        return statistics.median(one.seconds[key] for one in self.rounds) * 1e3
+
+    def ratio(self, key: str, to: str) -> float:
+        """How many times as long `key` takes as `to`: the median over the rounds of the ratio within a round.
+
+        A virtual machine changes its speed by half from second to second. The two windows of a round lie so close
+        that they mostly see the same machine; two medians of all windows need not.
+        """
+        return statistics.median(one.seconds[key] / one.seconds[to] for one in self.rounds)
+
+    @property
+    def noise(self) -> float:
+        """Share of all CPUs that others took in the middle round."""
+        return statistics.median(one.others for one in self.rounds)
 
 
 def interleaved(runs: Runs, rounds: int, window_s: float, *, patience: int) -> Timed:
-    """Time all in turn, in an order that turns too, until each has `rounds` windows in which others took little.
+    """Time all in turn, in an order that turns too, until there are `rounds` rounds in which others took little.
 
-    If that is not so after `patience` times as many rounds, all windows count: the neighbour is there to stay, and the
-    quietest windows would only be those in which he was crowded out.
+    If that is not so after `patience` times as many, all rounds count: the neighbour is there to stay, and the quietest
+    windows would only be those in which he was crowded out.
     """
-    found: dict[str, list[tuple[float, float]]] = {key: [] for key in runs}  # (share of others, seconds)
+    found: list[Round] = []
     keys = list(runs)
     others = Others()
     for turn in range(rounds * patience + 1):
+        seconds: dict[str, float] = {}
+        most = 0.0
         for key in keys[turn % len(keys) :] + keys[: turn % len(keys)]:
             time.sleep(_PAUSE_S)
             others.share()
-            seconds = _window(runs[key], window_s)
-            if turn:  # the first round warms up
-                found[key].append((others.share(), seconds))
-        if all(sum(share <= QUIET for share, _ in windows) >= rounds for windows in found.values()):
+            seconds[key] = _window(runs[key], window_s)
+            most = max(most, others.share())
+        if turn:  # the first round warms up
+            found.append(Round(seconds, most))
+        if sum(one.others <= QUIET for one in found) >= rounds:
             break
-    quiet = {key: [one for one in windows if one[0] <= QUIET] for key, windows in found.items()}
-    kept = quiet if all(len(windows) >= rounds for windows in quiet.values()) else found
-    return Timed(
-        {key: statistics.median(seconds for _, seconds in windows) * 1e3 for key, windows in kept.items()},
-        max(statistics.median(share for share, _ in windows) for windows in kept.values()),
-    )
+    quiet = [one for one in found if one.others <= QUIET]
+    return Timed(quiet if len(quiet) >= rounds else found)
 
 
 def _window(run: Callable[[int], object], seconds: float) -> float:

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import adapt_models
 from benchmarks.adapt import cases, verdict
-from benchmarks.turns import interleaved
+from benchmarks.turns import Round, Timed, interleaved
 
 
 def test_the_verdict_names_every_goal() -> None:
@@ -30,8 +30,18 @@ def test_the_verdict_names_every_goal() -> None:
 def test_timing_in_turn_finds_the_slower_one() -> None:
     runs = {"slow": lambda number: time.sleep(0.004), "quick": lambda number: time.sleep(0.001)}
     timed = interleaved(runs, rounds=3, window_s=0.02, patience=1)
-    assert timed.ms["quick"] >= 1.0 and timed.ms["slow"] >= 4.0 and timed.ms["slow"] > timed.ms["quick"]
+    assert timed.ms("quick") >= 1.0 and timed.ms("slow") >= 4.0
+    assert timed.ratio("slow", "quick") > 1
     assert 0.0 <= timed.noise <= 1.0
+
+
+def test_a_machine_that_changes_its_speed_does_not_change_the_ratio() -> None:
+    speeds = [1.0, 1.0, 3.0, 3.0, 1.5]
+    seen = Timed([Round({"one": 0.002 * speed, "other": 0.001 * speed}, 0.0) for speed in speeds])
+    assert seen.ratio("one", "other") == pytest.approx(2.0)
+    # A disturbance that hits one of the two in a single round is an outlier, not a result.
+    seen.rounds[0] = Round({"one": 0.002, "other": 0.009}, 0.0)
+    assert seen.ratio("one", "other") == pytest.approx(2.0)
 
 
 def test_at_least_six_models_without_any_data(monkeypatch: pytest.MonkeyPatch) -> None:
