@@ -17,10 +17,11 @@ from onnx import TensorProto, helper, numpy_helper
 LABELS = 10
 
 
-class _Net:
-    """Collects nodes and weights of one graph."""
+class Net:
+    """Collects nodes and weights of one graph that gives one value a label."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, labels: int = LABELS) -> None:
+        self.labels = labels
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
         self._generator = np.random.default_rng(seed)
@@ -53,19 +54,20 @@ class _Net:
     def classifier(self, x: str, features: int) -> None:
         pooled = self.node("GlobalAveragePool", x)
         flat = self.node("Flatten", pooled, axis=1)
-        weights = self._generator.normal(0, np.sqrt(1 / features), (features, LABELS)).astype(np.float32)
+        weights = self._generator.normal(0, np.sqrt(1 / features), (features, self.labels)).astype(np.float32)
         self.nodes.append(
             helper.make_node(
-                "Gemm", [flat, self.weight(weights), self.weight(np.zeros(LABELS, np.float32))], ["logits"]
+                "Gemm", [flat, self.weight(weights), self.weight(np.zeros(self.labels, np.float32))], ["logits"]
             )
         )
 
-    def save(self, path: Path, side: int) -> None:
+    def save(self, path: Path, side: int, batch: int | str = 1) -> None:
+        """`batch`: a name leaves the batch size open."""
         graph = helper.make_graph(
             self.nodes,
             path.stem,
-            [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, side, side])],
-            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, LABELS])],
+            [helper.make_tensor_value_info("input", TensorProto.FLOAT, [batch, 3, side, side])],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, self.labels])],
             self.weights,
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
@@ -76,16 +78,16 @@ class _Net:
 
 def small(path: Path, side: int = 64) -> None:
     """Four convolutions: a model for a microcontroller, some 0.2 ms on a desktop core."""
-    net, x, channels = _Net(1), "input", 3
+    net, x, channels = Net(1), "input", 3
     for out, stride in ((16, 2), (32, 2), (32, 1), (64, 2)):
         x, channels = net.conv(x, channels, out, stride=stride), out
     net.classifier(x, channels)
     net.save(path, side)
 
 
-def mobilenet_v2(path: Path, side: int = 224) -> None:
+def mobilenet_v2(path: Path, side: int = 224, labels: int = LABELS, batch: int | str = 1, seed: int = 2) -> None:
     """The layers of MobileNetV2 1.0 (Sandler et al. 2018, table 2) with batch normalisation folded in."""
-    net = _Net(2)
+    net = Net(seed, labels)
     x, channels = net.conv("input", 3, 32, stride=2), 32
     for expand, out, repeat, first_stride in (
         (1, 16, 1, 1),
@@ -104,12 +106,12 @@ def mobilenet_v2(path: Path, side: int = 224) -> None:
             x = net.node("Add", x, y) if stride == 1 and channels == out else y
             channels = out
     net.classifier(net.conv(x, channels, 1280, kernel=1), 1280)
-    net.save(path, side)
+    net.save(path, side, batch)
 
 
 def residual(path: Path, side: int = 128) -> None:
     """The layers of ResNet-18 (He et al. 2015) at half the width: few, large convolutions."""
-    net = _Net(3)
+    net = Net(3)
     x, channels = net.conv("input", 3, 32, kernel=7, stride=2), 32
     x = net.node("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
     for out in (32, 64, 128, 256):

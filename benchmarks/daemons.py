@@ -190,7 +190,10 @@ class Cloud(_Daemon):
 
 
 class Edge(_Daemon):
-    """An edged. Finds no cloudd by itself unless `discover`: it joins the one it is told."""
+    """An edged. Finds no cloudd by itself unless `discover`: it joins the one it is told.
+
+    `address` is that of inference; a fixed port lets a client wait for a daemon that is not there yet.
+    """
 
     module = "edged.cli.main"
 
@@ -201,13 +204,14 @@ class Edge(_Daemon):
         *,
         config: str = "",
         discover: bool = False,
+        address: str = "127.0.0.1:0",
         environ: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(folder, environ)
         self.name = name
         self._http: http.client.HTTPConnection | None = None
         self._inference = ""
-        text = f'name = "{name}"\n[inference]\naddress = "127.0.0.1:0"\n[page]\naddress = "127.0.0.1:0"\n'
+        text = f'name = "{name}"\n[inference]\naddress = "{address}"\n[page]\naddress = "127.0.0.1:0"\n'
         text += f"[cloud]\ndiscover = {'true' if discover else 'false'}\n{config}"
         (self.state_dir / "edged.toml").write_text(text, encoding="utf-8")
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from edged.hardware.bench.timing import Others
 from edged.hardware.search import QUIET
 
+T = TypeVar("T")
 Runs = Mapping[str, Callable[[int], object]]
 _PAUSE_S = 0.03  # threads that still spin for the one before go to sleep
 
@@ -69,6 +71,33 @@ def interleaved(runs: Runs, rounds: int, window_s: float, *, patience: int) -> T
             break
     quiet = [one for one in found if one.others <= QUIET]
     return Timed(quiet if len(quiet) >= rounds else found)
+
+
+def until_quiet(one_round: Callable[[int], tuple[T, float]], wanted: int, patience: int) -> tuple[list[T], float]:
+    """Rounds that each say the largest share of all CPUs that others took: those that count, and their median share.
+
+    As `interleaved`: the quiet ones if `wanted` of at most `patience` times as many are, else all. `one_round` gets the
+    number of the round.
+    """
+    found: list[tuple[T, float]] = []
+    for turn in range(wanted * patience):
+        found.append(one_round(turn))
+        quiet = [one for one in found if one[1] <= QUIET]
+        if len(quiet) == wanted:
+            found = quiet
+            break
+    return [one for one, _ in found], statistics.median(share for _, share in found)
+
+
+def caution(shares: Sequence[float]) -> str:
+    """A sentence to show beside figures of cases during which others took these shares; "" if all were quiet."""
+    disturbed = sum(share > QUIET for share in shares)
+    if not disturbed:
+        return ""
+    return (
+        f"\nOther processes took more than {QUIET:.0%} of the CPUs in {disturbed} of {len(shares)} cases (up to "
+        f"{max(shares):.0%}): measure again on a quiet machine."
+    )
 
 
 def _window(run: Callable[[int], object], seconds: float) -> float:

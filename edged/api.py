@@ -41,6 +41,12 @@ class Progress(_Body, frozen=True, kw_only=True):
     error: str = ""
 
 
+class ServeBody(_Body, frozen=True, kw_only=True):
+    """`POST /served`: NAME (the newest installed version) or NAME@VERSION."""
+
+    ref: str
+
+
 class PurgeBody(_Body, frozen=True, kw_only=True):
     """`POST /spool/purge`; "" means every service."""
 

@@ -14,6 +14,7 @@
     url = "https://10.0.0.5:8440"       # only where discovery is forbidden
     discover = true
     allow_paths = ["/srv/line-3"]       # what cloudd's services may name; default: STATE/outputs, /var/spool/edged
+    allow_hosts = ["mes.plant:443"]     # where their webhooks and MQTT outputs may send; default: nowhere
 
     [spool]
     quota_mb = 1024                     # hard samples waiting for the link
@@ -84,6 +85,7 @@ class CloudConfig(_Table, frozen=True, kw_only=True):
     url: Annotated[str, Meta(max_length=1024)] = ""
     discover: bool = True
     allow_paths: list[Annotated[str, Meta(min_length=1, max_length=1024)]] | None = None
+    allow_hosts: list[Annotated[str, Meta(min_length=1, max_length=300)]] = []
 
 
 class SpoolConfig(_Table, frozen=True, kw_only=True):
@@ -123,6 +125,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     cloud_url: str
     discover: bool
     allow_paths: list[Path]  # below which a service of cloudd's may watch and write
+    allow_hosts: list[str]  # to which its outputs may send
     spool_quota: int  # bytes
     spool_reserve: int  # bytes
     adapt: AdaptMode = "background"
@@ -188,6 +191,7 @@ def load(flags: Flags, environ: Mapping[str, str] = os.environ) -> Settings:
             cloud_url=_cloud_url(flags.cloud_url if flags.cloud_url is not None else config.cloud.url),
             discover=flags.discover if flags.discover is not None else config.cloud.discover,
             allow_paths=_allowed(config.cloud.allow_paths, state),
+            allow_hosts=config.cloud.allow_hosts,
             spool_quota=config.spool.quota_mb << 20,
             spool_reserve=config.spool.reserve_mb << 20,
             adapt=config.adapt.mode if flags.adapt is None else "background" if flags.adapt else "never",

@@ -14,7 +14,6 @@ import os
 import signal
 import sqlite3
 import time
-from pathlib import Path
 from socket import socket
 
 from aiohttp import web
@@ -26,10 +25,10 @@ from edged.link import LinkError
 from edged.status import server as page_server
 from edged.status.state import Addresses
 from edged.store import StoreError
+from edged.tokens import secret_token
 from edged.watchdog import Watchdog
-from edgekit import atomic, systemd
+from edgekit import systemd
 from edgekit.identity import IdentityError
-from edgekit.webguard import new_page_token
 
 log = logging.getLogger("edged")
 
@@ -82,7 +81,7 @@ async def _serve(settings: Settings, flags: Flags, inference: socket, page: sock
     )
     device = Device(settings, inference, addresses)
     device.open()
-    token = await asyncio.to_thread(page_token, settings.state_dir / "page-token")
+    token = await asyncio.to_thread(secret_token, settings.state_dir / "page-token")
     page_app = page_server.build(device, token, page_address, settings.page_hosts)
     runners = [await _start_site(local_api.build(device), api), await _start_site(page_app, page)]
     reloads: set[asyncio.Task[None]] = set()
@@ -133,17 +132,6 @@ async def _reload(device: Device, settings: Settings, flags: Flags) -> None:
     except (OSError, sqlite3.Error) as error:
         device.health.report("config", "error", f"Reloading failed: {error}.")
     systemd.notify("READY=1")
-
-
-def page_token(path: Path) -> str:
-    """The page token; a new one is made if there is none or if it is too short to be one. Raises OSError."""
-    with contextlib.suppress(FileNotFoundError):
-        token = path.read_text(errors="replace").strip()
-        if len(token) >= 32:
-            return token
-    token = new_page_token()
-    atomic.write_file(path, f"{token}\n".encode(), 0o600)
-    return token
 
 
 def _listener(handed: dict[str, list[int]], name: str, address: config.Address) -> socket:

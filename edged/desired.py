@@ -9,7 +9,8 @@ that replaces something of cloudd's, or removes something that may have been in 
 followed, so that cloudd's wish is looked at again.
 
 Beside the newest definition of each service the last good one is kept, and which combination of definition and model
-failed, so that a restart comes up with what worked.
+failed, so that a restart comes up with what worked. Models that are served without a service have entries of the same
+kind: a name that no service can have, and the wanted reference in the place of the definition.
 """
 
 from __future__ import annotations
@@ -41,20 +42,59 @@ MIGRATIONS = [
     CREATE TABLE pending_files (name TEXT PRIMARY KEY, text TEXT);
     CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
     """,
+    """
+    CREATE TABLE served_models (
+        name TEXT PRIMARY KEY,
+        text TEXT NOT NULL,
+        origin TEXT NOT NULL DEFAULT 'local',
+        good_text TEXT NOT NULL DEFAULT '',
+        good_ref TEXT NOT NULL DEFAULT '',
+        refused_key TEXT NOT NULL DEFAULT '',
+        refused_why TEXT NOT NULL DEFAULT ''
+    );
+    """,
 ]
 MAX_SERVICES = 64
 """Services on one device; their definitions must fit into one frame to the worker together."""
+MAX_SERVED = 64
+"""Models served without a service. Memory is the tighter limit, but a list needs an end."""
 
 _FOLLOW = "INSERT OR REPLACE INTO facts VALUES ('revision', ?)"
 
 Origin = Literal["local", "cloud"]
 
+_MODEL = "model:"
+
+# Each once for services and once for models without one.
+_MARK_GOOD = (
+    "UPDATE services SET good_text = ?, good_ref = ? WHERE name = ? AND (good_text != ? OR good_ref != ?)",
+    "UPDATE served_models SET good_text = ?, good_ref = ? WHERE name = ? AND (good_text != ? OR good_ref != ?)",
+)
+_MARK_REFUSED = (
+    "UPDATE services SET refused_key = ?, refused_why = ? WHERE name = ?",
+    "UPDATE served_models SET refused_key = ?, refused_why = ? WHERE name = ?",
+)
+_FORGIVE = (
+    "UPDATE services SET refused_key = '', refused_why = '' WHERE refused_key != '' AND (? OR good_text = '')",
+    "UPDATE served_models SET refused_key = '', refused_why = '' WHERE refused_key != '' AND (? OR good_text = '')",
+)
+
+
+def model_entry(wanted: str) -> str:
+    """The name of the entry for a model that is served without a service. No service can have it."""
+    return _MODEL + wanted
+
+
+def is_model(name: str) -> bool:
+    """Whether an entry's name is that of a model without a service."""
+    return name.startswith(_MODEL)
+
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """One wanted service and what is known about running it."""
+    """One wanted service, or model without one, and what is known about running it."""
 
     name: str
-    text: str  # the newest definition
+    text: str  # the newest definition; of a model the wanted reference, NAME or NAME@VERSION
     origin: Origin
     good_text: str = ""  # the newest definition that became ready
     good_ref: str = ""  # and the package it ran with, name@version
@@ -76,17 +116,19 @@ def combination_key(text: str, ref: str) -> str:
     return hashlib.sha256(f"{ref}\0{text}".encode()).hexdigest()[:32]
 
 
-def check_desired(texts: Iterable[str], origin: str, allowed: Sequence[Path]) -> tuple[dict[str, str], list[str]]:
+def check_desired(
+    texts: Iterable[str], origin: str, allowed: Sequence[Path], hosts: Sequence[str] = ()
+) -> tuple[dict[str, str], list[str]]:
     """Parse what cloudd wants: (name -> text of the good ones, sentences about the bad ones).
 
-    `allowed` are the directories that cloudd's definitions may name.
+    `allowed` are the directories that cloudd's definitions may name, `hosts` the receivers of decisions.
     """
     good: dict[str, str] = {}
     problems: list[str] = []
     for text in texts:
         try:
             service = parse_service(text, origin)
-            check_paths(service, allowed, origin)
+            check_paths(service, allowed, origin, hosts)
             if len(good) >= MAX_SERVICES:
                 raise ServiceError(f"more than {MAX_SERVICES} services were asked for; {service.name} is left out")
             good[service.name] = text
@@ -131,6 +173,23 @@ class DesiredStore:
         rows = self._database.query("SELECT * FROM services ORDER BY name")
         return [msgspec.convert(dict(row), Entry) for row in rows]
 
+    def models(self) -> list[Entry]:
+        """All models that are to be served without a service, by name."""
+        rows = self._database.query("SELECT * FROM served_models ORDER BY name")
+        return [msgspec.convert(dict(row), Entry) for row in rows]
+
+    def serve(self, wanted: str) -> None:
+        """Serve this model (NAME or NAME@VERSION) without a service. A refusal is forgotten: it is tried again."""
+        self._database.execute(
+            "INSERT INTO served_models (name, text) VALUES (?, ?) "
+            "ON CONFLICT (name) DO UPDATE SET refused_key = '', refused_why = ''",
+            (model_entry(wanted), wanted),
+        )
+
+    def unserve(self, wanted: str) -> None:
+        """Serve it no longer, as far as no service runs it."""
+        self._database.execute("DELETE FROM served_models WHERE name = ?", (model_entry(wanted),))
+
     def revision(self) -> str:
         """Revision of the desired state from cloudd that is followed, "" for none."""
         row = self._database.one("SELECT value FROM facts WHERE name = 'revision'")
@@ -158,21 +217,16 @@ class DesiredStore:
 
     def mark_good(self, name: str, text: str, ref: str) -> None:
         """This definition became ready with this package."""
-        self._database.execute(
-            "UPDATE services SET good_text = ?, good_ref = ? WHERE name = ? AND (good_text != ? OR good_ref != ?)",
-            (text, ref, name, text, ref),
-        )
+        self._database.execute(_MARK_GOOD[is_model(name)], (text, ref, name, text, ref))
 
     def mark_refused(self, name: str, key: str, why: str) -> None:
         """This combination did not become ready; it is not tried again until somebody changes something."""
-        self._database.execute("UPDATE services SET refused_key = ?, refused_why = ? WHERE name = ?", (key, why, name))
+        self._database.execute(_MARK_REFUSED[is_model(name)], (key, why, name))
 
     def forgive(self, *, hopeless_only: bool = False) -> None:
         """Let what was refused be tried again; `hopeless_only`: where there is no last good definition to lose."""
-        self._database.execute(
-            "UPDATE services SET refused_key = '', refused_why = '' WHERE refused_key != '' AND (? OR good_text = '')",
-            (not hopeless_only,),
-        )
+        for statement in _FORGIVE:
+            self._database.execute(statement, (not hopeless_only,))
 
     def _write_pending(self) -> None:
         rows = self._database.query("SELECT name, text FROM pending_files")

@@ -9,8 +9,7 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from socket import socket
 
 import msgspec
@@ -22,25 +21,37 @@ from edged.collab import spool_view
 from edged.collab.spool_files import Ballast
 from edged.collab.spool_view import LeftRecord, SpooledSample
 from edged.config import Settings
-from edged.desired import MIGRATIONS, Change, DesiredStore
+from edged.desired import MIGRATIONS, Change, DesiredStore, is_model
 from edged.fetcher import Fetcher
 from edged.follower import Follower
 from edged.health import Health
-from edged.link import LinkError, SyncError
+from edged.link import LinkError
 from edged.link.service import LinkService
+from edged.model_desk import ModelDesk
 from edged.models import ModelStore
 from edged.plan import Plan, service_of
 from edged.runner import Runner
+from edged.served import ServedModels
 from edged.status import doctor
 from edged.status.hardware import HardwareReport
+from edged.status.history import SAMPLE_S, History, Sample
 from edged.status.machine import MachineSampler
-from edged.status.state import Addresses, CloudState, ModelState, ServiceState, StatusState, WorkerState
+from edged.status.preview import fetch_preview
+from edged.status.state import (
+    Addresses,
+    CloudState,
+    ModelState,
+    ServedState,
+    ServiceState,
+    StatusState,
+    WorkerState,
+)
 from edged.status.views import observe_services, service_state
 from edged.store import Database
 from edged.subjects import Outside
+from edged.tokens import MANAGEMENT_TOKEN, secret_token
 from edgekit import VERSION, atomic
 from edgekit.messages import Configure, Held, Link, LinkChanged, PurgeSpool, Recalibrate, Report
-from edgekit.packages import PackageError, find, split_ref
 from edgekit.services import ServiceError, dump_service, parse_service
 
 log = logging.getLogger("edged.device")
@@ -64,6 +75,7 @@ class Device:
         self._desired = DesiredStore(self._database, state / "services")
         self._models = ModelStore(state / "models")
         self._machine = MachineSampler(state)
+        self._history = History()
         self._process = psutil.Process()
         self._changing = asyncio.Lock()  # one change of the wanted services at a time
         self._link_was_up, self._link_since = False, time.time()
@@ -81,7 +93,10 @@ class Device:
             prepare=self._adaptation.prepare,
             on_setting_failed=self._adaptation.setting_failed,
             on_death=self._adaptation.worker_died,
+            on_model_wanted=lambda message, worker: self._served.wanted(message, worker),
         )
+        self._served = ServedModels(self._desired, self._models, self._runner, self._changing)
+        self._management_token = ""
         self._adaptation.attach(self._runner)
         self._link = LinkService(
             state,
@@ -96,8 +111,11 @@ class Device:
             machine=f"{self._machine.sample().architecture} {self._machine.sample().model}".strip(),
             discover=settings.discover,
         )
+        self._desk = ModelDesk(self._desired, self._models, self._link.fetch_model, self.models, self._model_came)
         self._fetcher = Fetcher(self._link, self._models, lambda: self._runner.missing, self._model_came)
-        self._follower = Follower(self._desired, self._change, self.health, settings.allow_paths)
+        self._follower = Follower(
+            self._desired, self._change, self.health, settings.allow_paths, hosts=settings.allow_hosts
+        )
         self._tasks: list[asyncio.Task[None]] = []
 
     def open(self) -> None:
@@ -107,6 +125,7 @@ class Device:
             self.health.note("warning", "state.quarantined", f"{text} Services come from their files.")
         state = self._settings.state_dir
         atomic.sweep(state, state / "keys", state / "services")
+        self._management_token = secret_token(state / MANAGEMENT_TOKEN)
         self._models.open()
         self._take_file_problems(self._desired.open())
         self._desired.forgive(hopeless_only=True)
@@ -120,6 +139,7 @@ class Device:
             "fetcher": self._fetcher.run,
             "follower": self._follower.run,
             "observer": self._observe,
+            "history": self._remember,
             "adaptation": self._adaptation.run,
         }
         self._tasks = [asyncio.create_task(self._keep_running(name, loop)) for name, loop in loops.items()]
@@ -129,6 +149,7 @@ class Device:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._served.stop()
         await self._runner.stop()
         await self._link.stop()
         self._database.close()
@@ -173,9 +194,20 @@ class Device:
             ),
             services=self.services(),
             models=self.models(),
+            served=self._served.states(),
             spool=report.spool if report is not None else None,
             hardware=self._adaptation.state(),
+            inference=self._runner.model_statistics(),
         )
+
+    def history(self) -> tuple[Mapping[str, Sequence[Sample]], float]:
+        """The last ten minutes of each service, and the present time of that clock."""
+        now = time.monotonic()
+        return self._history.lately(now), now
+
+    async def preview(self, name: str) -> bytes:
+        """The newest picture of a service, as a JPEG. Raises ApiError."""
+        return await fetch_preview(self._addresses.inference, self._management_token, name)
 
     def report(self) -> Report:
         """The reported state, for cloudd."""
@@ -194,7 +226,14 @@ class Device:
         reports = {report.name: report for report in self._runner.reports()}
         packages = self._models.installed()
         return [
-            service_state(entry, reports.get(name), self._runner.running(name), packages, self._fetcher.detail)
+            service_state(
+                entry,
+                reports.get(name),
+                self._runner.running(name),
+                packages,
+                self._fetcher.detail,
+                self._runner.comparisons.get(name),
+            )
             for name, entry in sorted(self._runner.entries.items())
         ]
 
@@ -212,7 +251,7 @@ class Device:
             choice = self._runner.running(name)
             if choice is not None:
                 used.setdefault(choice.ref, []).append(name)
-        return self._models.states(used)
+        return self._models.states(used, {state.model for state in self._served.states()})
 
     async def doctor(self) -> list[Finding]:
         """Run every check."""
@@ -283,45 +322,23 @@ class Device:
 
     async def add_model(self, path: str) -> str:
         """Install the package in a directory of this machine; its name@version. Raises ApiError."""
-        source = Path(path)
-        if not source.is_absolute():
-            raise ApiError(400, "the path of a package must be absolute")
-        try:
-            ref = await asyncio.to_thread(self._models.add, source)
-            await asyncio.to_thread(self._desired.forgive)
-        except PackageError as error:
-            raise ApiError(422, f"the package in {path} cannot be used: {error}") from None
-        except OSError as error:
-            raise ApiError(507, f"the package in {path} cannot be installed: {error}") from None
-        self._model_came()
-        return ref
+        return await self._desk.add(path)
 
     async def pull_model(self, ref: str, progress: Callable[[int, int], None]) -> str:
         """Fetch a model from cloudd; its name@version. Raises ApiError."""
-        try:
-            split_ref(ref)
-            package = await self._link.fetch_model(ref, self._models.directory, progress)
-        except PackageError as error:
-            raise ApiError(400, str(error)) from None
-        except SyncError as error:
-            raise ApiError(502, str(error)) from None
-        await asyncio.to_thread(self._models.refresh)
-        self._model_came()
-        return package.ref
+        return await self._desk.pull(ref, progress)
 
     async def remove_model(self, ref: str) -> Done:
         """Remove an installed package that no service runs. Raises ApiError."""
-        try:
-            full = find(ref, self._models.refs())
-            users = [state.used_by for state in self.models() if f"{state.name}@{state.version}" == full]
-            if users and users[0]:
-                raise ApiError(409, f"the model {full} is used by {', '.join(users[0])}; remove or change that first")
-            await asyncio.to_thread(self._models.remove, full or ref)
-        except PackageError as error:
-            raise ApiError(404, str(error)) from None
-        except OSError as error:
-            raise ApiError(507, f"the model {ref} cannot be removed: {error}") from None
-        return Done(text=f"The model {full} is removed.")
+        return await self._desk.remove(ref)
+
+    async def serve_model(self, ref: str, wait_s: float) -> ServedState:
+        """Serve a model without a service. Raises ApiError."""
+        return await self._served.serve(ref, wait_s)
+
+    async def unserve_model(self, ref: str) -> Done:
+        """The other way round. Raises ApiError."""
+        return await self._served.unserve(ref)
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -348,15 +365,17 @@ class Device:
         return Configure(
             state_dir=str(self._settings.state_dir),
             # With the exact model: a last good service may run an older version of what another one means by its name.
-            services=[_pinned(choice.text, choice.ref) for choice in plan.choices],
+            services=[_pinned(choice.text, choice.ref) for choice in plan.services],
             packages={choice.ref: str(packages[choice.ref]) for choice in plan.choices},
             link=self._link.link,
             spool_quota=self._settings.spool_quota,
             spool_reserve=self._settings.spool_reserve,
             threads=self._settings.threads,
             device_id=self._link.device_id,
-            held=sorted(plan.held),
-            settings=self._adaptation.settings(plan.choices),
+            held=sorted(name for name in plan.held if not is_model(name)),
+            settings=self._adaptation.settings(plan.services),
+            models=list(plan.models),
+            management_token=self._management_token,
         )
 
     def _planned(self) -> None:
@@ -389,6 +408,12 @@ class Device:
         while True:
             await asyncio.sleep(OBSERVE_S)
             observe_services(self.services(), self._runner.missing, self.health)
+
+    async def _remember(self) -> None:
+        """Keep what the page draws over time."""
+        while True:
+            await asyncio.sleep(SAMPLE_S)
+            self._history.take(self._runner.reports(), time.monotonic())
 
     def _cloud_state(self) -> CloudState:
         link, identity = self._link.link, self._link.identity

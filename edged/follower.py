@@ -36,13 +36,14 @@ class Follower:
         health: Health,
         allowed: Sequence[Path],
         retry_s: float = RETRY_S,
+        hosts: Sequence[str] = (),
     ) -> None:
         """`change` makes one change durable and has it carried out; it raises ApiError.
 
-        `allowed`: directories below which a service of cloudd's may watch and write.
+        `allowed`: directories below which a service of cloudd's may watch and write; `hosts`: where to it may send.
         """
         self._store, self._change, self._health, self._retry_s = store, change, health, retry_s
-        self._allowed = allowed
+        self._allowed, self._hosts = allowed, hosts
         self._newest: Desired | None = None
         self._came = asyncio.Event()
         self.revision = ""
@@ -89,7 +90,7 @@ class Follower:
                     self._came.set()
 
     async def _apply(self, desired: Desired) -> None:
-        wanted, problems = await asyncio.to_thread(check_desired, desired.services, _ORIGIN, self._allowed)
+        wanted, problems = await asyncio.to_thread(check_desired, desired.services, _ORIGIN, self._allowed, self._hosts)
         entries = {entry.name: entry for entry in await asyncio.to_thread(self._store.entries)}
         local = {name for name, entry in entries.items() if entry.origin == "local"}
         put = {
@@ -137,7 +138,7 @@ class Follower:
             except ServiceError:
                 continue
             try:
-                check_paths(service, self._allowed, _ORIGIN)
+                check_paths(service, self._allowed, _ORIGIN, self._hosts)
             except ServiceError as error:
                 return str(error)
         return ""

@@ -33,13 +33,14 @@ from edged.api import (
     Problem,
     Progress,
     PurgeBody,
+    ServeBody,
     ServiceText,
 )
 from edged.collab.spool_view import LeftRecord, SpooledSample
 from edged.status import metrics
 from edged.status.hardware import HardwareReport
 from edged.status.server import no_server_header
-from edged.status.state import ModelState, ServiceState, StatusState
+from edged.status.state import ModelState, ServedState, ServiceState, StatusState
 from edgekit import VERSION
 from edgekit.services import MAX_SERVICE
 
@@ -70,6 +71,8 @@ class Backend(Protocol):
     async def add_model(self, path: str) -> str: ...
     async def pull_model(self, ref: str, progress: Callable[[int, int], None]) -> str: ...
     async def remove_model(self, ref: str) -> Done: ...
+    async def serve_model(self, ref: str, wait_s: float) -> ServedState: ...
+    async def unserve_model(self, ref: str) -> Done: ...
     async def spool(self, service: str, limit: int) -> list[SpooledSample]: ...
     async def left(self, service: str, limit: int) -> list[LeftRecord]: ...
     def purge_spool(self, service: str) -> Done: ...
@@ -95,6 +98,9 @@ def build(backend: Backend) -> web.Application:
     app.router.add_get("/models", api.models)
     app.router.add_post("/models", api.add_model)
     app.router.add_delete("/models/{ref}", api.remove_model)
+    app.router.add_get("/served", api.served)
+    app.router.add_post("/served", api.serve_model)
+    app.router.add_delete("/served/{ref}", api.unserve_model)
     app.router.add_get("/spool", api.spool)
     app.router.add_get("/spool/left", api.left)
     app.router.add_post("/spool/purge", api.purge)
@@ -202,6 +208,16 @@ class _Api:
 
     async def remove_model(self, request: web.Request) -> web.Response:
         return _json(await self._backend.remove_model(request.match_info["ref"]))
+
+    async def served(self, request: web.Request) -> web.Response:
+        return _json(self._backend.status().served)
+
+    async def serve_model(self, request: web.Request) -> web.Response:
+        body = await _body(request, ServeBody)
+        return _json(await self._backend.serve_model(body.ref, _number(request, "wait_s", 120.0, 0.0, 600.0)))
+
+    async def unserve_model(self, request: web.Request) -> web.Response:
+        return _json(await self._backend.unserve_model(request.match_info["ref"]))
 
     async def spool(self, request: web.Request) -> web.Response:
         return _json(await self._backend.spool(request.query.get("service", ""), _limit(request)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import msgspec
@@ -58,9 +58,12 @@ class ModelStore:
         """name@version of every package, damaged ones too."""
         return list(self._packages)
 
-    def states(self, used_by: Mapping[str, list[str]]) -> list[ModelState]:
-        """What the page shows; `used_by` maps name@version to the services that run it."""
-        return [msgspec.structs.replace(state, used_by=used_by.get(ref, [])) for ref, state in self._states.items()]
+    def states(self, used_by: Mapping[str, list[str]], served: Collection[str] = ()) -> list[ModelState]:
+        """What the page shows; `used_by` maps name@version to the services that run it, `served` run without one."""
+        return [
+            msgspec.structs.replace(state, used_by=used_by.get(ref, []), served=ref in served)
+            for ref, state in self._states.items()
+        ]
 
     def add(self, source: Path) -> str:
         """Install the package in `source`; its name@version. Raises PackageError or OSError."""

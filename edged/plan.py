@@ -10,14 +10,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from edged.desired import Entry, combination_key, parse
-from edgekit.messages import ServiceReport
+from edged.desired import Entry, combination_key, is_model, parse
+from edgekit.messages import Ready, ServiceReport
 from edgekit.packages import PackageError, find
 from edgekit.services import Service, ServiceError
 
 
 class Choice(NamedTuple):
-    """One service as a worker shall run it."""
+    """One service as a worker shall run it, or one model without a service (whose text is the wanted reference)."""
 
     name: str
     text: str
@@ -32,9 +32,19 @@ class Choice(NamedTuple):
 class Plan(NamedTuple):
     """What to run, what is missing for it, and a report for each service that cannot run."""
 
-    choices: tuple[Choice, ...]  # by name
+    choices: tuple[Choice, ...]  # by name: services, and models without one
     missing: frozenset[str]  # model references to fetch
-    held: dict[str, ServiceReport]  # services that no worker runs now
+    held: dict[str, ServiceReport]  # services (and models without one) that no worker runs now
+
+    @property
+    def services(self) -> tuple[Choice, ...]:
+        """The choices that are services."""
+        return tuple(choice for choice in self.choices if not is_model(choice.name))
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """name@version of every model to serve without a service."""
+        return tuple(sorted({choice.ref for choice in self.choices if is_model(choice.name)}))
 
     @property
     def key(self) -> frozenset[tuple[str, str]]:
@@ -48,7 +58,7 @@ def make_plan(
     running: Mapping[str, Choice] | None = None,
     one_by_one: bool = False,
 ) -> Plan:
-    """Choose for every wanted service.
+    """Choose for every wanted service and every model that is served without one.
 
     With `one_by_one` only the first definition that never became ready is tried; the others stay as they are in
     `running` (or wait). That finds the one that takes the whole worker down with it.
@@ -92,17 +102,44 @@ def unproven(plan: Plan, entries: Mapping[str, Entry], running: Mapping[str, Cho
     ]
 
 
+def newcomers(plan: Plan, entries: Mapping[str, Entry], running: Mapping[str, Choice]) -> list[Choice]:
+    """Those of `unproven` that need a model which does not run now."""
+    present = {choice.ref for choice in running.values()}
+    return [choice for choice in unproven(plan, entries, running) if choice.ref not in present]
+
+
+def has_better(choice: Choice, entry: Entry, packages: Mapping[str, Path], beside: bool) -> bool:
+    """A failed choice is new, and there is a last good one that can run.
+
+    A model without a service needs none where the worker that failed to load it was started `beside` one that serves:
+    one more model that failed is not worth a swap.
+    """
+    usable = bool(entry.good_text) and entry.good_ref in packages
+    spare = is_model(choice.name) and beside
+    return (usable or spare) and not choice.last_good and not proven(choice, entry)
+
+
+def failures(plan: Plan, ready: Ready) -> dict[str, str]:
+    """What failed in a ready worker, by the choice's name, and why."""
+    services = {report.name: report.detail for report in ready.services if report.state == "failed"}
+    models = {report.model: report.detail for report in ready.models if report.state == "failed"}
+    alone = {
+        choice.name: models[choice.ref] for choice in plan.choices if is_model(choice.name) and choice.ref in models
+    }
+    return {**services, **alone}
+
+
 def _choose(entry: Entry, packages: Mapping[str, Path]) -> tuple[Choice | None, str, ServiceReport]:
     """(what to run or None, model reference to fetch or "", report for the case of None)."""
     good = _good(entry, packages)
     try:
-        service = parse(entry.text)
-        ref = find(service.model, packages)
+        model = entry.text if is_model(entry.name) else parse(entry.text).model
+        ref = find(model, packages)
     except (ServiceError, PackageError) as error:
         return good, "", ServiceReport(name=entry.name, model="", state="failed", detail=str(error))
     if ref is None:
-        detail = f"the model {service.model} is not installed"
-        return good, service.model, ServiceReport(name=entry.name, model=service.model, state="loading", detail=detail)
+        detail = f"the model {model} is not installed"
+        return good, model, ServiceReport(name=entry.name, model=model, state="loading", detail=detail)
     choice = Choice(entry.name, entry.text, ref)
     if entry.refused_key and entry.refused_key == choice.key:
         return good, "", ServiceReport(name=entry.name, model=ref, state="failed", detail=entry.refused_why)

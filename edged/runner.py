@@ -11,21 +11,32 @@ import asyncio
 import logging
 import socket
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import msgspec
-import psutil
 
-from edged.desired import Entry
+from edged import comparison
+from edged.desired import Entry, is_model
 from edged.health import Health, WorkerItems
-from edged.plan import Choice, Plan, make_plan, proven, unproven
-from edged.tally import Tally
-from edged.worker import RestartPolicy, Worker, describe_exit, worker_command
+from edged.memory import Memory
+from edged.plan import Choice, Plan, failures, has_better, make_plan, newcomers, unproven
+from edged.reports import Reports, live_models, live_services
+from edged.trouble import Marks, Trouble
+from edged.worker import Told, Worker, describe_exit, worker_command
 from edgekit.faults import crash_point
-from edgekit.messages import Configure, Event, Ready, RunSetting, ServiceReport, SettingFailed, ToWorker
+from edgekit.messages import (
+    Comparison,
+    Configure,
+    ModelStatistics,
+    ModelWanted,
+    Ready,
+    RunSetting,
+    ServiceReport,
+    SettingFailed,
+    ToWorker,
+)
 
 log = logging.getLogger("edged.runner")
 
@@ -37,20 +48,15 @@ LOOK_S = 5.0
 """How often a resting supervisor looks for that silence."""
 DRAIN_S = 15.0
 """In-flight inspections have deadlines far below this; systemd's TimeoutStopSec=30 leaves room for the kill."""
-OVERLAP = 1.3
-"""Two workers at once need the memory of both: below 1.3 times the present one's size the old one ends first."""
 RETRY_FAILED_S = 600.0
 """A service whose model failed to load (an accelerator that fell off its bus) is tried again this often."""
-STRIKES = 2
-"""Deaths by a signal while a new definition loads before it is refused: one may have been the OOM killer's mistake."""
 
 
-class Desired(Protocol):
+class Desired(Marks, Protocol):
     """What the runner needs of the store of wanted services (all blocking)."""
 
     def entries(self) -> list[Entry]: ...
-    def mark_good(self, name: str, text: str, ref: str) -> None: ...
-    def mark_refused(self, name: str, key: str, why: str) -> None: ...
+    def models(self) -> list[Entry]: ...
 
 
 class Runner:
@@ -69,34 +75,41 @@ class Runner:
         on_setting_failed: Callable[[SettingFailed], None] = lambda message: None,
         prepare: Callable[[Sequence[Choice]], Awaitable[None]] | None = None,
         on_death: Callable[[Mapping[str, RunSetting], bool, str], None] = lambda settings, ready, how: None,
+        on_model_wanted: Callable[[ModelWanted, Worker], None] = lambda message, worker: None,
+        memory: Memory | None = None,
     ) -> None:
         """`http` is the listening inference socket, `directory` an empty one to run in, `packages` tells the installed.
 
         `on_plan` is called after every look at the wishes: `entries` and `missing` may have changed. `prepare` is
         waited for before a worker is configured; it bounds its own time and raises nothing. `on_death` hears of every
-        worker that failed: the settings it had, whether it had been ready, and how it ended.
+        worker that failed: the settings it had, whether it had been ready, and how it ended. `on_model_wanted` hears
+        of what a worker's clients want, and has to answer that worker.
         """
         self._http, self._directory, self._command = http, directory, command
         self._desired, self._packages, self._configure = desired, packages, configure
         self._health, self._on_plan = health, on_plan
         self._items = WorkerItems(health)
         self._prepare, self._on_setting_failed, self._on_death = prepare, on_setting_failed, on_death
+        self._on_model_wanted = on_model_wanted
+        self._memory = memory or Memory()
         self.worker: Worker | None = None
-        self.restarts = 0
         self.swapping = False
         self.missing: frozenset[str] = frozenset()
         """Model references that wanted services need and that are not installed."""
         self.entries: dict[str, Entry] = {}
+        """The wanted services."""
+        self.model_entries: dict[str, Entry] = {}
+        """The models that are wanted without a service."""
+        self.comparisons: dict[str, Comparison] = {}
+        """By service: its present model's answers to the samples of the one before."""
         self._candidate: Worker | None = None
         self._leaving: asyncio.Task[None] | None = None  # drains the predecessor
-        self._tally = Tally()
+        self._parked: socket.socket | None = None  # idle connections of a worker that has ended, for the next one
+        self._reports = Reports()
+        self._trouble = Trouble(desired, health)
         self._accepted: dict[str, Choice] = {}  # what the present worker became ready with
         self._planned: dict[str, Choice] = {}  # what it should run by now
         self._held: dict[str, ServiceReport] = {}
-        self._policy = RestartPolicy()
-        self._not_before = 0.0
-        self._strikes: Counter[str] = Counter()
-        self._one_by_one = False
         self._retry_failed = False
         self._swap = False
         self._changed = asyncio.Event()
@@ -107,9 +120,7 @@ class Runner:
     def changed(self, *, by_hand: bool = False) -> None:
         """Wanted services or installed packages are not what they were. `by_hand`: somebody waits, so try at once."""
         if by_hand:
-            self._policy.forget()
-            self._strikes.clear()
-            self._not_before = 0.0
+            self._trouble.forgive()
             self._retry_failed = True
         self._settled.clear()
         self._changed.set()
@@ -117,7 +128,7 @@ class Runner:
     @property
     def planned(self) -> Mapping[str, Choice]:
         """What the worker should run by now, by service."""
-        return self._planned
+        return {name: choice for name, choice in self._planned.items() if not is_model(name)}
 
     @property
     def at_rest(self) -> bool:
@@ -140,17 +151,33 @@ class Runner:
 
     def reports(self) -> list[ServiceReport]:
         """The newest report of every wanted service, by name."""
-        live = {report.name: self._tally.total(report) for report in self._live_reports()}
-        for choice in self._planned.values():
-            loading = ServiceReport(name=choice.name, model=choice.ref, state="loading", detail="its model is loading")
-            live.setdefault(choice.name, loading)
-        return [report for _, report in sorted({**self._held, **live}.items())]
+        held = {name: report for name, report in self._held.items() if not is_model(name)}
+        return self._reports.services(held, self.planned.values(), self.worker)
+
+    def model_report(self, name: str) -> ServiceReport:
+        """Where a model without a service stands; `name` is that of its entry."""
+        if name in self._held:
+            return self._held[name]
+        choice = self.running(name)
+        ref = choice.ref if choice is not None else ""
+        for report in live_models(self.worker):
+            if report.model == ref:
+                return ServiceReport(name=name, model=ref, state=report.state, detail=report.detail)
+        return ServiceReport(name=name, model=ref, state="loading", detail="it is loading")
+
+    def model_statistics(self) -> list[ModelStatistics]:
+        """What each model version that is served now did over the Open Inference Protocol, by name and version."""
+        return self._reports.statistics(self.worker)
 
     @property
     def uplink_bytes(self) -> int:
         """Bytes sent to cloudd by all workers since the supervisor started."""
-        report = self.worker.report if self.worker is not None else None
-        return self._tally.uplink_bytes + (report.uplink_bytes if report is not None else 0)
+        return self._reports.uplink_bytes
+
+    @property
+    def restarts(self) -> int:
+        """Starts after a worker had ended that should not have."""
+        return self._trouble.restarts
 
     def running(self, name: str) -> Choice | None:
         """What runs (or starts) as this service now."""
@@ -160,12 +187,12 @@ class Runner:
         """What the worker does; waiting is for the next restart."""
         if self.worker is not None and self.worker.alive:
             return "ready" if self.worker.ready.done() else "starting"
-        return "waiting" if time.monotonic() < self._not_before else "starting"
+        return "waiting" if time.monotonic() < self._trouble.not_before else "starting"
 
     @property
     def held(self) -> list[str]:
         """Names of the wanted services that no worker runs now."""
-        return sorted(self._held)
+        return sorted(name for name in self._held if not is_model(name))
 
     async def settled(self, timeout_s: float) -> bool:
         """Wait until everything that can run does. False after `timeout_s`."""
@@ -179,7 +206,9 @@ class Runner:
         """Drain the worker. Cancel the task of `run` first."""
         if self.worker is not None and self.worker.alive:
             await self.worker.drain(DRAIN_S)
+            self.worker.handed.close()
         await self._see_out()
+        self._park(None)
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -194,17 +223,19 @@ class Runner:
             if right and not (self._retry_failed and self._failed()):
                 await self._rest(plan)
                 continue
-            if (delay := self._not_before - time.monotonic()) > 0:
+            if (delay := self._trouble.not_before - time.monotonic()) > 0:
                 await self._change_or(delay, *([self.worker.exited] if self.worker is not None else []))
                 continue
             await self._replace(plan, entries)
 
     async def _plan(self) -> tuple[Plan, dict[str, Entry]]:
-        entries = {entry.name: entry for entry in await asyncio.to_thread(self._desired.entries)}
-        plan = make_plan(entries.values(), self._packages(), self._accepted, self._one_by_one)
-        self.entries, self.missing, self._held = entries, plan.missing, plan.held
+        services = {entry.name: entry for entry in await asyncio.to_thread(self._desired.entries)}
+        models = {entry.name: entry for entry in await asyncio.to_thread(self._desired.models)}
+        entries = {**services, **models}
+        plan = make_plan(entries.values(), self._packages(), self._accepted, self._trouble.one_by_one)
+        self.entries, self.model_entries, self.missing, self._held = services, models, plan.missing, plan.held
         self._planned = {choice.name: choice for choice in plan.choices}
-        self._tally.forget(entries)
+        self._reports.forget(services)
         self._on_plan()
         return plan, entries
 
@@ -214,8 +245,8 @@ class Runner:
         assert worker is not None
         self._retry_failed = False
         self._accepted = {choice.name: choice for choice in plan.choices}
-        if self._one_by_one:
-            self._one_by_one = False  # every suspect had its turn; look at the whole again
+        if self._trouble.one_by_one:
+            self._trouble.one_by_one = False  # every suspect had its turn; look at the whole again
             return
         self._settled.set()
         retry_at = time.monotonic() + RETRY_FAILED_S if self._failed() else float("inf")
@@ -234,21 +265,33 @@ class Runner:
         """Start a worker for `plan`; make it the present one if it is good, else learn from its failure."""
         self._retry_failed = self._swap = False
         await self._see_out()  # never three workers at once
-        if self.worker is not None and not _fits_beside(self.worker):
+        packages = self._packages()
+        verdict = await self._memory.verdict(plan.choices, packages, self.worker)
+        if verdict.way is None:
+            new = newcomers(plan, entries, self._accepted)
+            if new:
+                largest = max(new, key=lambda choice: self._memory.of(choice.ref, packages))
+                await self._trouble.refuse(largest, verdict.sentence)
+                return
+            self._trouble.tight(verdict.sentence)
+        if self.worker is not None and verdict.way != "beside":
             log.info("There is not memory enough for two workers: the present one ends before its successor starts.")
             leaving, self.worker = self.worker, None
             await self._retire(leaving)
         if self._prepare is not None:
-            await self._prepare(plan.choices)
+            await self._prepare(plan.services)
         self.swapping = self.worker is not None
         try:
-            configure = self._configure(plan)
-            candidate = await Worker.start(configure, self._http, self._directory, self._take_event, self._command)
+            configure = comparison.with_comparisons(self._configure(plan), plan, self._accepted, self._packages())
+            inherits = self.worker.handed if self.worker is not None else self._parked
+            start = configure, self._http, self._directory, self._take_event, self._command, inherits
+            candidate = await Worker.start(*start)
         except OSError as error:
-            self._crashed(f"The worker could not be started: {error}.")
+            self._trouble.crashed(f"The worker could not be started: {error}.", self.worker is not None)
             self.swapping = False
             return
         self._candidate = candidate
+        self._reports.started(candidate)
         if self.worker is None:
             self.worker = candidate
         try:
@@ -259,12 +302,14 @@ class Runner:
                 await self._judge(candidate, plan, outcome, entries)
             elif outcome:
                 self._on_death(candidate.settings, False, outcome)
-                await self._blame(outcome, candidate.exited.result(), unproven(plan, entries, self._accepted))
+                suspects = unproven(plan, entries, self._accepted)
+                await self._trouble.blame(outcome, candidate.exited.result(), suspects, self.worker is not None)
         finally:
             self.swapping, self._candidate = False, None
             if candidate is not self.worker:
                 candidate.kill()  # a no-op unless this task is being cancelled
-                self._items.ended(candidate.pid)
+                candidate.handed.close()
+                self._ended(candidate)
 
     async def _until_ready(self, candidate: Worker, plan: Plan) -> Ready | str:
         """The candidate's Ready, how it failed, or "" if a newer plan made it pointless. Without Ready it is ended."""
@@ -289,38 +334,55 @@ class Runner:
 
     async def _judge(self, candidate: Worker, plan: Plan, ready: Ready, entries: dict[str, Entry]) -> None:
         """Accept a ready candidate, unless a changed service failed in it that has something better to fall back on."""
-        failed = {report.name: report.detail for report in ready.services if report.state == "failed"}
-        spoiled = [c for c in plan.choices if c.name in failed and self._has_better(c, entries[c.name])]
+        self._memory.learn(ready)
+        failed = failures(plan, ready)
+        beside = candidate is not self.worker
+        spoiled = [
+            choice
+            for choice in plan.choices
+            if choice.name in failed and has_better(choice, entries[choice.name], self._packages(), beside)
+        ]
         if spoiled:
             for choice in spoiled:
-                await self._refuse(choice, failed[choice.name])
+                await self._trouble.refuse(choice, failed[choice.name])
             if candidate is self.worker:
                 self.worker = None
             await candidate.drain(DRAIN_S)
             return
         crash_point("supervisor.worker-ready")
         old, self.worker = self.worker, candidate
+        if old is candidate:
+            self._park(None)  # it has inherited that; the end of the one before is parked when that has ended
         self._accepted = {choice.name: choice for choice in plan.choices}
         for choice in plan.choices:
             if choice.name not in failed:
-                await self._save(self._desired.mark_good, choice.name, choice.text, choice.ref)
+                await self._trouble.good(choice)
         crash_point("supervisor.swapped")
-        self._health.clear("worker.down", "The worker is ready again.")
-        self._health.clear("worker.successor", "The changed services run now.")
+        self._trouble.over()
+        self.comparisons |= {compared.service: compared for compared in ready.comparisons}
+        comparison.tell(ready.comparisons, self._health)
         if old is not None and old is not candidate:
             self._leaving = asyncio.create_task(self._retire(old))
         count = len(plan.choices) - len(failed)
         log.info("Worker %d is ready with %d %s.", candidate.pid, count, "service" if count == 1 else "services")
 
     async def _retire(self, worker: Worker) -> None:
-        """See a worker out and keep what it counted to the last."""
-        await worker.drain(DRAIN_S)
+        """See a worker out and keep what it counted to the last. Its idle connections go to its successor."""
+        await worker.drain(DRAIN_S, handover=True)
         self._ended(worker)
+        self._park(worker.handed)
+        if self.worker is not None and self.worker.alive:
+            self._park(None)  # the successor has a copy of its own
+
+    def _park(self, end: socket.socket | None) -> None:
+        """Keep the receiving end of what a worker gave away, and let go of the one before."""
+        if self._parked is not None:
+            self._parked.close()
+        self._parked = end
 
     def _ended(self, worker: Worker) -> None:
         self._items.ended(worker.pid)
-        if worker.report is not None:
-            self._tally.retire(worker.report.services, worker.report.uplink_bytes)
+        self._reports.ended(worker)
 
     async def _see_out(self) -> None:
         """Wait until the predecessor has ended."""
@@ -328,74 +390,28 @@ class Runner:
             await self._leaving
             self._leaving = None
 
-    def _has_better(self, choice: Choice, entry: Entry) -> bool:
-        """The failed choice is new, and there is a last good one that can run."""
-        usable = bool(entry.good_text) and entry.good_ref in self._packages()
-        return usable and not choice.last_good and not proven(choice, entry)
-
-    async def _blame(self, failure: str, status: int, suspects: list[Choice]) -> None:
-        """A candidate failed before it was ready. Find out which change it was, or treat it as a crash.
-
-        Without a worker that serves, an exit status says nothing about the definitions: it is the worker's own trouble,
-        such as a library that is not installed. A death by a signal, or one beside a healthy worker, counts.
-        """
-        if suspects and (status < 0 or self.worker is not None):
-            self._strikes.update(choice.key for choice in suspects)
-            if min(self._strikes[choice.key] for choice in suspects) >= STRIKES:
-                if len(suspects) == 1:
-                    await self._refuse(suspects[0], f"the worker {failure} while it loaded this service")
-                    self._policy.forget()
-                else:
-                    self._one_by_one = True
-        self._crashed(f"A new worker {failure}.")
-
     def _bury(self, worker: Worker) -> None:
         self.worker = None
         self._ended(worker)
-        self._on_death(worker.settings, worker.ready.done(), describe_exit(worker.exited.result()))
-        self._crashed(f"The worker {worker.pid} ended with {describe_exit(worker.exited.result())}; it is restarted.")
+        worker.handed.close()
+        how = describe_exit(worker.exited.result())
+        self._on_death(worker.settings, worker.ready.done(), how)
+        self._trouble.crashed(f"The worker {worker.pid} ended with {how}; it is restarted.", False)
 
-    def _crashed(self, text: str) -> None:
-        now = time.monotonic()
-        self._not_before = now + self._policy.crashed(now)
-        if self.worker is None:
-            self.restarts += 1
-        if not self._policy.looping(now):
-            self._health.note("warning", "worker.crashed", text)
-        elif self.worker is None:
-            down = "The worker crashes again and again, so nothing is inspected; it is retried every 30 s."
-            self._health.report("worker.down", "error", f"{down} {text}")
-        else:
-            stuck = "The changed services cannot be started; the present ones go on, and it is retried every 30 s."
-            self._health.report("worker.successor", "warning", f"{stuck} {text}")
-
-    async def _refuse(self, choice: Choice, why: str) -> None:
-        await self._save(self._desired.mark_refused, choice.name, choice.key, why)
-        self._health.note("error", "service.refused", f"Service {choice.name} cannot run with {choice.ref}: {why}")
-
-    async def _save(self, write: Callable[..., None], *arguments: str) -> None:
-        """A full disk must not stop a swap: what cannot be noted now is found out again after a restart."""
-        try:
-            await asyncio.to_thread(write, *arguments)
-        except Exception as error:
-            self._health.note("warning", "state.unwritable", f"The state of the services could not be saved: {error}.")
-
-    def _take_event(self, worker: Worker, event: Event | SettingFailed) -> None:
+    def _take_event(self, worker: Worker, event: Told) -> None:
         if isinstance(event, SettingFailed):
             self._on_setting_failed(event)
+            return
+        if isinstance(event, ModelWanted):
+            self._on_model_wanted(event, worker)
             return
         if not worker.alive:  # its last words are read after its end: nobody is left to take them back
             event = msgspec.structs.replace(event, passing=True)
         self._items.take(worker.pid, event)
 
-    def _live_reports(self) -> list[ServiceReport]:
-        worker = self.worker
-        if worker is None or not worker.alive or not worker.ready.done():
-            return []
-        return (worker.report or worker.ready.result()).services
-
     def _failed(self) -> bool:
-        return any(report.state == "failed" for report in self._live_reports())
+        states = [report.state for report in live_services(self.worker)]
+        return "failed" in states or any(report.state == "failed" for report in live_models(self.worker))
 
     async def _change_or(self, timeout_s: float, *futures: asyncio.Future[Any]) -> None:
         """Wait for a change, one of the futures, or the time."""
@@ -408,8 +424,3 @@ class Runner:
 
 def _key(choices: dict[str, Choice]) -> frozenset[tuple[str, str]]:
     return frozenset((choice.name, choice.key) for choice in choices.values())
-
-
-def _fits_beside(worker: Worker) -> bool:
-    size = worker.report.rss if worker.report is not None else 0
-    return bool(psutil.virtual_memory().available >= OVERLAP * size)

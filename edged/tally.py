@@ -2,32 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import zip_longest
 
 import msgspec
 
-from edgekit.messages import ServiceReport
+from edgekit.messages import ModelStatistics, OutputReport, ServiceReport
 
-_COUNTERS = ("inspected", "edge", "cloud", "degraded", "refused", "shed", "errors", "latency_sum_ms")
+MAX_MODELS = 256
+"""Model versions whose counters are kept after their worker; the ones unused for longest are dropped."""
+
+_COUNTERS = (
+    "inspected", "edge", "cloud", "degraded", "refused", "shed", "errors", "latency_sum_ms", "runs", "inline_runs",
+)  # fmt: skip
+_TABLES = ("labels", "verdicts", "stage_sums_ms", "not_run")
+_MODEL_STATE = frozenset({"name", "version", "pending", "last_at"})
+_MODEL_COUNTERS = tuple(name for name in ModelStatistics.__struct_fields__ if name not in _MODEL_STATE)
+
+ModelKey = tuple[str, str]
+"""Name and version."""
 
 
 class Tally:
-    """Sums by service since the supervisor started; without it every swap would set the page back to zero."""
+    """Sums by service and by model since the supervisor started; without it every swap would set the page to zero."""
 
     def __init__(self) -> None:
         self._past: dict[str, ServiceReport] = {}
+        self._models: dict[ModelKey, ModelStatistics] = {}
         self.uplink_bytes = 0
 
-    def retire(self, reports: Iterable[ServiceReport], uplink_bytes: int) -> None:
+    def retire(
+        self, reports: Iterable[ServiceReport], uplink_bytes: int, models: Iterable[ModelStatistics] = ()
+    ) -> None:
         """A worker has ended; these were its last counters."""
         for report in reports:
             self._past[report.name] = add(report, self._past.get(report.name))
+        for model in models:
+            key = (model.name, model.version)
+            self._models[key] = add_model(model, self._models.pop(key, None))
+        while len(self._models) > MAX_MODELS:
+            del self._models[next(iter(self._models))]
         self.uplink_bytes += uplink_bytes
 
     def total(self, report: ServiceReport) -> ServiceReport:
         """`report` with the counters of all earlier workers."""
         return add(report, self._past.get(report.name))
+
+    def total_model(self, model: ModelStatistics) -> ModelStatistics:
+        """`model` with the counters of all earlier workers."""
+        return add_model(model, self._models.get((model.name, model.version)))
 
     def forget(self, keep: Iterable[str]) -> None:
         """Drop the counters of services that are not wanted any more."""
@@ -38,15 +61,50 @@ def add(report: ServiceReport, past: ServiceReport | None) -> ServiceReport:
     """`report` with `past`'s counters added; what is no counter stays as `report` says."""
     if past is None:
         return report
-    labels = dict(past.labels)
-    for label, number in report.labels.items():
-        labels[label] = labels.get(label, 0) + number
     sums = {name: getattr(report, name) + getattr(past, name) for name in _COUNTERS}
-    histogram = [sum(pair) for pair in zip_longest(report.latency_counts, past.latency_counts, fillvalue=0)]
+    tables = {name: _merged(getattr(report, name), getattr(past, name)) for name in _TABLES}
+    stages = {
+        stage: _columns(report.stage_counts.get(stage, []), past.stage_counts.get(stage, []))
+        for stage in {**past.stage_counts, **report.stage_counts}
+    }
     return msgspec.structs.replace(
         report,
-        labels=labels,
-        latency_counts=histogram,
+        latency_counts=_columns(report.latency_counts, past.latency_counts),
+        stage_counts=stages,
+        outputs=_outputs(report.outputs, past.outputs),
         last_at=past.last_at if report.last_at is None else report.last_at,
         **sums,
+        **tables,
     )
+
+
+def add_model(model: ModelStatistics, past: ModelStatistics | None) -> ModelStatistics:
+    """`model` with `past`'s counters added."""
+    if past is None:
+        return model
+    sums = {name: getattr(model, name) + getattr(past, name) for name in _MODEL_COUNTERS}
+    return msgspec.structs.replace(model, last_at=max(model.last_at, past.last_at), **sums)
+
+
+def _outputs(now: list[OutputReport], past: list[OutputReport]) -> list[OutputReport]:
+    """An output that the definition no longer names is gone with what it counted."""
+    before = {(output.kind, output.name): output for output in past}
+    summed = []
+    for output in now:
+        earlier = before.get((output.kind, output.name))
+        if earlier is not None:
+            delivered, dropped = output.delivered + earlier.delivered, output.dropped + earlier.dropped
+            output = msgspec.structs.replace(output, delivered=delivered, dropped=dropped)
+        summed.append(output)
+    return summed
+
+
+def _merged(now: Mapping[str, float], past: Mapping[str, float]) -> dict[str, float]:
+    merged = dict(past)
+    for name, number in now.items():
+        merged[name] = merged.get(name, 0) + number
+    return merged
+
+
+def _columns(now: Iterable[int], past: Iterable[int]) -> list[int]:
+    return [sum(pair) for pair in zip_longest(now, past, fillvalue=0)]

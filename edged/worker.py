@@ -1,13 +1,15 @@
 """One worker process as its supervisor sees it: spawn, frames both ways, drain, and when to start the next one.
 
-A worker gets two descriptors: a socket pair that carries envelopes of ToWorker and FromWorker, and the listening
-inference socket, which the supervisor keeps open so that connections queue while there is no worker. The worker ends
-itself when its parent dies (PR_SET_PDEATHSIG) and when the control socket closes.
+A worker gets a socket pair that carries envelopes of ToWorker and FromWorker, and the listening inference socket, which
+the supervisor keeps open so that connections queue while there is no worker. Two more bring it the idle connections of
+the worker before and take its own to the next one (`edged.handover`); their numbers are in its configuration. The
+worker ends itself when its parent dies (PR_SET_PDEATHSIG) and when the control socket closes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -20,12 +22,14 @@ from pathlib import Path
 
 import msgspec
 
+from edged import handover
 from edgekit.envelope import EnvelopeError, FrameReader, seal
 from edgekit.messages import (
     Configure,
     Drain,
     Event,
     FromWorker,
+    ModelWanted,
     Ready,
     RunSetting,
     SettingFailed,
@@ -43,6 +47,9 @@ FIRST_DELAY_S = 0.5
 SLOW_DELAY_S = 30.0
 _TERMINATE_S = 3.0
 _READ = 65_536
+
+Told = Event | SettingFailed | ModelWanted
+"""What a worker says that is neither Ready nor a report."""
 
 _decoder: msgspec.json.Decoder[FromWorker] = msgspec.json.Decoder(FromWorker)
 
@@ -90,8 +97,10 @@ def worker_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str
 class Worker:
     """A started worker process. Create it with `Worker.start` inside a running event loop."""
 
-    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket, handed: socket.socket) -> None:
         self.pid = process.pid
+        self.handed = handed
+        """Here come the idle connections that it gives away when it is drained. Whoever drains it closes this."""
         self.started_at = time.time()
         self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -113,25 +122,37 @@ class Worker:
         configure: Configure,
         http: socket.socket,
         directory: Path,
-        on_event: Callable[[Worker, Event | SettingFailed], None],
+        on_event: Callable[[Worker, Told], None],
         command: Callable[[int, int], Sequence[str]] = worker_command,
+        inherits: socket.socket | None = None,
     ) -> Worker:
-        """Spawn a worker in the existing, empty `directory` and configure it. Raises OSError if it cannot start."""
+        """Spawn a worker in the existing, empty `directory` and configure it. Raises OSError if it cannot start.
+
+        `inherits` is what brings the idle connections of the worker before; it stays open here.
+        """
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        try:
-            with theirs:
+        with contextlib.ExitStack() as undo:
+            undo.callback(ours.close)
+            undo.enter_context(theirs)
+            sending, handed = handover.pair()
+            undo.callback(handed.close)
+            with sending:
+                descriptors = [theirs.fileno(), http.fileno(), sending.fileno()]
+                configure = msgspec.structs.replace(configure, send_fd=sending.fileno())
+                if inherits is not None:
+                    descriptors.append(inherits.fileno())
+                    configure = msgspec.structs.replace(configure, receive_fd=inherits.fileno())
                 process = subprocess.Popen(  # noqa: ASYNC220 - returns at exec; pidfd tells of the exit
                     command(theirs.fileno(), http.fileno()),
                     cwd=directory,
                     env=worker_environment(),
-                    pass_fds=(theirs.fileno(), http.fileno()),
+                    pass_fds=descriptors,
                     stdin=subprocess.DEVNULL,
                 )
-        except BaseException:
-            ours.close()
-            raise
-        worker = cls(process, ours)
+            undo.pop_all()
+            theirs.close()
+        worker = cls(process, ours, handed)
         reader, worker._writer = await asyncio.open_unix_connection(sock=ours)
         worker._task = asyncio.create_task(worker._read(reader, on_event), name=f"worker {process.pid}")
         worker.settings = dict(configure.settings)
@@ -147,9 +168,12 @@ class Worker:
         if self._writer is not None and not self._writer.is_closing() and self.alive:
             self._writer.write(seal(message))
 
-    async def drain(self, timeout_s: float) -> int:
-        """Let it finish what is in flight, then see it out: Drain, SIGTERM, SIGKILL. Returns its exit status."""
-        self.send(Drain())
+    async def drain(self, timeout_s: float, *, handover: bool = False) -> int:
+        """Let it finish what is in flight, then see it out: Drain, SIGTERM, SIGKILL. Returns its exit status.
+
+        `handover`: it sends its idle connections to `handed`.
+        """
+        self.send(Drain(handover=handover))
         for wait_s, then in ((timeout_s, signal.SIGTERM), (_TERMINATE_S, signal.SIGKILL)):
             done, _ = await asyncio.wait([self.exited], timeout=wait_s)
             if done:
@@ -166,9 +190,7 @@ class Worker:
         if self.alive:
             self._process.send_signal(number)
 
-    async def _read(
-        self, reader: asyncio.StreamReader, on_event: Callable[[Worker, Event | SettingFailed], None]
-    ) -> None:
+    async def _read(self, reader: asyncio.StreamReader, on_event: Callable[[Worker, Told], None]) -> None:
         frames = FrameReader(max_payload=0)
         try:
             while data := await reader.read(_READ):
@@ -183,7 +205,7 @@ class Worker:
             if self._writer is not None:
                 self._writer.close()
 
-    def _take(self, message: FromWorker, on_event: Callable[[Worker, Event | SettingFailed], None]) -> None:
+    def _take(self, message: FromWorker, on_event: Callable[[Worker, Told], None]) -> None:
         self.last_seen = time.monotonic()
         if isinstance(message, Ready):
             if not self.ready.done():

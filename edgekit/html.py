@@ -45,6 +45,21 @@ img.sample{width:64px;height:64px;object-fit:cover;border-radius:6px;border:1px 
 svg.bar{display:block;border-radius:4px;background:var(--line)}
 svg .edge{fill:var(--edge)}svg .cloud{fill:var(--cloud)}svg .warning{fill:var(--warn)}svg .ok{fill:var(--ok)}
 svg .error{fill:var(--bad)}
+.looks{display:flex;flex-wrap:wrap;gap:1rem}figure.look{flex:0 1 auto;max-width:100%}
+figure.look img{display:block;max-width:100%;max-height:22rem;border-radius:6px;background:var(--line)}
+h3{font-size:.95rem;margin:.5rem 0 0}
+.charts{display:flex;flex-wrap:wrap;gap:.3rem 2rem}
+figure{margin:0;flex:1 1 19rem;max-width:34rem}figcaption{color:var(--soft);font-size:.85rem}
+.key{margin-left:.7rem;white-space:nowrap}.key strong{color:var(--ink)}
+.key::before{content:"";display:inline-block;width:1.3rem;margin-right:.3rem;vertical-align:middle;
+border-top:2px solid}
+.key.p50::before{border-color:var(--edge)}.key.p99::before{border-color:var(--warn);border-top-style:dashed}
+.key.rate::before{border-color:var(--ok)}
+svg.chart{display:block;width:100%;height:auto}
+svg.chart text{fill:var(--soft);font:21px system-ui,sans-serif}svg.chart .rule{stroke:var(--line);stroke-width:2}
+svg.chart path{fill:none;stroke-width:3.5;stroke-linejoin:round;stroke-linecap:round}
+svg.chart .p50{stroke:var(--edge)}svg.chart .p99{stroke:var(--warn);stroke-dasharray:9 7}
+svg.chart .rate{stroke:var(--ok)}
 form{display:inline}input,button{font:inherit;padding:.2rem .6rem;border-radius:6px;border:1px solid var(--line);
 background:var(--bg);color:var(--ink)}button{cursor:pointer}
 """
@@ -60,12 +75,29 @@ SCRIPT = """
       return r.text();
     }).then(function (html) {
       var next = new DOMParser().parseFromString(html, "text/html").querySelector("main");
-      if (next && !busy()) main.replaceChildren.apply(main, Array.from(next.childNodes));
+      if (next && !busy()) {
+        // A picture that is seen stays until its successor is here: the element itself, which is loaded already.
+        var seen = Array.from(main.querySelectorAll("img[data-live]"));
+        var same = seen.map(function (old) { return next.querySelector('img[data-live="' + old.dataset.live + '"]'); });
+        same.forEach(function (img) { if (img) img.removeAttribute("src"); });
+        main.replaceChildren.apply(main, Array.from(next.childNodes));
+        same.forEach(function (img, i) { if (img) { seen[i].alt = img.alt; img.replaceWith(seen[i]); } });
+      }
       live.textContent = "live";
     }).catch(function () { live.textContent = "the daemon does not answer; numbers may be old"; });
   }
+  function look() {
+    if (document.hidden) return;
+    document.querySelectorAll("img[data-live]").forEach(function (img) {
+      var next = new Image();
+      next.onload = function () { next.alt = img.alt; img.replaceWith(next); };
+      next.dataset.live = img.dataset.live;
+      next.src = img.dataset.live + "?" + Date.now();
+    });
+  }
   live.textContent = "live";
   setInterval(again, 2000);
+  setInterval(look, 1000);
 })();
 """
 

@@ -11,6 +11,8 @@ from typing import Literal
 
 import msgspec
 
+from edgekit.services import Pipeline
+
 PROTOCOL = 1
 """Version of the edged-cloudd protocol. cloudd refuses another major number with a sentence that says so."""
 
@@ -53,6 +55,8 @@ class Decision(Message, frozen=True, kw_only=True):
     serial: str = ""  # the board's serial number, if the source gave one
     captured_at: float = 0.0
     timings_ms: dict[str, float] = {}  # queue, decode, infer, cloud, total
+    verdict: Literal["", "pass", "fail", "review"] = ""  # by the service's rules, of the final label; "" without rules
+    region: list[int] = []  # left, top, right, bottom in pixels of what decided at the edge, with a pipeline
 
 
 # --- joining ---------------------------------------------------------------------------------------------------------
@@ -106,6 +110,7 @@ class HardSample(Message, frozen=True, kw_only=True):
     captured_at: float
     serial: str = ""
     late: bool = False  # it comes from the spool: nobody waits for the answer
+    pipeline: Pipeline | None = None  # what of the picture the edge looked at, and the cloud is to look at
 
 
 class Answer(Message, frozen=True, kw_only=True):
@@ -144,9 +149,23 @@ class ModelEntry(Message, frozen=True, kw_only=True):
 
 LATENCY_BOUNDS_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 """Upper bounds of the latency histogram in a ServiceReport."""
+STAGE_BOUNDS_MS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000)
+"""Upper bounds of the histograms of its stages, some of which take microseconds."""
 
 
 # --- control channel (WebSocket, JSON text frames) -------------------------------------------------------------------
+
+
+class OutputReport(Message, frozen=True, kw_only=True):
+    """How one output of a service gets on. The counters are of the worker that reports (see edged.tally)."""
+
+    name: str  # the file, or the address without what a URL may hide
+    kind: str
+    delivered: int = 0  # decisions
+    waiting: int = 0  # in memory and on the disk, also from before
+    dropped: int = 0  # given up: no room, or refused by the receiver
+    failing_since: float | None = None  # wall clock
+    problem: str = ""  # why it fails now
 
 
 class ServiceReport(Message, frozen=True, kw_only=True):
@@ -174,6 +193,41 @@ class ServiceReport(Message, frozen=True, kw_only=True):
     last_at: float | None = None  # wall clock of the newest decision
     latency_counts: list[int] = []  # decisions per bound of LATENCY_BOUNDS_MS, and beyond the last; since start
     latency_sum_ms: float = 0.0
+    verdicts: dict[str, int] = {}  # decisions by verdict; empty without rules
+    recent_p50_ms: float | None = None  # of the last ten seconds, for the picture over time
+    recent_p99_ms: float | None = None
+    recent_per_s: float = 0.0  # decisions
+    stage_counts: dict[str, list[int]] = {}  # by stage (queue, decode, infer, cloud): per bound of STAGE_BOUNDS_MS
+    stage_sums_ms: dict[str, float] = {}
+    not_run: dict[str, int] = {}  # jobs that the engine did not run: full, overloaded, expired, stale, cancelled
+    runs: int = 0  # jobs that it ran
+    inline_runs: int = 0  # of these in the event loop itself, without a thread
+    outputs: list[OutputReport] = []
+    preview: str = ""  # what the newest picture shows and what was decided about it; "" while there is none
+
+
+class ModelStatistics(Message, frozen=True, kw_only=True):
+    """What one model version did over the Open Inference Protocol since the worker started; durations in microseconds.
+
+    The names are those of Triton's `nv_inference_*` metrics, which mean the same.
+    """
+
+    name: str
+    version: str  # the package's
+    success: int = 0  # requests answered
+    rejected: int = 0  # refused before the model: no place in the queue, past the deadline
+    canceled: int = 0  # the client hung up
+    backend: int = 0  # the model failed
+    other: int = 0  # malformed requests and unreadable pictures
+    inference_count: int = 0  # batch elements
+    exec_count: int = 0  # runs of the model
+    request_us: int = 0  # of the answered requests, from the parsed request to the encoded reply
+    queue_us: int = 0
+    compute_input_us: int = 0  # tensors read, pictures decoded and prepared
+    compute_infer_us: int = 0
+    compute_output_us: int = 0  # checked and encoded
+    pending: int = 0  # accepted and waiting for a thread now
+    last_at: float = 0.0  # wall clock of the newest answer, 0 for none
 
 
 class SpoolReport(Message, frozen=True, kw_only=True):
@@ -273,6 +327,11 @@ class Configure(Message, frozen=True, kw_only=True, tag="configure"):
     device_id: str = ""  # bound into the encryption of spooled samples
     held: list[str] = []  # names of wanted services that no worker runs now: their waiting samples stay
     settings: dict[str, RunSetting] = {}  # by service; one that is not in it runs in the safe way, on the CPU
+    models: list[str] = []  # name@version of the models that are served without a service, all in `packages`
+    management_token: str = ""  # who knows it may ask for models to be loaded and unloaded; "" = nobody
+    compare: dict[str, str] = {}  # by service: name@version of its present model, where a new one takes over
+    send_fd: int = -1  # inherited: a socket that takes this worker's idle connections when it is drained
+    receive_fd: int = -1  # inherited: a socket that brings those of the worker before
 
 
 class LinkChanged(Message, frozen=True, kw_only=True, tag="link"):
@@ -288,6 +347,15 @@ class Held(Message, frozen=True, kw_only=True, tag="held"):
 class Drain(Message, frozen=True, kw_only=True, tag="drain"):
     """Stop accepting, finish what is in flight, flush, exit 0."""
 
+    handover: bool = False  # there is a successor for idle connections: send them through `Configure.send_fd`
+
+
+class ModelDone(Message, frozen=True, kw_only=True, tag="model-done"):
+    """Reply to ModelWanted, also to a worker that drains already."""
+
+    ticket: int
+    error: str = ""  # "" = done
+
 
 class PurgeSpool(Message, frozen=True, kw_only=True, tag="purge-spool"):
     service: str = ""  # "" = every service
@@ -297,10 +365,42 @@ class Recalibrate(Message, frozen=True, kw_only=True, tag="recalibrate"):
     service: str
 
 
+class ModelWanted(Message, frozen=True, kw_only=True, tag="model-wanted"):
+    """A client with the management token wants a model served without a service, or no longer served."""
+
+    ticket: int  # the worker's own number
+    ref: str  # name, or name@version
+    wanted: bool = True
+
+
+class ModelReport(Message, frozen=True, kw_only=True):
+    """A model that is served without a service."""
+
+    model: str  # name@version
+    state: Literal["ready", "failed"]
+    detail: str = ""
+
+
+class Comparison(Message, frozen=True, kw_only=True):
+    """A new model's answers to the pinned samples of the package that it replaces."""
+
+    service: str
+    model: str  # name@version
+    previous: str  # name@version
+    samples: int
+    agreed: int  # the same label
+    differing: list[str] = []  # a sentence about each of the first few others
+    score_change: float = 0.0  # the largest difference of the score, among those that agree
+
+
 class Ready(Message, frozen=True, kw_only=True, tag="ready"):
     """Every service is loaded, warmed up and proved on its package's samples (or reported as failed)."""
 
     services: list[ServiceReport]
+    models: list[ModelReport] = []
+    comparisons: list[Comparison] = []
+    base: int = 0  # resident bytes before the first model
+    memory: dict[str, int] = {}  # by name@version: resident bytes that loading and proving it added, at its peak
 
 
 class WorkerReport(Message, frozen=True, kw_only=True, tag="worker-report"):
@@ -311,6 +411,7 @@ class WorkerReport(Message, frozen=True, kw_only=True, tag="worker-report"):
     rss: int
     uplink_bytes: int = 0
     breaker: str = "closed"  # closed | open | half-open
+    models: list[ModelStatistics] = []
 
 
 class Event(Message, frozen=True, kw_only=True, tag="event"):
@@ -335,8 +436,8 @@ class SettingFailed(Message, frozen=True, kw_only=True, tag="setting-failed"):
     reason: str
 
 
-ToWorker = Configure | LinkChanged | Held | Drain | PurgeSpool | Recalibrate
-FromWorker = Ready | WorkerReport | Event | SettingFailed
+ToWorker = Configure | LinkChanged | Held | Drain | PurgeSpool | Recalibrate | ModelDone
+FromWorker = Ready | WorkerReport | Event | SettingFailed | ModelWanted
 
 
 # --- cloudd and its answer worker (envelopes over a socket pair) -----------------------------------------------------
@@ -348,6 +449,7 @@ class AskModel(Message, frozen=True, kw_only=True, tag="ask"):
     ticket: int
     model: str
     directory: str
+    pipeline: Pipeline | None = None
 
 
 class ModelAnswer(Message, frozen=True, kw_only=True, tag="answer"):

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from cloudd.answers.process import Worker, WorkerDied
 from edgekit.messages import Verdict
+from edgekit.services import Pipeline
 
 log = logging.getLogger("cloudd.answers")
 
@@ -73,6 +74,7 @@ class _Question:
     directory: str = field(compare=False)
     picture: bytes = field(compare=False)  # b"": only load the model
     result: asyncio.Future[Result | None] = field(compare=False)  # None: the model is loaded
+    pipeline: Pipeline | None = field(compare=False, default=None)
 
 
 class AnswerPool:
@@ -120,15 +122,18 @@ class AnswerPool:
             guess = max(1.0, waiting * self._mean_s / self.settings.workers)
             raise Busy(f"{waiting} samples wait for an answer already", guess)
 
-    async def ask(self, model: str, directory: Path, picture: bytes, late: bool = False) -> Result:
-        """Classify a picture with the package in `directory`; `model` is its name@version.
+    async def ask(
+        self, model: str, directory: Path, picture: bytes, late: bool = False, pipeline: Pipeline | None = None
+    ) -> Result:
+        """Classify a picture with the package in `directory`, behind the `pipeline` of the service that asks.
 
-        Raises Busy (queue full, model cannot be loaded at the moment, worker died) or PictureRefused.
+        `model` is the package's name@version. Raises Busy (queue full, model cannot be loaded at the moment, worker
+        died) or PictureRefused.
         """
         self.check(late)
         if self._failures and self._failures.get((model, _key(picture)), 0) >= _FAILURES:
             raise PictureRefused("the answer worker or the model failed on this picture twice; it is not tried again")
-        question = self._question(model, str(directory), picture, late)
+        question = self._question(model, str(directory), picture, late, pipeline)
         self._queue.put_nowait(question)
         try:
             async with asyncio.timeout(self.settings.total_s):
@@ -147,10 +152,12 @@ class AnswerPool:
                 self._queue.put_nowait(question)
             await asyncio.gather(*(question.result for question in questions), return_exceptions=True)
 
-    def _question(self, model: str, directory: str, picture: bytes, late: bool) -> _Question:
+    def _question(
+        self, model: str, directory: str, picture: bytes, late: bool, pipeline: Pipeline | None = None
+    ) -> _Question:
         result: asyncio.Future[Result | None] = asyncio.get_running_loop().create_future()
         result.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, should nobody wait for it
-        return _Question(late, next(self._numbers), model, directory, picture, result)
+        return _Question(late, next(self._numbers), model, directory, picture, result, pipeline)
 
     async def _keep(self, slot: int) -> None:
         """Own one worker: take questions, replace the worker when it dies."""
@@ -216,7 +223,7 @@ class AnswerPool:
         started = self._clock()
         try:
             answer, thumbnail = await worker.ask(
-                question.model, question.directory, question.picture, self.settings.answer_s
+                question.model, question.directory, question.picture, self.settings.answer_s, question.pipeline
             )
         except WorkerDied:
             self._count_failure(question)

@@ -18,6 +18,7 @@ import cloudd
 from cloudd.answers.limits import KEEP_MODELS, MAX_THUMBNAIL
 from edgekit.envelope import EnvelopeError, FrameReader, seal
 from edgekit.messages import AskModel, ModelAnswer
+from edgekit.services import Pipeline
 
 _END_S = 2.0
 # What a worker that ended, or that a hostile picture took over, makes us see.
@@ -87,12 +88,15 @@ class Worker:
             theirs.close()
         return cls(process, reader, writer)
 
-    async def ask(self, model: str, directory: str, picture: bytes, timeout: float) -> tuple[ModelAnswer, bytes]:
+    async def ask(
+        self, model: str, directory: str, picture: bytes, timeout: float, pipeline: Pipeline | None = None
+    ) -> tuple[ModelAnswer, bytes]:
         """The answer and the thumbnail. After WorkerDied or a cancellation the worker is gone and must be replaced."""
         ticket = next(self._tickets)
         try:
             async with asyncio.timeout(timeout):
-                self._writer.write(seal(AskModel(ticket=ticket, model=model, directory=directory), picture))
+                ask = AskModel(ticket=ticket, model=model, directory=directory, pipeline=pipeline)
+                self._writer.write(seal(ask, picture))
                 await self._writer.drain()
                 answer, thumbnail = await self._receive()
             if answer.ticket != ticket:

@@ -15,7 +15,9 @@ from cloudd.web import DEVICE_ID, HttpProblem, json_response, read_body
 from edgekit.envelope import EnvelopeError, unseal
 from edgekit.messages import HardSample
 from edgekit.packages import PackageError
+from edgekit.services import check_pipeline
 from edgekit.text import printable
+from edgekit.toml import TomlError
 from edgekit.vision.sniff import ImageError, sniff
 
 _MAX_HEADER = 16_384  # of this envelope; a HardSample takes 500 bytes
@@ -65,6 +67,11 @@ def _open(body: bytes) -> tuple[HardSample, bytes]:
     texts = (sample.sample_id, sample.service, sample.answer_model, sample.edge.label, sample.edge.model)
     if not all(0 < len(text) <= _MAX_TEXT and text.isprintable() for text in texts):
         raise HttpProblem(400, f"sample_id, service, models and labels have 1 to {_MAX_TEXT} printable characters")
+    if sample.pipeline is not None:
+        try:
+            check_pipeline(sample.pipeline)
+        except TomlError as error:
+            raise HttpProblem(400, f"the pipeline of the sample cannot be used: {error}") from None
     if len(picture) > MAX_PICTURE:
         raise HttpProblem(413, f"the picture has {len(picture)} bytes; {MAX_PICTURE} are allowed")
     sniff(picture)

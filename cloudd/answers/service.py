@@ -90,7 +90,7 @@ class Answers:
                 f'there is no model "{sample.answer_model}" on this cloudd; add it with `cloudd models add DIRECTORY`'
             )
         directory = await self._registry.materialise(entry)
-        result = await self._pool.ask(_ref(entry), directory, picture, sample.late)
+        result = await self._pool.ask(_ref(entry), directory, picture, sample.late, sample.pipeline)
         answer = Answer(sample_id=sample.sample_id, verdict=result.verdict, compute_ms=result.compute_ms)
         kept = await self._store.keep(device_id, sample, picture, answer, result.thumbnail, self._wall())
         self._trim_sometimes()

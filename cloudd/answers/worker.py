@@ -17,6 +17,7 @@ from edgekit.packages import PackageError, open_package
 from edgekit.runtimes import ModelError, SessionOptions
 from edgekit.vision.classification import Classifier
 from edgekit.vision.images import ImageError, decode, thumbnail
+from edgekit.vision.pipeline import Pipelined
 
 _MAX_ERROR = 500
 
@@ -59,7 +60,7 @@ def _answer(models: _Models, ask: AskModel, picture: bytes) -> tuple[ModelAnswer
         if not picture:
             return ModelAnswer(ticket=ask.ticket), b""
         crash_point("answer.worker")
-        found = model.classify(picture)
+        found = (Pipelined(model, ask.pipeline) if ask.pipeline is not None else model).classify(picture)
         compute_ms = (time.perf_counter() - started) * 1e3
         verdict = Verdict(label=found.label, score=found.score, margin=found.margin, model=ask.model)
         small = thumbnail(decode(picture, "rgb", reduce_to=(THUMBNAIL_SIDE, THUMBNAIL_SIDE)), THUMBNAIL_SIDE)

@@ -7,8 +7,8 @@ unfinished downloads (.tmp, .part) and the service's own output files are left a
 What a power cut may and may not do: the decision is durable in every output before the file moves, so no picture is
 lost. A crash between the two leaves the file in place with its decision already written. The sample id of a file
 follows from its name, modification time and content, so after a restart its line is found in the last megabyte of the
-outputs (and copied to an output that lacks it) and the file is moved without being decided again. With
-`after = "keep"` a small database remembers what was done.
+outputs, or in their queues (and copied to an output that lacks it) and the file is moved without being decided again.
+With `after = "keep"` a small database remembers what was done.
 """
 
 from __future__ import annotations
@@ -24,10 +24,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Protocol, TypeVar
 
-import msgspec
-
 from edged.capture.files import MAX_PICTURE, FoundFile, OpenFolder
-from edged.capture.outputs import Notify, OutputError, tail_lines
+from edged.capture.outputs import Notify, Output, OutputError
 from edged.serve.sample_id import file_id
 from edged.store import StoreError
 from edgekit.faults import crash_point
@@ -65,7 +63,7 @@ class Inspect(Protocol):
 class Record(Protocol):
     """Returns once the decision is durable in these outputs, or raises OutputError."""
 
-    def __call__(self, decision: Decision, outputs: Collection[Path]) -> Awaitable[None]: ...
+    def __call__(self, decision: Decision, outputs: Collection[str]) -> Awaitable[None]: ...
 
 
 class FolderSource:
@@ -79,7 +77,7 @@ class FolderSource:
         self,
         service: str,
         source: Source,
-        outputs: Sequence[Path],
+        outputs: Sequence[Output],
         inspect: Inspect,
         record: Record,
         notify: Notify,
@@ -94,7 +92,7 @@ class FolderSource:
         self._stopping = asyncio.Event()
         # File operations run beside the loop, in threads of their own: a network share can hang for minutes.
         self._executor = ThreadPoolExecutor(2, thread_name_prefix=f"folder-{service}")
-        self._decided: dict[str, tuple[Decision, set[Path]]] = {}
+        self._decided: dict[str, tuple[Decision | None, set[str]]] = {}
         self._backlog: list[FoundFile] = []
         self._busy: set[str] = set()
         self._trouble = False
@@ -163,7 +161,8 @@ class FolderSource:
             await asyncio.wait_for(self._stopping.wait(), seconds)
 
     def _open(self) -> OpenFolder | None:
-        folder = OpenFolder.open(self._source, self._service, self._outputs, self._kept_database, self._make_room)
+        ignored = [path for output in self._outputs for path in output.files()]
+        folder = OpenFolder.open(self._source, self._service, ignored, self._kept_database, self._make_room)
         if folder is not None:
             # Only with the lock in hand: before that, another worker may still write.
             self._decided = _written(self._outputs, self._service)
@@ -218,8 +217,9 @@ class FolderSource:
         if data is None:
             return
         sample_id = file_id(self._service, file.name, file.modified_ns, data)
-        known = self._decided.get(sample_id)
-        if known is None:
+        decision, recorded = self._decided.get(sample_id, (None, set()))
+        missing = [output.key for output in self._outputs if output.key not in recorded]
+        if decision is None and missing:
             try:
                 decision = await self._ask(file, sample_id, data)
             except Refused as error:
@@ -235,13 +235,9 @@ class FolderSource:
             except NotNow:
                 await self._pause(PATIENCE_S)
                 return
-            missing = self._outputs
-        else:
-            decision = known[0]
-            missing = [output for output in self._outputs if output not in known[1]]
-        if not await self._recorded(decision, missing):
+        if decision is not None and missing and not await self._recorded(decision, missing):
             return  # the file stays; if its line was written after all, the next start finds it
-        self._decided[sample_id] = (decision, set(self._outputs))  # should it not move, it is not decided again
+        self._decided[sample_id] = (decision, {output.key for output in self._outputs})  # should it not move
         crash_point("folder.decided")
         await self._thread(lambda: folder.finish(file, sample_id))
         crash_point("folder.moved")
@@ -256,7 +252,7 @@ class FolderSource:
         serial = PurePosixPath(file.text).stem[:200]
         return await self._inspect(data, sample_id=sample_id, captured_at=file.modified_ns / 1e9, serial=serial)
 
-    async def _recorded(self, decision: Decision, outputs: Collection[Path]) -> bool:
+    async def _recorded(self, decision: Decision, outputs: Collection[str]) -> bool:
         """Make the decision durable, however often that has to be tried; False if we are stopped before."""
         while True:
             try:
@@ -269,17 +265,13 @@ class FolderSource:
             await self._pause(PATIENCE_S)
 
 
-def _written(outputs: Sequence[Path], service: str) -> dict[str, tuple[Decision, set[Path]]]:
-    """The service's decisions in the tails of its outputs, by sample id, and which outputs have them."""
-    found: dict[str, tuple[Decision, set[Path]]] = {}
+def _written(outputs: Sequence[Output], service: str) -> dict[str, tuple[Decision | None, set[str]]]:
+    """The service's newest decisions by sample id, where an output has them whole, and which outputs have them."""
+    found: dict[str, tuple[Decision | None, set[str]]] = {}
     for output in outputs:
-        for line in tail_lines(output):
-            try:
-                decision = msgspec.json.decode(line, type=Decision)
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # others may write there as well
-                continue
-            if decision.service == service:
-                found.setdefault(decision.sample_id, (decision, set()))[1].add(output)
+        for sample_id, decision in output.written(service).items():
+            known, keys = found.get(sample_id, (None, set()))
+            found[sample_id] = (known or decision, keys | {output.key})
     return found
 
 

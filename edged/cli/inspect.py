@@ -91,6 +91,7 @@ def _inspect(connection: http.client.HTTPConnection, path: str, file: Path, seri
 
 def _row(file: Path, decision: Decision) -> tuple[str, ...]:
     notes = [
+        decision.verdict,
         f"sent: {decision.sent}" if decision.sent else "",
         "waits in the spool" if decision.spooled else "",
         "certified" if decision.certified else "",

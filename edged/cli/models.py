@@ -6,15 +6,17 @@ import argparse
 from pathlib import Path
 from urllib.parse import quote
 
-from edged.api import Done, ModelBody, Progress
+from edged.api import Done, ModelBody, Progress, ServeBody
 from edged.cli.output import EXIT_OK, EXIT_PROBLEM, Failure, ProgressBar, client, print_json, print_table, size, verb
-from edged.status.state import ModelState
+from edged.status.state import ModelState, ServedState
 
 _EXAMPLES = """\
   edged models list
   edged models add ./solder-small          install a package from a directory
   edged models pull solder-small@1.2.0     fetch it from cloudd, resuming what an interruption left
   edged models remove solder-small@1.1.0
+  edged models serve resnet50              serve it over the Open Inference Protocol, without a service
+  edged models unserve resnet50
   edged models seal ./solder-small         finish a package of your own: list its files with their hashes"""
 
 
@@ -34,6 +36,13 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     removing = verb(actions, "remove", "remove an installed model that no service uses")
     removing.add_argument("ref", help="NAME@VERSION")
     removing.set_defaults(run=remove_model)
+    serving = verb(actions, "serve", "serve an installed model without a service, over the Open Inference Protocol")
+    serving.add_argument("ref", help="NAME (the newest installed version) or NAME@VERSION")
+    serving.add_argument("--wait", type=float, default=120.0, metavar="S", help="longest wait for it (default: 120)")
+    serving.set_defaults(run=serve_model)
+    unserving = verb(actions, "unserve", "serve a model no longer")
+    unserving.add_argument("ref", help="NAME or NAME@VERSION")
+    unserving.set_defaults(run=unserve_model)
     sealing = verb(actions, "seal", "make a package of a directory whose package.toml lists no files yet")
     sealing.add_argument("directory", type=Path)
     sealing.set_defaults(run=seal_model)
@@ -55,7 +64,7 @@ def list_models(options: argparse.Namespace) -> int:
                     model.task,
                     " ".join(model.variants),
                     size(model.size),
-                    " ".join(model.used_by) or "-",
+                    " ".join([*model.used_by, *(["(served)"] if model.served else [])]) or "-",
                     model.description,
                 )
                 for model in models
@@ -80,6 +89,20 @@ def pull_model(options: argparse.Namespace) -> int:
 def remove_model(options: argparse.Namespace) -> int:
     """Remove a package."""
     print(client(options).delete(f"/models/{quote(options.ref, safe='@')}", Done).text)
+    return EXIT_OK
+
+
+def serve_model(options: argparse.Namespace) -> int:
+    """Serve a model without a service."""
+    body, timeout = ServeBody(ref=options.ref), options.wait + 30
+    state = client(options).post(f"/served?wait_s={options.wait:g}", ServedState, body, timeout)
+    print(f"{state.model} is served: /v2/models/{state.model.partition('@')[0]}/infer at the inference address.")
+    return EXIT_OK
+
+
+def unserve_model(options: argparse.Namespace) -> int:
+    """Serve it no longer."""
+    print(client(options).delete(f"/served/{quote(options.ref, safe='@')}", Done).text)
     return EXIT_OK
 
 

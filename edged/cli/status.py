@@ -43,8 +43,14 @@ def show(state: StatusState) -> None:
     print(f"page       http://{state.addresses.page}")
     print(f"spool      {_spool(state)}")
     print()
-    if not state.services:
+    for served in state.served:
+        text = served.refused or served.detail
+        print(f"serves     {served.model or served.wanted}, {served.state}{': ' if text else ''}{clean(text)}")
+    if state.served:
+        print()
+    if not state.services and not state.served:
         print("No service runs here yet. Add one: edged services add FILE.toml")
+    if not state.services:
         return
     print_table(
         ("SERVICE", "STATE", "MODEL", "INSPECTED", "OFFLOAD", "AGREEMENT", "P99", "HARD SAMPLES"),

@@ -118,6 +118,7 @@ class Collaborator:
             reason=gate.reason,
             captured_at=captured_at,
             serial=serial,
+            pipeline=self.service.pipeline,
         )
         if gate.reason == "audit":  # nobody waits for it: the local answer counts and is certified
             self._hub.send_later(header, picture, gate.value)

@@ -23,6 +23,11 @@ class GateKeeper:
     def __init__(self, service: Service, edge_model: str, memory: GateMemory) -> None:
         """`edge_model` is name@version of the loaded package."""
         hard = service.hard_samples
+        self._pipeline = service.pipeline
+        # What the model looks at decides its answers as much as the model does: another pipeline is another model.
+        seen = (
+            edge_model if service.pipeline is None else f"{edge_model} {msgspec.json.encode(service.pipeline).decode()}"
+        )
         self.service = service.name
         self.edge_model = edge_model
         self.gate = Gate(
@@ -33,11 +38,11 @@ class GateKeeper:
                 budget=hard.budget,
                 calibration=hard.calibration,
                 audit_share=hard.audit_share,
-                pair=f"{edge_model} {hard.answer_model}",
+                pair=f"{seen} {hard.answer_model}",
             )
         )
         self._memory = memory
-        self._key = pair_key(service.name, edge_model, hard.answer_model)
+        self._key = pair_key(service.name, seen, hard.answer_model)
         self._answered_by = ""
         self._seq = 0
         self._changed = False
@@ -77,11 +82,11 @@ class GateKeeper:
     async def learn(self, header: HardSample, answer: Answer) -> bool:
         """Take an answer, which is durable on return and counts once. True if both models agree.
 
-        An answer to a sample of another edge model says nothing about this one and is not taken. A new model on
-        cloudd's side makes the old certificate worthless: the gate calibrates anew.
+        An answer to a sample of another edge model or pipeline says nothing about this one and is not taken. A new
+        model on cloudd's side makes the old certificate worthless: the gate calibrates anew.
         """
         differs = answer.verdict.label != header.edge.label
-        if header.edge.model != self.edge_model:
+        if header.edge.model != self.edge_model or header.pipeline != self._pipeline:
             return not differs
         score = hardness(header.edge.margin)
         by = answer.verdict.model

@@ -8,14 +8,16 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-import aiohttp
 import msgspec
 
 from edgekit.envelope import seal
 from edgekit.identity import IdentityError, client_context, fingerprint, parse_certificate
 from edgekit.messages import Answer, HardSample, Link, Problem
+
+if TYPE_CHECKING:
+    import aiohttp  # a third of a worker's start; imported with the first link, so that others do without
 
 MAX_PICTURE = 16 << 20
 """Bytes. cloudd takes no larger picture."""
@@ -88,6 +90,8 @@ class Uplink:
             self._link.generation,
         )
         self._link = link
+        if link.url:
+            import aiohttp  # noqa: F401 - now, and not while the first sample waits
         if not same:
             self._retire()
 
@@ -127,6 +131,8 @@ class Uplink:
     # --- one request -------------------------------------------------------------------------------------------------
 
     async def _request(self, method: str, path: str, body: bytes | None, timeout_s: float) -> bytes:
+        import aiohttp
+
         line = self._open()
         trace = _Trace(sent=False)
         line.users += 1
@@ -190,6 +196,8 @@ class Uplink:
             authority = fingerprint(parse_certificate((directory / "authority.pem").read_text("ascii", "replace")))
         except (OSError, IdentityError) as error:
             raise UplinkError("down", f"this device's identity cannot be read ({error}); join again") from error
+        import aiohttp
+
         session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=context, limit=_CONNECTIONS, keepalive_timeout=_KEEP_ALIVE_S),
             timeout=aiohttp.ClientTimeout(total=None),
@@ -204,6 +212,8 @@ class Uplink:
 
     def _tracing(self) -> aiohttp.TraceConfig:
         """Counts what is sent, and learns whether the connection was a kept one and whether anything left."""
+        import aiohttp
+
         config = aiohttp.TraceConfig()
 
         async def reused(session: object, context: SimpleNamespace, params: object) -> None:

@@ -18,6 +18,7 @@ _GUARDS = {
     "OMP_NUM_THREADS": "1",
 }
 _PR_SET_PDEATHSIG = 1
+_FILES = 4096
 _MEMORY_SHARE = 0.75
 """Of the machine's memory. A model of 100 bytes can ask for any amount; then it fails, and the others go on."""
 
@@ -31,6 +32,7 @@ def main() -> int:
     os.environ.update(_GUARDS)
     _die_with_parent()
     _limit_memory()
+    _allow_files()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
 
     import asyncio
@@ -55,6 +57,14 @@ def _limit_memory() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if hard == resource.RLIM_INFINITY or limit < hard:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+def _allow_files() -> None:
+    """More descriptors than connections may be open: each needs two while it is handed over to the next worker."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 if __name__ == "__main__":

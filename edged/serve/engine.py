@@ -1,50 +1,59 @@
-"""Model threads behind one bounded, prioritised queue.
+"""Model threads behind one bounded, prioritised queue. The policy is in `scheduling`; here are threads and the loop.
 
-Waiting work is ordered by class (alarm before inline before audit), then by earliest deadline. Plain threads wait on a
-`SimpleQueue` of tokens, one token a job, and take the best job from the lanes' heaps; finished jobs collect in a deque
-and the event loop is woken once for all that are there. That costs two thread hops a request and nothing else: no
-executor, no future per hop, no lock held while a model runs.
+A job that comes wakes an idle thread, if there is one, through a `SimpleQueue`; a thread that ends a job takes the next
+one under the same lock. Ended jobs collect in a deque and the event loop is woken once for all that are there. That
+costs two thread hops a request and nothing else: no executor, no task, no lock held while a model runs. Where even that
+would be most of the time, `inline` runs the job in the loop.
 
-A lane may have a limit: no more of its jobs run at once. A token that meets only lanes at their limit is parked, and
-the thread that ends a job goes on with a parked one.
+What callers must expect, all NotRun except the last, all with a sentence for the client (HTTP: 503, see docs/http-api):
+
+    QueueFull        at once    the lane, or the engine, has no place
+    Overloaded       at once, or later if jobs of a higher class came    it would be late
+    DeadlinePassed   at once or later    it is late
+    StaleFrame       later      a newer frame of the same stream came
+    EngineStopped    at once    the worker is shutting down
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import heapq
+import logging
 import math
 import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
+
+from edged.serve.lanes import RANK, Entry, LaneCounts, Priority
+from edged.serve.refusals import DeadlinePassed, NotRun, Overloaded, QueueFull, StaleFrame
+from edged.serve.scheduling import Scheduler
+
+__all__ = (
+    "DeadlinePassed",
+    "Done",
+    "Engine",
+    "EngineStopped",
+    "LaneCounts",
+    "NotRun",
+    "Outcome",
+    "Overloaded",
+    "Priority",
+    "QueueFull",
+    "StaleFrame",
+    "Ticket",
+)
+
+log = logging.getLogger("edged.serve")
 
 T = TypeVar("T")
 
-Priority = Literal["alarm", "inline", "audit"]
-_RANK: dict[Priority, int] = {"alarm": 0, "inline": 1, "audit": 2}
+_SWEEP_S = 0.04
+"""How often what waits is looked through for jobs that cannot be answered in time any more."""
 _SMOOTHING = 0.1
-"""Weight of the newest service time in the running mean that predicts the wait."""
-
-
-class QueueFull(Exception):
-    """The lane has as many waiting jobs as it may; `retry_after_s` is when a place should be free."""
-
-    def __init__(self, lane: str, limit: int, retry_after_s: int) -> None:
-        super().__init__(f"{lane} has {limit} requests waiting already; try again in {retry_after_s} s")
-        self.retry_after_s = retry_after_s
-
-
-class DeadlinePassed(Exception):
-    """The job still waited when its deadline passed, so it was dropped unrun."""
-
-    def __init__(self, lane: str, waited_ms: float, retry_after_s: int) -> None:
-        super().__init__(f"{lane} is overloaded: the request waited {waited_ms:.0f} ms, past its deadline")
-        self.retry_after_s = retry_after_s
 
 
 class EngineStopped(Exception):
@@ -60,36 +69,39 @@ class Outcome(Generic[T]):
     run_ms: float
 
 
-@dataclass(slots=True)
-class _Job:
-    lane: str
-    work: Callable[[], Any] | None  # None once its client hung up: the picture is freed, the entry stays in the heap
-    future: asyncio.Future[Outcome[Any]]
-    submitted: float
-    expires: float | None
-    value: Any = None
-    error: BaseException | None = None
-    queue_ms: float = 0.0
-    run_ms: float = 0.0
+Done = Callable[[Outcome[Any] | BaseException], None]
+"""Called once in the event loop: with the outcome, with what `work` raised, or with a NotRun."""
 
 
-@dataclass(slots=True)
-class _Lane:
-    """One lane's waiting jobs, best first, and when each that runs was started."""
+class Ticket(Entry):
+    """A job on its way. Its only use for a caller is `cancel`."""
 
-    limit: int
-    heap: list[tuple[int, float, int, _Job]] = field(default_factory=list)
-    started: list[float] = field(default_factory=list)
+    __slots__ = ("_engine", "done", "ended", "error", "value", "work")
 
+    def __init__(
+        self,
+        engine: Engine,
+        lane: str,
+        rank: int,
+        deadline: float,
+        expires: float,
+        start_by: float,
+        stream: str,
+        work: Callable[[], Any],
+        done: Done,
+    ) -> None:
+        super().__init__(lane, rank, deadline, expires, start_by, stream)
+        self._engine = engine
+        self.work: Callable[[], Any] | None = work
+        self.done: Done | None = done
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self.ended = 0.0
 
-@dataclass(slots=True)
-class _Shared:
-    """What loop and model threads both touch, under `lock`."""
-
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    lanes: dict[str, _Lane] = field(default_factory=dict)
-    parked: int = 0
-    mean_run_s: float = 0.0
+    def cancel(self) -> None:
+        """Nobody wants the answer any more: `done` will not be called, and what still waits will not run."""
+        self.done = None
+        self._engine._cancel(self)
 
 
 class Engine:
@@ -102,19 +114,19 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         name: str = "model",
         at_once: Mapping[str, int] | None = None,
+        total_limit: int = 512,
     ) -> None:
-        """`lane_limit` jobs of a lane may wait; `at_once` says how many of a lane may run, the others may fill all."""
-        if threads < 1 or lane_limit < 1 or min((at_once or {"": 1}).values(), default=1) < 1:
-            raise ValueError("an engine needs at least one thread and one place in the queue")
-        self._at_once = dict(at_once or {})
+        """At most `lane_limit` jobs of a class wait in each lane, and `total_limit` in all; `at_once` says how many of
+        a lane may run, the others may fill all threads. Raises ValueError if any of them is below 1."""
+        self._scheduler: Scheduler[Ticket] = Scheduler(threads, lane_limit, total_limit, at_once)
+        self._lock = threading.Lock()
+        self._idle = threads  # threads that wait for a token and were sent none; under the lock
         self._loop = asyncio.get_running_loop()
         self._clock = clock
-        self._lane_limit = lane_limit
-        self._shared = _Shared()
         self._tokens: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        self._finished: deque[_Job] = deque()
+        self._finished: deque[Ticket] = deque()
         self._woken = False
-        self._sequence = 0
+        self._sweeping = False
         self._stopped = False
         self._alive = threads
         self._ended = asyncio.Event()
@@ -124,52 +136,137 @@ class Engine:
         for thread in self._threads:
             thread.start()
 
+    # --- what can be seen -------------------------------------------------------------------------------------------
+
     def waiting(self, lane: str) -> int:
         """Jobs of this lane that no thread has taken yet."""
-        with self._shared.lock:
-            known = self._shared.lanes.get(lane)
-            return len(known.heap) if known else 0
+        with self._lock:
+            known = self._scheduler.lanes.get(lane)
+            return known.waiting if known else 0
+
+    def counts(self, lane: str) -> LaneCounts:
+        """What became of this lane's jobs until now."""
+        with self._lock:
+            known = self._scheduler.lanes.get(lane)
+            return replace(known.counts) if known else LaneCounts()
 
     def longest_run_s(self, lane: str) -> float:
         """Seconds that the oldest job of this lane has been running, 0.0 if none runs."""
-        with self._shared.lock:
-            known = self._shared.lanes.get(lane)
-            return self._clock() - min(known.started) if known and known.started else 0.0
+        with self._lock:
+            known = self._scheduler.lanes.get(lane)
+            return self._clock() - min(e.started for e in known.running) if known and known.running else 0.0
 
     def retry_after_s(self) -> int:
         """Whole seconds (at least 1) until what waits now should have been worked off."""
-        with self._shared.lock:
-            ahead = sum(len(lane.heap) + len(lane.started) for lane in self._shared.lanes.values())
-            return max(1, math.ceil(ahead * self._shared.mean_run_s / len(self._threads)))
+        with self._lock:
+            return max(1, math.ceil(self._scheduler.backlog_s(self._clock())))
 
-    async def submit(
-        self, lane: str, priority: Priority, deadline: float, work: Callable[[], T], *, may_expire: bool = True
-    ) -> Outcome[T]:
-        """Run `work` in a model thread and return its result.
+    # --- three ways to have work done -------------------------------------------------------------------------------
 
-        `deadline` is a time of the engine's clock: it orders jobs of one class, and with `may_expire` a job that
-        still waits then is dropped. Raises QueueFull at once when the lane has no place, DeadlinePassed,
-        EngineStopped, or what `work` raised. A caller that is cancelled while its job waits takes the job with it.
+    def call(
+        self,
+        lane: str,
+        priority: Priority,
+        deadline: float,
+        work: Callable[[], Any],
+        done: Done,
+        *,
+        stream: str = "",
+        may_expire: bool = True,
+        timeout_s: float | None = None,
+    ) -> Ticket:
+        """Run `work` in a model thread, then call `done` in the event loop.
+
+        `deadline` is a time of the engine's clock. It orders jobs of one class, and with `may_expire` a job that will
+        not be answered by then is refused. `timeout_s` is how long the job may wait, whatever its deadline. Of jobs
+        with the same non-empty `stream` only the newest waits. Raises QueueFull, Overloaded, DeadlinePassed or
+        EngineStopped at once, without calling `done`; `done` gets what happens later. It must not raise.
         """
         if self._stopped:
             raise EngineStopped("the worker is shutting down; connect again")
-        job = _Job(lane, work, self._loop.create_future(), self._clock(), deadline if may_expire else None)
-        self._sequence += 1
-        with self._shared.lock:
-            if lane not in self._shared.lanes:
-                self._shared.lanes[lane] = _Lane(self._at_once.get(lane, len(self._threads)))
-            heap = self._shared.lanes[lane].heap
-            full = len(heap) >= self._lane_limit
-            if not full:
-                heapq.heappush(heap, (_RANK[priority], deadline, self._sequence, job))
-        if full:
-            raise QueueFull(lane, self._lane_limit, self.retry_after_s())
-        self._tokens.put(True)
+        now = self._clock()
+        ticket = Ticket(
+            self,
+            lane,
+            RANK[priority],
+            deadline,
+            deadline if may_expire else math.inf,
+            math.inf if timeout_s is None else now + timeout_s,
+            stream,
+            work,
+            done,
+        )
+        with self._lock:
+            older = self._scheduler.admit(ticket, now)
+            wake = self._idle > 0
+            if wake:
+                self._idle -= 1
+        if wake:
+            self._tokens.put(True)
+        if older is not None:
+            older.error = StaleFrame(lane)
+            self._hand_over(older)
+        if not (ticket.at_once or self._sweeping):
+            self._sweeping = True
+            self._loop.call_later(_SWEEP_S, self._sweep)
+        return ticket
+
+    async def submit(
+        self,
+        lane: str,
+        priority: Priority,
+        deadline: float,
+        work: Callable[[], T],
+        *,
+        stream: str = "",
+        may_expire: bool = True,
+        timeout_s: float | None = None,
+    ) -> Outcome[T]:
+        """As `call`, for coroutines: returns the outcome, and raises what `call` raises or its `done` would get.
+
+        A caller that is cancelled while its job waits takes the job with it.
+        """
+        future: asyncio.Future[Outcome[T]] = self._loop.create_future()
+
+        def done(result: Outcome[T] | BaseException) -> None:
+            if future.done():
+                return
+            if isinstance(result, Outcome):
+                future.set_result(result)
+            elif isinstance(result, StopIteration):  # a future refuses it; only a bug raises it
+                future.set_exception(RuntimeError("the work raised StopIteration"))
+            else:
+                future.set_exception(result)
+
+        ticket = self.call(
+            lane, priority, deadline, work, done, stream=stream, may_expire=may_expire, timeout_s=timeout_s
+        )
         try:
-            return await job.future
+            return await future
         except asyncio.CancelledError:
-            job.work = None
+            ticket.cancel()
             raise
+
+    def inline(self, lane: str, work: Callable[[], T]) -> Outcome[T] | None:
+        """Run `work` now, in this event loop, if that is quicker for everyone; None: it was not run, so queue it.
+
+        It is when the 99th percentile of the lane's recent runs is below a millisecond and nothing waits, runs or
+        still has to be replied to. Raises what `work` raises.
+        """
+        scheduler = self._scheduler
+        if scheduler.waiting or scheduler.running or self._finished or self._stopped:
+            return None
+        known = scheduler.lanes.get(lane)
+        if known is None or not known.times.quick:
+            return None
+        started = self._clock()
+        try:
+            value = work()
+        finally:
+            # Without the lock: nothing waits or runs, so no thread touches what this changes.
+            now = self._clock()
+            scheduler.ran_inline(known, now - started, now)
+        return Outcome(value, 0.0, (now - started) * 1000)
 
     async def stop(self) -> None:
         """Take no more work, finish what is queued, end the threads."""
@@ -177,6 +274,44 @@ class Engine:
         for _ in self._threads:
             self._tokens.put(False)
         await self._ended.wait()
+
+    # --- in the event loop ------------------------------------------------------------------------------------------
+
+    def _cancel(self, ticket: Ticket) -> None:
+        with self._lock:
+            if self._scheduler.cancel(ticket):
+                ticket.work = None  # the picture is freed now, not when the client's last reference goes
+
+    def _sweep(self) -> None:
+        with self._lock:
+            self._scheduler.sweep(self._clock())
+            self._collect_dropped()
+            self._sweeping = self._scheduler.waiting > 0
+        self._wake()
+        if self._sweeping:
+            self._loop.call_later(_SWEEP_S, self._sweep)
+
+    def _drain(self) -> None:
+        self._woken = False  # before the loop below: a job finished meanwhile wakes us again or is taken here
+        finished, scheduler = self._finished, self._scheduler
+        if finished and finished[0].ended:
+            scheduler.reply_s += _SMOOTHING * (self._clock() - finished[0].ended - scheduler.reply_s)
+        while finished:
+            ticket = finished.popleft()
+            done, ticket.done, ticket.work = ticket.done, None, None
+            if done is None:
+                continue
+            try:
+                if ticket.error is not None:
+                    done(ticket.error)
+                else:
+                    started = ticket.started
+                    done(Outcome(ticket.value, (started - ticket.arrived) * 1000, (ticket.ended - started) * 1000))
+            except Exception:
+                log.exception("a reply could not be made")
+            ticket.value = ticket.error = None
+
+    # --- in the model threads ---------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         self._work()
@@ -189,66 +324,52 @@ class Engine:
             self._ended.set()
 
     def _work(self) -> None:
-        shared = self._shared
-        while self._tokens.get():
-            going_on = True
-            while going_on:
-                with shared.lock:
-                    lane = self._best_lane()
-                    if lane is None:
-                        shared.parked += 1
-                        break
-                    job = heapq.heappop(lane.heap)[3]
-                    started = self._clock()
-                    lane.started.append(started)
-                ran = self._perform(job)
-                with shared.lock:
-                    lane.started.remove(started)
-                    if ran:
-                        seconds = job.run_ms / 1000
-                        shared.mean_run_s += (seconds - shared.mean_run_s) * (_SMOOTHING if shared.mean_run_s else 1.0)
-                    going_on = shared.parked > 0
-                    shared.parked -= going_on
-                self._finished.append(job)
-                if not self._woken:
-                    self._woken = True
-                    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                        self._loop.call_soon_threadsafe(self._drain)
+        scheduler, clock, lock, tokens = self._scheduler, self._clock, self._lock, self._tokens
+        while tokens.get():
+            with lock:
+                ticket = self._next(clock())
+            self._wake()
+            while ticket is not None:
+                work = ticket.work
+                try:
+                    ticket.value = work() if work is not None else None
+                except BaseException as error:  # handed to the waiter, so that one bad job never ends a thread
+                    ticket.error = error
+                ticket.ended = now = clock()
+                with lock:
+                    scheduler.finished(ticket, now)
+                    following = self._next(now)
+                    # A lane that was at its limit may start a job now beside the one this thread goes on with.
+                    another = following is not None and self._idle > 0 and scheduler.may_start(now)
+                    if another:
+                        self._idle -= 1
+                if another:
+                    tokens.put(True)
+                self._hand_over(ticket)
+                ticket = following
 
-    def _best_lane(self) -> _Lane | None:
-        """The lane whose first job is the best of all that may start now. Under the lock."""
-        best: _Lane | None = None
-        for lane in self._shared.lanes.values():
-            if lane.heap and len(lane.started) < lane.limit and (best is None or lane.heap[0] < best.heap[0]):
-                best = lane
-        return best
+    def _next(self, now: float) -> Ticket | None:
+        """The job that this thread goes on with, or None: it is idle from now on. Under the lock."""
+        ticket = self._scheduler.take(now)
+        if ticket is None:
+            self._idle += 1
+        if self._scheduler.dropped:
+            self._collect_dropped()
+        return ticket
 
-    def _perform(self, job: _Job) -> bool:
-        """Run one job; False if it was dropped instead."""
-        work = job.work
-        started = self._clock()
-        job.queue_ms = (started - job.submitted) * 1000
-        if work is None:
-            return False
-        if job.expires is not None and started > job.expires:
-            job.error = DeadlinePassed(job.lane, job.queue_ms, 1)
-            return False
-        try:
-            job.value = work()
-        except BaseException as error:  # handed to the waiter, so that one bad job never ends a thread
-            job.error = error
-        job.run_ms = (self._clock() - started) * 1000
-        return True
+    def _collect_dropped(self) -> None:
+        for ticket, reason in self._scheduler.dropped:
+            ticket.error = reason
+            self._finished.append(ticket)
+        self._scheduler.dropped.clear()
 
-    def _drain(self) -> None:
-        self._woken = False  # before the loop below: a job finished meanwhile wakes us again or is taken here
-        while self._finished:
-            job = self._finished.popleft()
-            if job.future.done():
-                continue
-            if job.error is None:
-                job.future.set_result(Outcome(job.value, job.queue_ms, job.run_ms))
-            elif isinstance(job.error, StopIteration):  # a future refuses it; only a bug raises it
-                job.future.set_exception(RuntimeError("the work raised StopIteration"))
-            else:
-                job.future.set_exception(job.error)
+    def _hand_over(self, ticket: Ticket) -> None:
+        self._finished.append(ticket)
+        self._wake()
+
+    def _wake(self) -> None:
+        """Have the loop drain what is finished, unless it will anyway."""
+        if self._finished and not self._woken:
+            self._woken = True
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                self._loop.call_soon_threadsafe(self._drain)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from edged.hardware.settings import Setting
 from edged.serve import settings
+from edged.serve.footprint import Footprint
+from edged.serve.plain_model import Model, PlainModel
 from edged.serve.settings import Failed, Unusable
-from edgekit.messages import SettingFailed
+from edgekit.messages import Comparison, ModelReport, SettingFailed
 from edgekit.packages import Package, PackageError, open_package, split_ref
 from edgekit.runtimes import ModelError
-from edgekit.services import Service, ServiceError, parse_service
+from edgekit.services import Service, ServiceError, label_problem, parse_service
 from edgekit.vision.classification import Classifier
 
 
@@ -40,12 +42,37 @@ class LoadedService:
     setting: Setting | None = None  # that it runs with; None: in the safe way
 
 
+@dataclass(frozen=True, slots=True)
+class LoadedAlone:
+    """A model that is served without a service, or the sentence that says why it is not."""
+
+    ref: str  # name@version
+    model: Model | None
+    failure: str = ""
+    setting: Setting | None = None  # that it runs with; None: in the safe way
+
+    @property
+    def report(self) -> ModelReport:
+        """What the supervisor shows."""
+        return ModelReport(model=self.ref, state="failed" if self.model is None else "ready", detail=self.failure)
+
+
+@dataclass(slots=True)
+class Loaded:
+    """All that a worker has loaded."""
+
+    services: list[LoadedService]
+    alone: list[LoadedAlone]
+    footprint: Footprint
+    comparisons: list[Comparison] = field(default_factory=list)
+
+
 @dataclass(slots=True)
 class Loader:
     """Loads each package directory once for each way to run it. `announce` hears the service whose turn it is.
 
     `settings` says how a service's model runs; one that cannot be used is told to `failed`, and the service runs in the
-    safe way instead.
+    safe way instead. `footprint` learns what each model needs of the memory.
     """
 
     packages: Mapping[str, str]
@@ -53,7 +80,9 @@ class Loader:
     settings: Mapping[str, Setting] = field(default_factory=dict)
     failed: Failed = lambda message: None
     state_dir: Path = Path()
+    footprint: Footprint = field(default_factory=Footprint)
     _loaded: dict[tuple[str, str], LoadedModel | Unusable | str] = field(default_factory=dict)
+    _used: dict[str, Setting] = field(default_factory=dict)
     _hung: set[str] = field(default_factory=set)
 
     def load_all(self, texts: list[str]) -> list[LoadedService]:
@@ -65,6 +94,28 @@ class Loader:
         loaded = [self._load(service) for service in services]
         gc.collect()
         return loaded
+
+    def load_models(self, refs: Iterable[str]) -> list[LoadedAlone]:
+        """Load models without a service, after `load_all`: one that a service runs is not loaded a second time."""
+        loaded = [self._load_alone(ref) for ref in refs]
+        gc.collect()
+        return loaded
+
+    def _load_alone(self, ref: str) -> LoadedAlone:
+        directory = self.packages.get(ref)
+        if directory is None:
+            return LoadedAlone(ref, None, f"the model {ref} is not installed")
+        for (where, _), found in self._loaded.items():
+            if where == directory and isinstance(found, LoadedModel):
+                return LoadedAlone(ref, found.classifier, setting=self._used.get(directory))
+        self.announce(ref)
+        with self.footprint.of(directory):
+            model = _load_plain(Path(directory))
+        if isinstance(model, str):
+            return LoadedAlone(ref, None, model)
+        if model.package.ref != ref:
+            return LoadedAlone(ref, None, f"the package of {ref} says that it is {model.package.ref}")
+        return LoadedAlone(ref, model)
 
     def _load(self, service: Service) -> LoadedService:
         directory = self.packages.get(service.model)
@@ -91,6 +142,9 @@ class Loader:
         if manifest.task != service.task:
             failure = f"{found.ref} is a model for {manifest.task}, but the service wants {service.task}"
             return LoadedService(service, None, failure)
+        problem = label_problem(service, found.classifier.labels)
+        if problem:
+            return LoadedService(service, None, problem)
         return LoadedService(service, found, setting=setting)
 
     def _model(self, directory: str, setting: Setting | None) -> LoadedModel | Unusable | str:
@@ -98,7 +152,10 @@ class Loader:
         if key not in self._loaded:
             if setting is not None and setting.candidate in self._hung:
                 return Unusable("hang", "it hung when it loaded another model")
-            found = self._loaded[key] = _load_model(Path(directory), setting, self.state_dir)
+            with self.footprint.of(directory):
+                found = self._loaded[key] = _load_model(Path(directory), setting, self.state_dir)
+            if setting is not None and isinstance(found, LoadedModel):
+                self._used.setdefault(directory, setting)
             if setting is not None and isinstance(found, Unusable) and found.kind == "hang":
                 self._hung.add(setting.candidate)  # the worker has to become ready, so nobody waits for it twice
         return self._loaded[key]
@@ -119,3 +176,22 @@ def _load_model(directory: Path, setting: Setting | None, state_dir: Path) -> Lo
     except Exception as error:  # a runtime's own exception, or memory: this service fails, the others go on
         return f"the model {package.ref} cannot be used: {type(error).__name__}: {error}"
     return LoadedModel(package, classifier)
+
+
+def _load_plain(directory: Path) -> Model | str:
+    """A classifier where the package is one, else whatever it is, run once; or one sentence about why not."""
+    try:
+        package = open_package(directory, verify=True)
+    except (PackageError, OSError) as error:
+        return f"the package in {directory} cannot be used: {error}"
+    manifest = package.manifest
+    try:
+        if manifest.task == "classification" and manifest.output.kind != "none":
+            return settings.load(package, None, Path())
+        model = PlainModel.load(package)
+        model.prove()
+        return model
+    except (ModelError, PackageError, OSError) as error:
+        return f"the model {package.ref} cannot be used: {error}"
+    except Exception as error:  # as above
+        return f"the model {package.ref} cannot be used: {type(error).__name__}: {error}"

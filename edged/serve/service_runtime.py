@@ -4,31 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable, Collection
 from functools import partial
-from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
 from edged.capture.folder import NotNow, Refused
-from edged.capture.outputs import JsonlOutput, Notify
-from edged.serve.engine import DeadlinePassed, Engine, EngineStopped, Outcome, QueueFull
+from edged.capture.outputs import Notify, Output
+from edged.serve.engine import Engine, EngineStopped, NotRun, Outcome
 from edged.serve.loading import LoadedModel
+from edged.serve.preview import Preview
+from edged.serve.sample_id import timed_id
 from edged.serve.settings import Watch
 from edged.serve.statistics import ServiceStatistics
-from edgekit.messages import Decision, ServiceReport, Verdict
+from edgekit.messages import Decision, OutputReport, ServiceReport, Verdict
 from edgekit.runtimes import ModelError
 from edgekit.services import Service
-from edgekit.vision.classification import Classified
+from edgekit.vision.classification import Classified, Classifier
 from edgekit.vision.images import ImageError
+from edgekit.vision.pipeline import Pipelined
 
 log = logging.getLogger("edged.serve")
 
 
 class ServiceFailed(Exception):
     """The service has no usable model; the text is the sentence that its report shows."""
+
+
+def _through_pipeline(service: Service, classifier: Classifier) -> Callable[[bytes], Classified]:
+    return classifier.classify if service.pipeline is None else Pipelined(classifier, service.pipeline).classify
 
 
 class Settles(Protocol):
@@ -61,7 +68,7 @@ class ServiceRuntime:
         failure: str,
         engine: Engine,
         collaborator: Settles | None,
-        outputs: dict[Path, JsonlOutput],
+        outputs: dict[str, Output],
         notify: Notify,
         watch: Watch | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -69,7 +76,9 @@ class ServiceRuntime:
     ) -> None:
         self.service, self.model, self.failure = service, model, failure
         self.outputs = outputs
+        self.preview = Preview()
         self.statistics = ServiceStatistics(model.classifier.labels if model else [])
+        self._classify = _through_pipeline(service, model.classifier) if model else None
         self._engine, self._collaborator, self._notify = engine, collaborator, notify
         self._clock, self._wall = clock, wall
         self._watch = watch
@@ -89,15 +98,18 @@ class ServiceRuntime:
         serial: str,
         deadline: float,
         patient: bool = False,
+        stream: str = "",
     ) -> Decision:
         """Decide about one encoded picture; `deadline` is a time of the monotonic clock.
 
+        Of pictures with the same `stream` only the newest waits for the model; the others get StaleFrame.
+
         The decision also goes to the outputs, except for a `patient` caller, which records it itself and is never
-        dropped for being late. Raises ServiceFailed, ImageError, ModelError, QueueFull, DeadlinePassed, EngineStopped.
+        dropped for being late. Raises ServiceFailed, ImageError, ModelError, NotRun, EngineStopped.
         A caller that is cancelled before the model has answered takes its picture back; after that the decision is
         finished and recorded without it.
         """
-        if self.model is None or self._collaborator is None:
+        if self.model is None or self._collaborator is None or self._classify is None:
             raise ServiceFailed(f"{self.name} cannot run: {self.failure}")
         received = self._clock()
         try:
@@ -105,10 +117,11 @@ class ServiceRuntime:
                 self.name,
                 self.service.priority,
                 deadline,
-                partial(self.model.classifier.classify, picture),
+                partial(self._classify, picture),
+                stream=stream,
                 may_expire=not patient,
             )
-        except (QueueFull, DeadlinePassed):
+        except NotRun:
             self.statistics.shed += 1
             raise
         except ImageError:
@@ -166,13 +179,17 @@ class ServiceRuntime:
         total_ms = (now - received) * 1000
         timings = {"queue": outcome.queue_ms, **classified.timings_ms, **decision.timings_ms, "total": total_ms}
         decision = msgspec.structs.replace(
-            decision, timings_ms={name: round(value, 3) for name, value in timings.items()}
+            decision,
+            timings_ms={name: round(value, 3) for name, value in timings.items()},
+            verdict=self._verdict(decision),
+            region=list(classified.region or ()),
         )
         self.statistics.decided(decision, total_ms, now, self._wall())
+        self.preview.keep(picture, decision)
         if not patient and self.outputs:
             line = msgspec.json.encode(decision)
             for output in self.outputs.values():
-                output.write(line)
+                output.write(decision, line)
         return decision
 
     async def inspect_file(self, picture: bytes, *, sample_id: str, captured_at: float, serial: str) -> Decision:
@@ -184,28 +201,65 @@ class ServiceRuntime:
             )
         except (ImageError, ModelError) as error:
             raise Refused(str(error)) from error
-        except (QueueFull, EngineStopped, ServiceFailed) as error:
+        except (NotRun, EngineStopped, ServiceFailed) as error:
             raise NotNow(str(error)) from error
 
-    async def record(self, decision: Decision, outputs: Collection[Path]) -> None:
+    async def inspect_frame(self, picture: bytes, *, captured_at: float, serial: str, stream: str) -> Decision:
+        """`inspect` for cameras and streams: the newest frame wins, and the deadline counts from now."""
+        return await self.inspect(
+            picture,
+            sample_id=timed_id(self._wall(), os.urandom(10)),
+            captured_at=captured_at,
+            serial=serial,
+            deadline=self._clock() + self.service.deadline_ms / 1000,
+            stream=stream,
+        )
+
+    async def record(self, decision: Decision, outputs: Collection[str]) -> None:
         """Write a decision durably to these of the service's outputs. Raises OutputError."""
         line = msgspec.json.encode(decision)
-        await asyncio.gather(*(self.outputs[path].write_durably(line) for path in outputs))
+        await asyncio.gather(*(self.outputs[key].write_durably(decision, line) for key in outputs))
 
     def report(self) -> ServiceReport:
         """What the supervisor shows."""
         if self.model is None or self._collaborator is None:
-            return ServiceReport(name=self.name, model=self.service.model, state="failed", detail=self.failure)
+            return ServiceReport(
+                name=self.name,
+                model=self.service.model,
+                state="failed",
+                detail=self.failure,
+                outputs=self._output_reports(),
+            )
         waiting = self._engine.waiting(self.name)
         if self._watch is not None:
             self._watch.running(self._engine.longest_run_s(self.name))
         gate = self._collaborator.sentence()
-        return self.statistics.report(self.name, self.model.ref, gate, waiting, self._clock())
+        report = self.statistics.report(self.name, self.model.ref, gate, waiting, self._clock())
+        counts = self._engine.counts(self.name)
+        not_run = {why: getattr(counts, why) for why in ("full", "overloaded", "expired", "stale", "cancelled")}
+        return msgspec.structs.replace(
+            report,
+            not_run=not_run,
+            runs=counts.runs,
+            inline_runs=counts.inline_runs,
+            preview=self.preview.text,
+            outputs=self._output_reports(),
+        )
+
+    def _output_reports(self) -> list[OutputReport]:
+        return [output.report() for output in self.outputs.values()]
 
     async def settled(self) -> None:
         """Wait until no decision is under way."""
         while self._settling:
             await asyncio.wait(self._settling)
+
+    def _verdict(self, decision: Decision) -> Literal["", "pass", "fail", "review"]:
+        """What the service's rules make of the final answer, wherever it was made."""
+        if self.service.decision is None:
+            return ""
+        final = decision.cloud if decision.decided == "cloud" and decision.cloud is not None else decision.edge
+        return self.service.decision.verdict(final.label, final.score, final.margin)
 
     def _model_trouble(self, error: ModelError) -> None:
         if self._watch is not None:

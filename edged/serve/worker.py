@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import resource
 import signal
 import socket
 import threading
@@ -15,39 +14,47 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from edged import handover
+from edged.capture.camera import CameraSource
 from edged.capture.folder import FolderSource
-from edged.capture.outputs import JsonlOutput
+from edged.capture.outputs.opening import Outputs
 from edged.collab.collaboration import Collaboration
 from edged.serve import settings as run_settings
 from edged.serve.app import Api
+from edged.serve.comparison import compare
 from edged.serve.control import ControlChannel
 from edged.serve.engine import Engine
-from edged.serve.http import BodyReader, JsonServer
-from edged.serve.loading import LoadedService, Loader
+from edged.serve.footprint import resident_bytes
+from edged.serve.http import HttpServer
+from edged.serve.leaving import Leaving
+from edged.serve.loading import Loaded, LoadedService, Loader
+from edged.serve.management import Management
+from edged.serve.pictures import is_stream, only_this_machine
 from edged.serve.service_runtime import ServiceRuntime
 from edgekit.envelope import EnvelopeError
 from edgekit.messages import (
+    Comparison,
     Configure,
     Drain,
     Held,
     LinkChanged,
+    ModelDone,
     PurgeSpool,
     Ready,
     Recalibrate,
     ToWorker,
     WorkerReport,
 )
-from edgekit.services import Service, ServiceError
+from edgekit.packages import installed
+from edgekit.services import CAMERAS, ServiceError
 
 log = logging.getLogger("edged.serve")
 
 REPORT_S = 1.0
 BACKLOG = 1024
 """Connections that may wait in the kernel while no worker accepts; the kernel's own limit may be lower."""
-GRACE_S = 2.0
-"""How long a draining worker waits for idle clients to ask once more and hear `Connection: close`."""
 DRAIN_S = 10.0
-"""How long it waits for what is in flight; with all flushes the supervisor's patience is still longer."""
+"""How long a draining worker waits for what is in flight; the supervisor's patience is longer with all flushes."""
 FLUSH_S = 1.0
 
 T = TypeVar("T")
@@ -71,7 +78,8 @@ async def serve(control_fd: int, http_fd: int) -> int:
         log.error("the first message must be the configuration, not %s", type(configure).__name__)
         return 1
     os.chdir(_empty_directory(Path(configure.state_dir)))
-    worker = Worker(configure, channel, listener, draining)
+    ends = handover.inherited(configure.send_fd), handover.inherited(configure.receive_fd)
+    worker = Worker(configure, channel, listener, draining, *ends)
     listening = asyncio.create_task(worker.listen(messages))
     try:
         return await worker.run()
@@ -84,15 +92,26 @@ class Worker:
     """Everything between the first and the last message."""
 
     def __init__(
-        self, configure: Configure, channel: ControlChannel, listener: socket.socket, draining: asyncio.Event
+        self,
+        configure: Configure,
+        channel: ControlChannel,
+        listener: socket.socket,
+        draining: asyncio.Event,
+        sending: socket.socket | None = None,
+        receiving: socket.socket | None = None,
     ) -> None:
+        """`sending` takes idle connections to the successor, `receiving` brings those of the worker before."""
         self._configure, self._channel, self._listener = configure, channel, listener
+        self._sending, self._receiving = sending, receiving
+        self._handover = False  # there is a successor that takes connections
+        self._api: Api | None = None
+        self._management = Management(configure.management_token, channel.send)
         self._draining = draining
         self._link = configure.link
         self._collaboration: Collaboration | None = None
         self._services: dict[str, ServiceRuntime] = {}
-        self._outputs: dict[Path, JsonlOutput] = {}
-        self._folders: list[FolderSource] = []
+        self._outputs: Outputs | None = None
+        self._folders: list[FolderSource | CameraSource] = []  # whatever brings pictures by itself
         self._early: list[ToWorker] | None = []  # what was asked before the services are there; None: they are
 
     async def listen(self, messages: AsyncIterator[ToWorker]) -> None:
@@ -100,7 +119,10 @@ class Worker:
         try:
             async for message in messages:
                 if isinstance(message, Drain):
+                    self._handover = message.handover
                     self._draining.set()
+                elif isinstance(message, ModelDone):
+                    self._management.answered(message)
                 elif isinstance(message, LinkChanged):
                     self._link = message.link
                     if self._collaboration is not None:
@@ -143,56 +165,55 @@ class Worker:
         self._channel.send(self._report())
         return 0
 
-    async def _serve(self, loaded: list[LoadedService], stop: asyncio.Task[bool]) -> None:
+    async def _serve(self, loaded: Loaded, stop: asyncio.Task[bool]) -> None:
         """From the first request to the last flush."""
-        used = {entry.service.name: entry.setting for entry in loaded if entry.setting is not None}
+        used = {entry.service.name: entry.setting for entry in loaded.services if entry.setting is not None}
         engine = Engine(
-            run_settings.engine_threads(self._configure.threads, used, len(loaded)),
+            run_settings.engine_threads(self._configure.threads, used, len(loaded.services) + len(loaded.alone)),
             at_once={name: setting.workers for name, setting in used.items()},
         )
-        for entry in loaded:
+        for entry in loaded.services:
             self._services[entry.service.name] = await self._runtime(entry, engine)
         early, self._early = self._early or [], None
         for message in (Held(services=self._configure.held), *early):
             await self._act(message)
-        api = Api(self._services, engine, BodyReader())
-        server = JsonServer(api.handle, handler_cancellation=True, access_log=None, lingering_time=2.0, logger=log)
+        api = self._api = Api(
+            self._services,
+            engine,
+            alone=loaded.alone,
+            management=self._management,
+            packages=self._packages,
+        )
+        api.pictures.allow_preview(self._configure.management_token, only_this_machine(self._listener))
+        server = HttpServer(api.handle, wants_stream=is_stream, admit=api.admit, fault=api.fault)
         loop = asyncio.get_running_loop()
         listening = await loop.create_server(server, sock=self._listener, backlog=BACKLOG)
+        inheriting = handover.Receiver(self._receiving, server.adopt) if self._receiving is not None else None
         watching = {asyncio.create_task(folder.run()) for folder in self._folders}
-        self._channel.send(Ready(services=[service.report() for service in self._services.values()]))
+        self._channel.send(self._ready(loaded))
+        self._open_outputs().start_sweep()
         while not self._draining.is_set():
             self._channel.send(self._report())
             await asyncio.wait([stop], timeout=REPORT_S)
-        api.draining = True
         listening.close()  # this descriptor only: the socket stays open in the supervisor and the next worker
         for folder in self._folders:
             folder.stop()
+        api.pictures.stop()
         until = loop.time() + DRAIN_S
-        await self._idle(server, api, until)
-        server.pre_shutdown()
-        await server.shutdown(max(0.1, until - loop.time()))
+        if inheriting is not None:
+            await inheriting.close()
+        await Leaving(server, api, self._sending if self._handover else None).run(until)
         if watching:
             await asyncio.wait(watching, timeout=max(0.1, until - loop.time()))
         await self._finish(engine, watching)
-
-    async def _idle(self, server: JsonServer, api: Api, until: float) -> None:
-        """Wait until nothing is in flight and idle clients have gone, or have had their time to."""
-        loop = asyncio.get_running_loop()
-        patient_until = loop.time() + GRACE_S
-        while server.connections and loop.time() < until:
-            if not api.in_flight and loop.time() > patient_until:
-                return
-            await asyncio.sleep(0.02)
 
     async def _finish(self, engine: Engine, watching: set[asyncio.Task[None]]) -> None:
         """Everything is answered: settle, flush and close what is below, each within bounds."""
         settled = [asyncio.create_task(service.settled()) for service in self._services.values()]
         if settled:
             await asyncio.wait(settled, timeout=FLUSH_S)
-        closing = [asyncio.create_task(output.close()) for output in self._outputs.values()]
-        if closing:
-            await asyncio.wait(closing, timeout=FLUSH_S)
+        if self._outputs is not None:
+            await asyncio.wait([asyncio.create_task(self._outputs.close())], timeout=FLUSH_S)
         if watching:  # a folder that waited for an output has been told by now that there is none
             await asyncio.wait(watching, timeout=FLUSH_S)
         try:
@@ -217,23 +238,46 @@ class Worker:
         if service in self._services:
             self._services[service].statistics.compared(agrees)
 
-    def _load(self) -> list[LoadedService]:
+    def _load(self) -> Loaded:
         def announce(name: str) -> None:
             self._channel.notify("ok", "service-loading", f"{name} is loading its model")
 
-        return Loader(
-            self._configure.packages,
+        configure = self._configure
+        loader = Loader(
+            configure.packages,
             announce,
-            run_settings.applied(self._configure.settings),
+            run_settings.applied(configure.settings),
             self._channel.tell,
-            Path(self._configure.state_dir),
-        ).load_all(self._configure.services)
+            Path(configure.state_dir),
+        )
+        services = loader.load_all(configure.services)
+        loaded = Loaded(services, loader.load_models(configure.models), loader.footprint)
+        loaded.comparisons = list(filter(None, map(self._compare, services)))
+        return loaded
+
+    def _compare(self, entry: LoadedService) -> Comparison | None:
+        """With the model that the service runs now in another worker, if it is another one."""
+        directory = self._configure.packages.get(self._configure.compare.get(entry.service.name, ""))
+        if entry.model is None or directory is None:
+            return None
+        return compare(entry.service.name, entry.model.classifier, Path(directory))
+
+    def _ready(self, loaded: Loaded) -> Ready:
+        directories = {directory: ref for ref, directory in self._configure.packages.items()}
+        footprint = loaded.footprint
+        return Ready(
+            services=[service.report() for service in self._services.values()],
+            models=[model.report for model in loaded.alone],
+            comparisons=loaded.comparisons,
+            base=footprint.base,
+            memory={directories[path]: size for path, size in footprint.models.items() if path in directories},
+        )
 
     async def _runtime(self, entry: LoadedService, engine: Engine) -> ServiceRuntime:
         assert self._collaboration is not None
         service = entry.service
         collaborator = await self._collaboration.add(service, entry.model.ref) if entry.model else None
-        outputs = {path: self._output(path) for path in _output_paths(service)} if entry.model else {}
+        outputs = self._open_outputs().of(service)  # of a failed service too: what waits in a queue still goes out
         runtime = ServiceRuntime(
             service,
             entry.model,
@@ -249,7 +293,7 @@ class Worker:
                 FolderSource(
                     service.name,
                     service.source,
-                    list(outputs),
+                    list(outputs.values()),
                     runtime.inspect_file,
                     runtime.record,
                     self._channel.notify,
@@ -257,22 +301,33 @@ class Worker:
                     self._collaboration.release_ballast,
                 )
             )
+        elif entry.model is not None and service.source.kind in CAMERAS:
+            locks = Path(self._configure.state_dir, "run", "cameras")
+            camera = CameraSource(service.name, service.source, runtime.inspect_frame, self._channel.notify, locks)
+            self._folders.append(camera)
         return runtime
 
-    def _output(self, path: Path) -> JsonlOutput:
-        """One writer a file, also where several services share it."""
-        if path not in self._outputs:
-            self._outputs[path] = JsonlOutput(path, self._channel.notify)
-        return self._outputs[path]
+    def _open_outputs(self) -> Outputs:
+        if self._outputs is None:
+            assert self._collaboration is not None
+            queues = Path(self._configure.state_dir, "queues")
+            make_room = self._collaboration.release_ballast
+            self._outputs = Outputs(queues, self._configure.device_id, self._channel.notify, make_room)
+        return self._outputs
+
+    def _packages(self) -> list[str]:
+        """References of the packages that are installed now, also of those that came after this worker."""
+        return [*self._configure.packages, *installed(Path(self._configure.state_dir, "models"))]
 
     def _report(self) -> WorkerReport:
         assert self._collaboration is not None
         return WorkerReport(
             services=[service.report() for service in self._services.values()],
             spool=self._collaboration.spool_report(),
-            rss=_resident_bytes(),
+            rss=resident_bytes(),
             uplink_bytes=self._collaboration.uplink_bytes,
             breaker=self._collaboration.breaker_state,
+            models=self._api.protocol.statistics() if self._api is not None else [],
         )
 
 
@@ -281,19 +336,6 @@ def _empty_directory(state_dir: Path) -> Path:
     empty = state_dir / "run" / "empty"
     empty.mkdir(mode=0o700, parents=True, exist_ok=True)
     return empty
-
-
-def _output_paths(service: Service) -> list[Path]:
-    """The service's outputs. A folder without one gets a file of its own: a decision must be kept before it moves."""
-    paths = [Path(output.path) for output in service.outputs]
-    if not paths and service.source.kind == "folder":
-        paths.append(Path(service.source.path) / "decisions.jsonl")
-    return paths
-
-
-def _resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_bytes().split()[1])
-    return pages * resource.getpagesize()
 
 
 def _in_thread(work: Callable[[], T]) -> asyncio.Future[T]:

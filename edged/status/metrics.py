@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from edged.status.state import StatusState
-from edgekit.messages import LATENCY_BOUNDS_MS, ServiceReport
+from edgekit.messages import LATENCY_BOUNDS_MS, STAGE_BOUNDS_MS, ModelStatistics, ServiceReport
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 Sample = tuple[Mapping[str, str], float | None]
+Histogram = tuple[Mapping[str, str], Sequence[float], Sequence[int], float]
+"""Labels, upper bounds in milliseconds, counts between them and beyond the last, sum in milliseconds."""
 
 
 def render(state: StatusState) -> str:
@@ -38,6 +40,7 @@ def render(state: StatusState) -> str:
         _counter("edged_worker_restarts_total", "Restarts after a crash.", [({}, worker.restarts)]),
         _counter("edged_uplink_bytes_total", "Bytes of hard samples sent to cloudd.", [({}, worker.uplink_bytes)]),
         *_service_blocks(state),
+        *_inference_blocks(state.inference),
         *_hardware_blocks(state),
         _gauge("edged_memory_available_bytes", "Available memory of the machine.", [({}, machine.memory_available)]),
         _gauge("edged_disk_free_bytes", "Free space of the state directory.", [({}, machine.disk_free)]),
@@ -59,12 +62,16 @@ def _service_blocks(state: StatusState) -> list[str]:
     decided: list[Sample] = []
     dropped: list[Sample] = []
     labels: list[Sample] = []
+    verdicts: list[Sample] = []
+    not_run: list[Sample] = []
     for report in reports:
         for place, number in (("edge", report.edge), ("cloud", report.cloud), ("edge-degraded", report.degraded)):
             decided.append(({"service": report.name, "decided": place}, number))
         for why, number in (("unreadable", report.refused), ("overload", report.shed), ("error", report.errors)):
             dropped.append(({"service": report.name, "why": why}, number))
         labels += [({"service": report.name, "label": label}, number) for label, number in report.labels.items()]
+        verdicts += [({"service": report.name, "verdict": word}, number) for word, number in report.verdicts.items()]
+        not_run += [({"service": report.name, "why": why}, number) for why, number in report.not_run.items()]
     return [
         _gauge(
             "edged_service_ready",
@@ -74,6 +81,18 @@ def _service_blocks(state: StatusState) -> list[str]:
         _counter("edged_decisions_total", "Decisions by the place they were made at.", decided),
         _counter("edged_undecided_total", "Requests that got no decision, by the reason.", dropped),
         _counter("edged_labels_total", "Decisions by label.", labels),
+        _counter("edged_verdicts_total", "Decisions by the verdict of the service's rules.", verdicts),
+        _counter("edged_not_run_total", "Requests whose model was never run, by the reason.", not_run),
+        _counter(
+            "edged_runs_total",
+            "Runs of the service's model, by where: a model thread, or the event loop.",
+            [
+                ({"service": report.name, "where": where}, number)
+                for report in reports
+                for where, number in (("thread", report.runs - report.inline_runs), ("loop", report.inline_runs))
+                if report.runs
+            ],
+        ),
         _gauge(
             "edged_offload_share",
             "Share of the last 1,000 samples that the gate sent.",
@@ -94,7 +113,108 @@ def _service_blocks(state: StatusState) -> list[str]:
             "When the newest decision was made.",
             [({"service": report.name}, report.last_at) for report in reports],
         ),
-        _latency(reports),
+        _histogram(
+            "edged_latency_seconds",
+            "Time from request to decision.",
+            [
+                ({"service": report.name}, LATENCY_BOUNDS_MS, report.latency_counts, report.latency_sum_ms)
+                for report in reports
+            ],
+        ),
+        _histogram(
+            "edged_stage_seconds",
+            "Time of a decision's stages: queue, decode, infer, cloud.",
+            [
+                (
+                    {"service": report.name, "stage": stage},
+                    STAGE_BOUNDS_MS,
+                    counts,
+                    report.stage_sums_ms.get(stage, 0.0),
+                )
+                for report in reports
+                for stage, counts in report.stage_counts.items()
+            ],
+        ),
+        *_output_blocks(reports),
+    ]
+
+
+def _output_blocks(reports: Iterable[ServiceReport]) -> list[str]:
+    outputs = {
+        (report.name, output.kind, output.name): output for report in reports for output in report.outputs
+    }  # by what becomes the labels: a series must not appear twice
+    labelled = [
+        ({"service": service, "kind": kind, "output": name}, output)
+        for (service, kind, name), output in outputs.items()
+    ]
+    return [
+        _counter(
+            "edged_output_delivered_total",
+            "Decisions that an output has taken.",
+            [(labels, output.delivered) for labels, output in labelled],
+        ),
+        _counter(
+            "edged_output_dropped_total",
+            "Decisions that an output has given up.",
+            [(labels, output.dropped) for labels, output in labelled],
+        ),
+        _gauge(
+            "edged_output_waiting",
+            "Decisions that wait for an output now.",
+            [(labels, output.waiting) for labels, output in labelled],
+        ),
+        _gauge(
+            "edged_output_up",
+            "1 while an output takes decisions.",
+            [(labels, float(output.failing_since is None)) for labels, output in labelled],
+        ),
+    ]
+
+
+def _inference_blocks(models: Iterable[ModelStatistics]) -> list[str]:
+    """What models did over the Open Inference Protocol, under the names that Triton's dashboards look for."""
+    labelled = [({"model": model.name, "version": model.version}, model) for model in models]
+    failures: list[Sample] = [
+        ({**labels, "reason": reason}, number)
+        for labels, model in labelled
+        for reason, number in (
+            ("REJECTED", model.rejected),
+            ("CANCELED", model.canceled),
+            ("BACKEND", model.backend),
+            ("OTHER", model.other),
+        )
+    ]
+
+    def counter(name: str, text: str, read: Callable[[ModelStatistics], int]) -> str:
+        return _counter(name, text, [(labels, read(model)) for labels, model in labelled])
+
+    return [
+        counter("nv_inference_request_success", "Requests answered.", lambda model: model.success),
+        _counter("nv_inference_request_failure", "Requests not answered, by the reason.", failures),
+        counter("nv_inference_count", "Inferences, each element of a batch counted.", lambda m: m.inference_count),
+        counter("nv_inference_exec_count", "Runs of the model.", lambda model: model.exec_count),
+        _gauge(
+            "nv_inference_pending_request_count",
+            "Requests that wait for a model thread now.",
+            [(labels, model.pending) for labels, model in labelled],
+        ),
+        counter(
+            "nv_inference_request_duration_us", "Microseconds of answered requests.", lambda model: model.request_us
+        ),
+        counter("nv_inference_queue_duration_us", "Of these in the queue.", lambda model: model.queue_us),
+        counter(
+            "nv_inference_compute_input_duration_us",
+            "Of these reading and preparing inputs.",
+            lambda model: model.compute_input_us,
+        ),
+        counter(
+            "nv_inference_compute_infer_duration_us", "Of these in the model.", lambda model: model.compute_infer_us
+        ),
+        counter(
+            "nv_inference_compute_output_duration_us",
+            "Of these writing outputs.",
+            lambda model: model.compute_output_us,
+        ),
     ]
 
 
@@ -119,22 +239,19 @@ def _hardware_blocks(state: StatusState) -> list[str]:
     ]
 
 
-def _latency(reports: Iterable[ServiceReport]) -> str:
-    """The one histogram. Its buckets are cumulative here, and plain in the report."""
-    name = "edged_latency_seconds"
+def _histogram(name: str, text: str, rows: Iterable[Histogram]) -> str:
+    """Buckets are cumulative and in seconds here, plain and in milliseconds in the report."""
     lines: list[str] = []
-    for report in reports:
-        if not report.latency_counts:
+    for labels, bounds_ms, counts, sum_ms in rows:
+        if not counts:
             continue
         total = 0
-        bounds = [_number(bound / 1000) for bound in LATENCY_BOUNDS_MS] + ["+Inf"]
-        for bound, number in zip(bounds, report.latency_counts, strict=False):
+        bounds = [_number(bound / 1000) for bound in bounds_ms] + ["+Inf"]
+        for bound, number in zip(bounds, counts, strict=False):
             total += number
-            lines.append(f"{name}_bucket{_labels({'service': report.name, 'le': bound})} {total}\n")
-        labels = _labels({"service": report.name})
-        lines.append(f"{name}_sum{labels} {_number(report.latency_sum_ms / 1000)}\n")
-        lines.append(f"{name}_count{labels} {total}\n")
-    text = "Time from request to decision."
+            lines.append(f"{name}_bucket{_labels({**labels, 'le': bound})} {total}\n")
+        lines.append(f"{name}_sum{_labels(labels)} {_number(sum_ms / 1000)}\n")
+        lines.append(f"{name}_count{_labels(labels)} {total}\n")
     return f"# HELP {name} {text}\n# TYPE {name} histogram\n{''.join(lines)}" if lines else ""
 
 

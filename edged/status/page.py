@@ -5,20 +5,37 @@ Pure: a StatusState goes in, HTML comes out. Rendered whole on the server; see e
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+from edged.status.charts import history_card
 from edged.status.hardware_page import hardware_card
+from edged.status.history import Sample
+from edged.status.outputs_page import outputs_card
 from edged.status.state import CloudState, ServiceState, StatusState, WorkerState
 from edgekit.html import SCRIPT, STYLE, age, badge, bar, button, count, login, megabytes, page, table, text
+from edgekit.messages import ServiceReport
 
 STYLES = (STYLE,)
 SCRIPTS = (SCRIPT,)
 
 
-def render(state: StatusState, logged_in: bool = False) -> str:
-    """The page for a browser; with buttons for an operator who has logged in. Touches nothing outside `state`."""
+def render(
+    state: StatusState,
+    logged_in: bool = False,
+    history: Mapping[str, Sequence[Sample]] | None = None,
+    steady: float = 0.0,
+) -> str:
+    """The page for a browser; with buttons for an operator who has logged in. Touches nothing outside its arguments.
+
+    `history` has each service's last ten minutes, and `steady` is the present time of its clock.
+    """
     main = "".join(
         (
             _verdict(state),
             _services(state, logged_in),
+            _pictures(state),
+            history_card(history or {}, steady),
+            outputs_card(state),
             f'<div class="grid">{_cloud(state.cloud, state.now)}{_spool(state)}{_worker(state)}{_machine(state)}</div>',
             hardware_card(state.hardware, state.now),
             _models(state),
@@ -80,13 +97,39 @@ def _service_row(service: ServiceState, logged_in: bool) -> list[str]:
         f"<br><span class='soft'>{text(service.priority)}, {text(service.source)}</span>",
         f"<code>{text(report.model or service.model)}</code>",
         badge(report.state, kind) + "".join(f"<br><span class='soft'>{text(note)}</span>" for note in notes),
-        f"{count(report.inspected)}<br><span class='soft'>{labels}</span>",
+        f"{count(report.inspected)}<br><span class='soft'>{labels}</span>{_verdicts(report)}",
         bar([(number / total, colour) for number, colour, _ in shares], words) + f"<span class='soft'>{words}</span>",
         f"{report.offload_share:.0%}",
         "–" if report.agreement is None else f"{report.agreement:.1%}",
         milliseconds,
         text(report.gate or service.hard_samples) + again,
     ]
+
+
+def _pictures(state: StatusState) -> str:
+    """The newest picture of each service that has one; the page's script fetches it anew each second."""
+    shown = "".join(
+        f'<figure class="look"><img data-live="/preview/{text(service.name)}.jpg" '
+        f'src="/preview/{text(service.name)}.jpg" '
+        f'alt="Newest picture of {text(service.name)}: {text(service.report.preview)}">'
+        f"<figcaption>{text(service.name)}</figcaption></figure>"
+        for service in state.services
+        if service.report.preview
+    )
+    return (
+        f'<section class="card" id="pictures"><h2>Pictures</h2><div class="looks">{shown}</div></section>'
+        if shown
+        else ""
+    )
+
+
+def _verdicts(report: ServiceReport) -> str:
+    """How many samples passed, failed and are for a person to look at."""
+    kinds = {"pass": "ok", "fail": "error", "review": "warning"}
+    shown = [
+        badge(f"{word} {count(report.verdicts[word])}", kind) for word, kind in kinds.items() if word in report.verdicts
+    ]
+    return "<br>" + " ".join(shown) if shown else ""
 
 
 def _facts(title: str, identity: str, facts: list[tuple[str, str]]) -> str:

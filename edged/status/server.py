@@ -2,6 +2,7 @@
 
     GET  /              the page            GET  /state.json, /metrics
     POST /login         form field `token`  POST /logout
+    GET  /preview/NAME.jpg  the newest picture of a service, with its decision drawn on it
     POST /api/services/NAME/recalibrate     POST /api/spool/purge (field or JSON key `service`)
 
 Reads are open on loopback. A page that listens elsewhere shows nothing without the token. Writes always need the token,
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -22,6 +23,7 @@ from aiohttp import web
 from edged.api import ApiError, Done, Problem, PurgeBody
 from edged.config import Address
 from edged.status import metrics
+from edged.status.history import Sample
 from edged.status.state import StatusState
 from edgekit.webguard import LOOPBACK_HOSTS, PageGuard, Refusal, security_headers
 
@@ -42,6 +44,8 @@ class Backend(Protocol):
     """What the page needs of the supervisor."""
 
     def status(self) -> StatusState: ...
+    def history(self) -> tuple[Mapping[str, Sequence[Sample]], float]: ...
+    async def preview(self, name: str) -> bytes: ...
     def recalibrate(self, name: str) -> Done: ...
     def purge_spool(self, service: str) -> Done: ...
 
@@ -76,6 +80,7 @@ def build(backend: Backend, token: str, address: Address, hosts: Iterable[str]) 
     app.router.add_get("/", page.show)
     app.router.add_get("/state.json", page.state)
     app.router.add_get("/metrics", page.metrics)
+    app.router.add_get("/preview/{name}.jpg", page.preview)
     app.router.add_post("/login", page.login)
     app.router.add_post("/logout", page.logout)
     app.router.add_post("/api/services/{name}/recalibrate", page.recalibrate)
@@ -137,7 +142,7 @@ class _Page:
     async def show(self, request: web.Request) -> web.Response:
         from edged.status import page  # nobody may ever look, and the supervisor's memory is counted
 
-        html = page.render(self._backend.status(), self._guard.logged_in(request.headers))
+        html = page.render(self._backend.status(), self._guard.logged_in(request.headers), *self._backend.history())
         response = web.Response(text=html, content_type="text/html")
         response.headers.update(security_headers(page.STYLES, page.SCRIPTS))
         return response
@@ -148,6 +153,10 @@ class _Page:
     async def metrics(self, request: web.Request) -> web.Response:
         text = metrics.render(self._backend.status())
         return web.Response(body=text.encode(), headers={"Content-Type": metrics.CONTENT_TYPE})
+
+    async def preview(self, request: web.Request) -> web.Response:
+        picture = await self._backend.preview(request.match_info["name"])
+        return web.Response(body=picture, content_type="image/jpeg")
 
     async def login(self, request: web.Request) -> web.Response:
         form = await request.post()

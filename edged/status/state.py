@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from edged.status.hardware import HardwareState
-from edgekit.messages import Level, ServiceReport, SpoolReport
+from edgekit.messages import Level, ModelStatistics, ServiceReport, SpoolReport
 
 
 class _State(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,13 +98,14 @@ class ServiceState(_State, frozen=True, kw_only=True):
     model: str  # as the definition names it
     priority: str
     deadline_ms: float
-    source: str  # "http", or "folder /path"
+    source: str  # the kind, and where: "http", "folder /path", "rtsp://host/stream"
     may_leave: str
     hard_samples: str  # risk | budget | off
     answer_model: str
     report: ServiceReport
     refused: str = ""  # why the newest definition is not in use; the last good one runs instead
     last_good: bool = False  # the definition in use is the last good one
+    comparison: str = ""  # how the present model answered the samples of the one before
 
 
 class ModelState(_State, frozen=True, kw_only=True):
@@ -118,6 +119,18 @@ class ModelState(_State, frozen=True, kw_only=True):
     variants: list[str] = []  # runtime/precision
     size: int = 0
     used_by: list[str] = []  # names of services
+    served: bool = False  # without a service
+
+
+class ServedState(_State, frozen=True, kw_only=True):
+    """One model that is served without a service."""
+
+    wanted: str  # NAME or NAME@VERSION, as it was asked for
+    model: str  # name@version that runs, "" while it is not known
+    state: Literal["ready", "loading", "failed"]
+    detail: str = ""
+    refused: str = ""  # why the newest version is not in use; the last good one is served instead
+    last_good: bool = False
 
 
 class StatusState(_State, frozen=True, kw_only=True):
@@ -135,5 +148,7 @@ class StatusState(_State, frozen=True, kw_only=True):
     worker: WorkerState = WorkerState()
     services: list[ServiceState] = []
     models: list[ModelState] = []
+    served: list[ServedState] = []  # models without a service
     spool: SpoolReport | None = None  # None before the worker's first report
     hardware: HardwareState = HardwareState()
+    inference: list[ModelStatistics] = []  # each model version over the Open Inference Protocol

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import msgspec
 
+from edged.comparison import sentence
 from edged.desired import Entry, combination_key
 from edged.health import Health
 from edged.plan import Choice, service_of
 from edged.status.state import ServiceState
-from edgekit.messages import ServiceReport
+from edgekit.messages import Comparison, ServiceReport
 from edgekit.packages import PackageError, find
+from edgekit.services import place
 
 
 def service_state(
@@ -21,8 +23,12 @@ def service_state(
     running: Choice | None,
     packages: Mapping[str, Path],
     missing_detail: Callable[[str], str],
+    compared: Comparison | None = None,
 ) -> ServiceState:
-    """What the page shows of `entry`. `missing_detail` says what is being done about a model that is not installed."""
+    """What the page shows of `entry`. `missing_detail` says what is being done about a model that is not installed.
+
+    `compared` is the last comparison of a model of this service with the one before.
+    """
     service = service_of(entry)
     model = service.model if service is not None else ""
     ref = _find(model, packages)
@@ -42,13 +48,14 @@ def service_state(
         model=model,
         priority=service.priority if service is not None else "",
         deadline_ms=service.deadline_ms if service is not None else 0.0,
-        source=f"folder {service.source.path}" if service is not None and service.source.kind == "folder" else "http",
+        source=place(service.source) if service is not None else "",
         may_leave=service.may_leave if service is not None else "",
         hard_samples=service.hard_samples.mode if service is not None else "",
         answer_model=service.hard_samples.answer_model if service is not None else "",
         report=report,
         refused=refused,
         last_good=last_good,
+        comparison=sentence(compared) if compared is not None and running and running.ref == compared.model else "",
     )
 
 

@@ -40,6 +40,10 @@ class InputSpec(_Table, frozen=True, kw_only=True):
     `mean` and `scale` have one entry for all channels or one per channel (in the order of `colour`). With dtype uint8
     or int8 the model's own quantisation is applied afterwards when the runtime reports one.
 
+    `decode`: "full" decodes every pixel; "reduced" lets a JPEG be decoded at 1/2, 1/4 or 1/8 as long as no side falls
+    below the model's. None: reduced where `interpolation` is "area", which averages as well; full elsewhere. `crop` is
+    the part of the picture that is used (left, top, right, bottom as fractions of its sides), cut out before `resize`.
+
     `interpolation` should be what the model was trained with: "antialias" is the bilinear resize of Pillow and
     torchvision, "linear" that of OpenCV; "area" averages and is the fastest for large pictures.
     """
@@ -54,6 +58,14 @@ class InputSpec(_Table, frozen=True, kw_only=True):
     mean: list[float] = msgspec.field(default_factory=lambda: [0.0])
     scale: list[float] = msgspec.field(default_factory=lambda: [1.0])
     name: str = ""  # input tensor, "" for the only one
+    # None is left out of a written manifest, so that releases before these keys read it.
+    decode: Literal["full", "reduced"] | None = None
+    crop: list[float] | None = None
+
+    @property
+    def reduced(self) -> bool:
+        """Whether a JPEG may be decoded at a fraction of its size."""
+        return self.interpolation == "area" if self.decode is None else self.decode == "reduced"
 
 
 class OutputSpec(_Table, frozen=True, kw_only=True):
@@ -145,6 +157,12 @@ def check_manifest(manifest: Manifest) -> None:
                 f'{MANIFEST_NAME}: "input.{key}" has {len(values)} values; '
                 f"{'1 is' if channels == 1 else '1 or 3 are'} allowed for {manifest.input.colour}"
             )
+    crop = manifest.input.crop
+    if crop is not None and not (len(crop) == 4 and 0 <= crop[0] < crop[2] <= 1 and 0 <= crop[1] < crop[3] <= 1):
+        raise PackageError(
+            f'{MANIFEST_NAME}: "input.crop" is {crop}; left, top, right and bottom belong there, '
+            "as fractions from 0 to 1, with left < right and top < bottom"
+        )
     if not manifest.variants:
         raise PackageError(f"{MANIFEST_NAME}: [[variants]] is missing; name at least one model file")
     for index, variant in enumerate(manifest.variants):

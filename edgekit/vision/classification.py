@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from edgekit.runtimes import ModelError, Session, SessionOptions, TensorInfo, installed, open_session
 from edgekit.runtimes.base import dequantise, shape_text
-from edgekit.vision.images import ImageError, decode
-from edgekit.vision.preprocess import check_input, prepare
+from edgekit.vision.images import Colour, ImageError, decode
+from edgekit.vision.preprocess import check_input, in_colour, prepare, reduced_size
 
 if TYPE_CHECKING:
     from edgekit.packages import InputSpec, OutputSpec, Package, ProofSample, Variant
@@ -34,6 +34,7 @@ class Classified:
     margin: float  # that minus the probability of the runner-up, 0..1; 1 - margin is the hardness
     probabilities: NDArray[np.float32]  # one per label
     timings_ms: dict[str, float] = field(default_factory=dict)  # decode (with pre-processing), infer
+    region: tuple[int, int, int, int] | None = None  # left, top, right, bottom: the part of the picture that decided
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[np.float32]:
@@ -64,6 +65,11 @@ def read_answer(array: NDArray[Any], tensor: TensorInfo, kind: str, labels: Sequ
         )
     else:
         probabilities = np.clip(values, 0, 1)
+    return likeliest(probabilities, labels)
+
+
+def likeliest(probabilities: NDArray[np.float32], labels: Sequence[str]) -> Classified:
+    """The answer that `probabilities`, one per label, amount to."""
     index = int(probabilities.argmax())
     score = float(probabilities[index])
     others = np.delete(probabilities, index)
@@ -100,6 +106,11 @@ class Classifier:
                 f"but there are {len(self.labels)} labels"
             )
 
+    @property
+    def colour(self) -> Colour:
+        """Order of the channels that the package wants."""
+        return self._input_spec.colour
+
     @classmethod
     def load(
         cls, package: Package, options: SessionOptions | None = None, variant: Variant | None = None
@@ -126,14 +137,27 @@ class Classifier:
 
     def tensor(self, data: bytes) -> NDArray[Any]:
         """A JPEG or PNG as the batch of one that the model wants. Raises ImageError and ModelError as `classify`."""
-        spec = self._input_spec
-        # Decoding at 1/2 or less averages blocks of pixels, as an area resize does and the others do not.
-        reduce_to = (spec.width, spec.height) if spec.interpolation == "area" else None
-        return prepare(decode(data, spec.colour, reduce_to=reduce_to), spec, self._input)
+        return self.image_tensor(decode(data, self._input_spec.colour, reduce_to=self.reduce_to()))
+
+    def reduce_to(self, share: tuple[float, float] = (1.0, 1.0)) -> tuple[int, int] | None:
+        """See preprocess.reduced_size."""
+        return reduced_size(self._input_spec, share)
+
+    def image_tensor(self, image: NDArray[np.uint8]) -> NDArray[Any]:
+        """Decoded pixels, in the colour order of the package's input, as the batch of one that the model wants."""
+        return prepare(image, self._input_spec, self._input)
+
+    def pixels(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Raw pixels as the batch of one that the model wants, prepared like a picture with the same pixels.
+
+        `array` is uint8: HxW or HxWx1 (grey), HxWx3 (red, green, blue in this order, whatever the package wants) or
+        HxWx4 (with alpha, which is dropped). Raises ImageError for another array.
+        """
+        return self.image_tensor(in_colour(array, self._input_spec))
 
     def classify_image(self, image: NDArray[np.uint8]) -> Classified:
         """Classify decoded pixels (uint8, in the colour order of the package's input). Raises ModelError."""
-        return self.classify_tensor(prepare(image, self._input_spec, self._input))
+        return self.classify_tensor(self.image_tensor(image))
 
     def classify_tensor(self, tensor: NDArray[Any]) -> Classified:
         """Classify a batch of one that is already as the model wants it. Raises ModelError."""

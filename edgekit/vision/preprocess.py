@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -9,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.runtimes.base import ModelError, TensorInfo, shape_text
+from edgekit.vision import MAX_PIXELS
 from edgekit.vision.resample import antialiased
+from edgekit.vision.sniff import ImageError
 
 if TYPE_CHECKING:
     from edgekit.packages import InputSpec
@@ -24,7 +28,7 @@ def prepare(image: NDArray[np.uint8], spec: InputSpec, tensor: TensorInfo) -> ND
     Each pixel becomes (pixel - mean) * scale per channel. What the model's tensor really is decides the rest, so that
     one description serves variants for several runtimes: a float tensor takes the value; an int8 or uint8 tensor takes
     round(value / tensor scale) + zero point, clipped to its range; without a tensor scale the value itself, rounded.
-    The axes follow `spec.layout`, or the other order if only that one fits the tensor's shape.
+    The axes follow `spec.layout`, or the other order if only that one fits the tensor's shape. `spec.crop` comes first.
 
     Raises ModelError if the picture or the tensor does not fit the description.
     """
@@ -33,13 +37,51 @@ def prepare(image: NDArray[np.uint8], spec: InputSpec, tensor: TensorInfo) -> ND
         raise ModelError(f"the picture is {image.dtype.name} {shape_text(image.shape)}, not uint8 in {spec.colour}")
     planar = _is_planar(spec, tensor)
     table = _table(spec, tensor)
-    fitted = fit(image, spec)
+    fitted = fit(cropped(image, spec), spec)
     if channels == 1:
         mapped = np.asarray(cv2.LUT(fitted, table[0]))
         return mapped[np.newaxis, np.newaxis] if planar else mapped[np.newaxis, :, :, np.newaxis]
     # One look-up per plane is five times faster than arithmetic on floats: a pixel has only 256 values.
     planes = [cv2.LUT(plane, values) for plane, values in zip(cv2.split(fitted), table, strict=True)]
     return np.stack(planes)[np.newaxis] if planar else np.asarray(cv2.merge(planes))[np.newaxis]
+
+
+def in_colour(pixels: NDArray[Any], spec: InputSpec) -> NDArray[np.uint8]:
+    """Raw pixels as `prepare` wants them.
+
+    `pixels` is uint8: HxW or HxWx1 (grey), HxWx3 (red, green, blue) or HxWx4 (with alpha, which is dropped). What they
+    are turned into is what `images.decode` makes of a PNG with the same pixels. Raises ImageError for another array, or
+    one of more than MAX_PIXELS pixels.
+    """
+    grey = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 1)
+    if pixels.dtype != np.uint8 or not pixels.size or not (grey or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))):
+        raise ImageError(
+            f"raw pixels are uint8 with height x width x 1, 3 or 4 channels, not {pixels.dtype.name} "
+            f"{shape_text(pixels.shape)}"
+        )
+    height, width = pixels.shape[:2]
+    if height * width > MAX_PIXELS:
+        raise ImageError(f"{width}x{height} pixels exceed the limit of {MAX_PIXELS} pixels")
+    if grey:
+        plane = pixels.reshape(height, width)
+        return plane if spec.colour == "grey" else np.repeat(plane[:, :, np.newaxis], 3, axis=2)
+    colours = pixels[:, :, :3]
+    if spec.colour == "rgb":
+        return np.ascontiguousarray(colours)
+    code = cv2.COLOR_RGB2GRAY if spec.colour == "grey" else cv2.COLOR_RGB2BGR
+    return np.asarray(cv2.cvtColor(np.ascontiguousarray(colours), code), np.uint8)
+
+
+def reduced_size(spec: InputSpec, share: tuple[float, float] = (1.0, 1.0)) -> tuple[int, int] | None:
+    """What `images.decode` may reduce a picture to if the model sees these shares of its width and height.
+
+    None: the package wants every pixel decoded. Decoding at 1/2 or less averages blocks of pixels, as an area resize
+    does and the others do not.
+    """
+    if not spec.reduced:
+        return None
+    left, top, right, bottom = spec.crop or (0.0, 0.0, 1.0, 1.0)
+    return math.ceil(spec.width / (share[0] * (right - left))), math.ceil(spec.height / (share[1] * (bottom - top)))
 
 
 def check_input(spec: InputSpec, tensor: TensorInfo) -> None:
@@ -68,6 +110,27 @@ def fit(image: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.uint8]:
         canvas[top : top + part_height, left : left + part_width] = _resize(image, part_width, part_height, spec)
         return canvas
     return _resize(image, spec.width, spec.height, spec)
+
+
+def cropped(image: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.uint8]:
+    """The part of a picture that the package uses: a view of `image`."""
+    if spec.crop is None:
+        return image
+    height, width = image.shape[:2]
+    left, top, right, bottom = fraction_box(spec.crop, width, height)
+    return image[top:bottom, left:right]
+
+
+def fraction_box(fractions: Sequence[float], width: int, height: int) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) in pixels; each edge goes to the nearest pixel, and one pixel at least stays."""
+    left, right = _span(fractions[0], fractions[2], width)
+    top, bottom = _span(fractions[1], fractions[3], height)
+    return left, top, right, bottom
+
+
+def _span(start: float, end: float, size: int) -> tuple[int, int]:
+    first = min(int(start * size + 0.5), size - 1)
+    return first, min(size, max(first + 1, int(end * size + 0.5)))
 
 
 def _resize(image: NDArray[np.uint8], width: int, height: int, spec: InputSpec) -> NDArray[np.uint8]:

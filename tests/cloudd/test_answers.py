@@ -34,6 +34,7 @@ from cloudd.web import DEVICE_ID, new_app
 from edgekit.envelope import seal
 from edgekit.messages import Answer, ModelAnswer, Problem
 from edgekit.packages import InputSpec, Manifest, Variant, seal_package
+from edgekit.services import Pipeline
 from edgekit.vision.sniff import sniff
 from tests.support.answers import EDGE, Cloud, cloud, loaded, sample, until
 from tests.support.models import make_package, picture
@@ -266,10 +267,12 @@ async def test_the_queue_is_bounded_and_waiting_devices_come_before_spools(
     asked: list[int] = []  # numbers of the pictures, in the order in which the worker got them
     ask_worker = Worker.ask
 
-    async def ask(self: Worker, model: str, directory: str, data: bytes, timeout: float) -> tuple[ModelAnswer, bytes]:
+    async def ask(
+        self: Worker, model: str, directory: str, data: bytes, timeout: float, pipeline: Pipeline | None = None
+    ) -> tuple[ModelAnswer, bytes]:
         if data:
             asked.append(pictures.index(data))
-        return await ask_worker(self, model, directory, data, timeout)
+        return await ask_worker(self, model, directory, data, timeout, pipeline)
 
     monkeypatch.setattr(Worker, "ask", ask)
     async with cloud(tmp_path, PoolSettings(queue=4, total_s=30)) as here:

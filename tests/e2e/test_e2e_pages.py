@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import time
 from collections.abc import Iterator
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,57 @@ def test_the_status_page_lives(fleet: tuple[Cloud, Edge], browser: webdriver.Chr
     wait_for(browser, "services", f"cloud {before + 7}")
     wait_for(browser, "services", "Calibrating")
     assert_quiet(browser, origin)
+
+
+def test_the_last_minutes_are_drawn_in_both_schemes(fleet: tuple[Cloud, Edge], browser: webdriver.Chrome) -> None:
+    """Pictures that a page of this size can show: inside of their card, with lines, and legible in light and dark."""
+    _, edge = fleet
+    edge.add_service('name = "drawn"\nmodel = "solder-small"\n[decision]\npass = ["normal"]\nfail = ["bridge"]\n')
+    origin = f"http://{edge.status().addresses.page}"
+    browser.get(f"{origin}/")
+    end = time.monotonic() + 7
+    for item in cycle(items(20)):
+        edge.inspect("drawn", item.data)
+        time.sleep(0.03)
+        if time.monotonic() > end:
+            break
+    wait_for(browser, "history", "drawn")
+    assert "pass" in text(browser, "services") and "review" in text(browser, "services")
+    for scheme in ("light", "dark"):
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        shown = browser.execute_script(
+            """
+            const card = document.getElementById("history").getBoundingClientRect();
+            const paper = getComputedStyle(document.getElementById("history")).backgroundColor;
+            return Array.from(document.querySelectorAll("#history svg.chart")).map(svg => {
+              const box = svg.getBoundingClientRect(), lines = Array.from(svg.querySelectorAll("path"));
+              return {inside: box.left >= card.left && box.right <= card.right && box.height > 60,
+                      label: svg.getAttribute("aria-label"),
+                      drawn: lines.filter(line => line.getTotalLength() > 3).length,
+                      colours: lines.map(line => getComputedStyle(line).stroke)
+                        .concat(getComputedStyle(svg.querySelector("text")).fill), paper: paper};
+            });
+            """
+        )
+        assert len(shown) >= 2
+        for picture in shown:
+            assert picture["inside"] and "over the last 10 minutes" in picture["label"]
+            assert all(contrast(colour, picture["paper"]) >= 3 for colour in picture["colours"]), (scheme, picture)
+        assert sum(picture["drawn"] for picture in shown) >= 3
+    assert_quiet(browser, origin)
+
+
+def contrast(one: str, other: str) -> float:
+    """Of two CSS colours "rgb(r, g, b)", by WCAG 2.1; from 1 to 21. Lines and large text need 3."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
 
 
 def test_an_operator_logs_in_and_recalibrates(fleet: tuple[Cloud, Edge], browser: webdriver.Chrome) -> None:

@@ -17,7 +17,7 @@ import pytest
 from edged.capture import files
 from edged.capture.folder import FolderSource, NotNow, Refused
 from edged.capture.kept import Kept
-from edged.capture.outputs import JsonlOutput
+from edged.capture.outputs import FileOutput, jsonl_output
 from edged.collab.spool_files import Ballast
 from edgekit.atomic import write_file
 from edgekit.messages import Decision, Level, Verdict
@@ -54,7 +54,7 @@ class Bench:
         self.asked: list[str] = []
         self.events: list[tuple[Level, str, str]] = []
         self.busy = 0
-        self.outputs: dict[Path, JsonlOutput] = {}
+        self.outputs: dict[str, FileOutput] = {}
 
     async def inspect(self, picture: bytes, *, sample_id: str, captured_at: float, serial: str) -> Decision:
         if self.busy:
@@ -65,17 +65,24 @@ class Bench:
             raise Refused("not a JPEG or PNG picture")
         return decide(picture, sample_id, serial, captured_at)
 
-    async def record(self, decision: Decision, outputs: Collection[Path]) -> None:
+    async def record(self, decision: Decision, outputs: Collection[str]) -> None:
         line = msgspec.json.encode(decision)
-        await asyncio.gather(*(self.outputs[path].write_durably(line) for path in outputs))
+        await asyncio.gather(*(self.outputs[key].write_durably(decision, line) for key in outputs))
 
     def notify(self, level: Level, code: str, text: str, *, passing: bool = False) -> None:
         self.events.append((level, code, text))
 
     def start(self) -> tuple[FolderSource, asyncio.Task[None]]:
-        self.outputs = {path: JsonlOutput(path, self.notify) for path in self.paths}
+        self.outputs = {str(path): jsonl_output(path, self.notify) for path in self.paths}
         folder = FolderSource(
-            "s", self.source, self.paths, self.inspect, self.record, self.notify, self.kept, self.make_room
+            "s",
+            self.source,
+            list(self.outputs.values()),
+            self.inspect,
+            self.record,
+            self.notify,
+            self.kept,
+            self.make_room,
         )
         return folder, asyncio.create_task(folder.run())
 

@@ -1,4 +1,4 @@
-"""JSONL outputs: durable lines, torn lines, rotation, a full disk, two writers."""
+"""Files of lines: durable lines, torn lines, rotation, a full disk, two writers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from edged.capture import outputs
-from edged.capture.outputs import JsonlOutput, OutputError, tail_lines
+from edged.capture.outputs import OutputError, lines, tail_lines
+from edged.capture.outputs.lines import LineFile
 from edgekit.messages import Level
 
 
@@ -30,7 +30,7 @@ async def until(condition: object, timeout_s: float = 5.0) -> None:
 
 async def test_lines_arrive_in_order_and_survive_close(tmp_path: Path) -> None:
     path = tmp_path / "made" / "out.jsonl"
-    output = JsonlOutput(path, Events())
+    output = LineFile(path, Events())
     for number in range(500):
         output.write(b'{"n":%d}' % number)
     await output.close()
@@ -38,7 +38,7 @@ async def test_lines_arrive_in_order_and_survive_close(tmp_path: Path) -> None:
 
 
 async def test_durable_write_is_in_the_file_when_it_returns(tmp_path: Path) -> None:
-    output = JsonlOutput(tmp_path / "out.jsonl", Events())
+    output = LineFile(tmp_path / "out.jsonl", Events())
     await output.write_durably(b"one")
     assert (tmp_path / "out.jsonl").read_bytes() == b"one\n"
     await output.close()
@@ -49,7 +49,7 @@ async def test_durable_write_is_in_the_file_when_it_returns(tmp_path: Path) -> N
 async def test_a_torn_line_is_cut_off_before_the_next(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_bytes(b'{"whole":1}\n{"torn":')
-    output = JsonlOutput(path, Events())
+    output = LineFile(path, Events())
     await output.write_durably(b'{"next":1}')
     await output.close()
     assert path.read_bytes() == b'{"whole":1}\n{"next":1}\n'
@@ -58,7 +58,7 @@ async def test_a_torn_line_is_cut_off_before_the_next(tmp_path: Path) -> None:
 async def test_a_long_torn_line_alone_is_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_bytes(b"x" * 200_000)
-    output = JsonlOutput(path, Events())
+    output = LineFile(path, Events())
     await output.write_durably(b"line")
     await output.close()
     assert path.read_bytes() == b"line\n"
@@ -66,7 +66,7 @@ async def test_a_long_torn_line_alone_is_cut_off(tmp_path: Path) -> None:
 
 async def test_a_rotated_file_is_opened_anew(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
-    output = JsonlOutput(path, Events())
+    output = LineFile(path, Events())
     await output.write_durably(b"before")
     path.rename(tmp_path / "out.jsonl.1")
     await output.write_durably(b"after")
@@ -82,7 +82,7 @@ async def test_a_link_is_not_followed(tmp_path: Path) -> None:
     target.write_bytes(b"precious\n")
     (tmp_path / "out.jsonl").symlink_to(target)
     events = Events()
-    output = JsonlOutput(tmp_path / "out.jsonl", events)
+    output = LineFile(tmp_path / "out.jsonl", events)
     output.write(b"line")
     await until(lambda: events)
     await output.close()
@@ -91,22 +91,22 @@ async def test_a_link_is_not_followed(tmp_path: Path) -> None:
 
 async def test_two_writers_share_one_file(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
-    both = [JsonlOutput(path, Events()), JsonlOutput(path, Events())]
+    both = [LineFile(path, Events()), LineFile(path, Events())]
     await asyncio.gather(*(both[n % 2].write_durably(b"%04d" % n + b"x" * 3000) for n in range(200)))
     for output in both:
         await output.close()
-    lines = path.read_bytes().splitlines()
-    assert sorted(line[:4] for line in lines) == [b"%04d" % n for n in range(200)]
-    assert all(len(line) == 3004 for line in lines)
+    written = path.read_bytes().splitlines()
+    assert sorted(line[:4] for line in written) == [b"%04d" % n for n in range(200)]
+    assert all(len(line) == 3004 for line in written)
 
 
 async def test_full_disk_waits_in_memory_reports_once_and_recovers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outputs, "RETRY_S", 0.05)
+    monkeypatch.setattr(lines, "RETRY_S", 0.05)
     path = tmp_path / "out.jsonl"
     events = Events()
-    output = JsonlOutput(path, events)
+    output = LineFile(path, events)
     await output.write_durably(b"first")
     real_write = os.write
     full = True
@@ -138,12 +138,12 @@ async def test_full_disk_waits_in_memory_reports_once_and_recovers(
 
 
 async def test_memory_is_bounded_and_the_loss_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outputs, "RETRY_S", 0.05)
-    monkeypatch.setattr(outputs, "MAX_PENDING_BYTES", 1000)
+    monkeypatch.setattr(lines, "RETRY_S", 0.05)
+    monkeypatch.setattr(lines, "MAX_PENDING_BYTES", 1000)
     blocked = tmp_path / "blocked"
     blocked.write_bytes(b"a file where the directory should be")
     events = Events()
-    output = JsonlOutput(blocked / "out.jsonl", events)
+    output = LineFile(blocked / "out.jsonl", events)
     durable = asyncio.create_task(output.write_durably(b"wanted"))
     await until(lambda: events)
     for number in range(100):
@@ -151,10 +151,10 @@ async def test_memory_is_bounded_and_the_loss_is_told(tmp_path: Path, monkeypatc
     blocked.unlink()
     await asyncio.wait_for(durable, 5)
     await until(lambda: len(events) == 3)
-    lines = (blocked / "out.jsonl").read_bytes().splitlines()
-    assert b"wanted" in lines
-    assert lines[-1].startswith(b"099")
-    assert len(lines) <= 12
+    written = (blocked / "out.jsonl").read_bytes().splitlines()
+    assert b"wanted" in written
+    assert written[-1].startswith(b"099")
+    assert len(written) <= 12
     assert [(level, code.partition(":")[0]) for level, code, _ in events[1:]] == [
         ("ok", "output-stuck"),
         ("error", "output-lost"),
@@ -167,7 +167,7 @@ async def test_closing_on_a_dead_disk_ends_and_tells_waiters(tmp_path: Path) -> 
     blocked = tmp_path / "blocked"
     blocked.write_bytes(b"")
     events = Events()
-    output = JsonlOutput(blocked / "out.jsonl", events)
+    output = LineFile(blocked / "out.jsonl", events)
     durable = asyncio.create_task(output.write_durably(b"wanted"))
     output.write(b"not waited for")
     await until(lambda: events)
@@ -188,7 +188,7 @@ def test_tail_reads_whole_lines_only(tmp_path: Path) -> None:
 
 async def test_a_line_torn_by_another_process_is_cut_off_too(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
-    output = JsonlOutput(path, Events())
+    output = LineFile(path, Events())
     await output.write_durably(b'{"first":1}')
     with path.open("ab") as other:  # killed in the middle of its batch
         other.write(b'{"theirs":1}\n{"torn":')

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import msgspec
+
 from edged.status.page import SCRIPTS, STYLES, render
 from edged.status.state import CloudState, Health, HealthItem, ServiceState, StatusState, WorkerState
 from edgekit.messages import ServiceReport, SpoolReport
@@ -34,6 +36,15 @@ def test_the_numbers_are_on_the_page() -> None:
     html = render(state())
     for expected in ("1\u202f234", "19%", "98.1%", "1.5 / 4.2 ms", "5.0 MB of 10.0 MB", "10 days left", "connected"):
         assert expected in html, expected
+
+
+def test_verdicts_are_counted_in_words() -> None:
+    shown = render(state())
+    assert "review" not in shown
+    report = msgspec.structs.replace(state().services[0].report, verdicts={"pass": 1200, "review": 3})
+    service = msgspec.structs.replace(state().services[0], report=report)
+    html = render(msgspec.structs.replace(state(), services=[service]))
+    assert "pass 1\u202f200" in html and "review 3" in html and "fail" not in html
 
 
 def test_whatever_comes_from_outside_is_escaped() -> None:

@@ -16,9 +16,9 @@ from support.edged import Edged
 
 from edged.api import ApiError, Done
 from edged.config import Address
-from edged.daemon import page_token
 from edged.sockets import address_of, listen_tcp
 from edged.status import metrics, server
+from edged.status.history import Sample
 from edged.status.state import (
     Addresses,
     CloudState,
@@ -30,6 +30,7 @@ from edged.status.state import (
     StatusState,
     WorkerState,
 )
+from edged.tokens import secret_token
 from edgekit.messages import ServiceReport, SpoolReport
 
 TOKEN = "t" * 43
@@ -72,6 +73,9 @@ class Backend:
 
     def status(self) -> StatusState:
         return example_state()
+
+    def history(self) -> tuple[dict[str, list[Sample]], float]:
+        return {"solder": [Sample(100.0 + 2 * n, 30.0, 2.0, 9.0 + n) for n in range(5)]}, 110.0
 
     def recalibrate(self, name: str) -> Done:
         if name != "solder":
@@ -269,11 +273,11 @@ def test_metrics_are_valid_exposition_format() -> None:
 
 def test_the_page_token_is_made_once_and_kept_secret(tmp_path: Path) -> None:
     path = tmp_path / "page-token"
-    token = page_token(path)
+    token = secret_token(path)
     assert len(token) >= 32 and path.stat().st_mode & 0o777 == 0o600
-    assert page_token(path) == token
+    assert secret_token(path) == token
     path.write_text("short\n")
-    assert page_token(path) not in ("short", token)
+    assert secret_token(path) not in ("short", token)
 
 
 @pytest.fixture

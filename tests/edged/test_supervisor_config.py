@@ -27,6 +27,7 @@ def test_everything_has_a_default(tmp_path: Path) -> None:
     assert settings.socket_path == tmp_path / "run" / "edged.sock"
     assert settings.spool_quota == 1 << 30
     assert settings.allow_paths == [tmp_path / "outputs", Path("/var/spool/edged")]
+    assert settings.allow_hosts == []
 
 
 def test_flags_win_over_the_file(tmp_path: Path) -> None:

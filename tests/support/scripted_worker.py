@@ -15,10 +15,23 @@ from pathlib import Path
 import msgspec
 
 from edgekit.envelope import FrameReader, seal
-from edgekit.messages import Configure, Drain, Event, Ready, ServiceReport, SpoolReport, ToWorker, WorkerReport
+from edgekit.messages import (
+    Configure,
+    Drain,
+    Event,
+    ModelReport,
+    ModelWanted,
+    Ready,
+    ServiceReport,
+    SpoolReport,
+    ToWorker,
+    WorkerReport,
+)
 from edgekit.services import parse_service
 
-SEGFAULT, FAIL, HANG, EXIT, TROUBLE = 601, 602, 603, 604, 605
+SEGFAULT, FAIL, HANG, EXIT, TROUBLE, ASK = 601, 602, 603, 604, 605, 606
+BAD_MODEL = "bad@1"
+"""A model without a service that cannot be loaded."""
 
 
 def main() -> None:
@@ -47,6 +60,7 @@ def main() -> None:
             if isinstance(message, Configure):
                 services = [parse_service(text, "test") for text in message.services]
                 say(f"start {os.getpid()} " + " ".join(f"{s.name}:{s.deadline_ms:g}:{s.model}" for s in services))
+                say(f"configure {msgspec.json.encode(message).decode()}")
                 deadlines = {service.deadline_ms for service in services}
                 if SEGFAULT in deadlines:
                     os.kill(os.getpid(), signal.SIGSEGV)
@@ -63,7 +77,17 @@ def main() -> None:
                     )
                     for service in services
                 ]
-                control.sendall(seal(Ready(services=reports)))
+                models = [
+                    ModelReport(
+                        model=ref,
+                        state="failed" if ref == BAD_MODEL else "ready",
+                        detail="it does not load" if ref == BAD_MODEL else "",
+                    )
+                    for ref in message.models
+                ]
+                control.sendall(seal(Ready(services=reports, models=models)))
+                if ASK in deadlines:
+                    control.sendall(seal(ModelWanted(ticket=7, ref="m")))
                 ready = True
                 for service in services:
                     if service.deadline_ms == TROUBLE:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from edged.hardware.bench.manners import give_way
 from edged.hardware.wire import MAX_LINE, Failed, Hello, Job
 
 _LOOK_S = 1.0
@@ -23,7 +24,7 @@ def main() -> None:
     orders = os.fdopen(0, "rb", buffering=0)
     job = msgspec.json.decode(_line(orders), type=Job)
     _bound(job.memory_bytes)
-    os.nice(job.nice)
+    give_way(job.nice)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     # Only now: what follows is what the bounds are for.
     from edged.hardware.bench.server import Server

@@ -1,4 +1,4 @@
-"""JSONL outputs: one decision a line, appended by a thread, so that a slow or full disk never delays an answer."""
+"""A file of lines, appended by a thread, so that a slow or full disk never delays an answer. Rotated by size."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import threading
 import time
 from collections import deque
 from pathlib import Path
-from typing import Protocol
 
+from edged.capture.outputs.base import Notify, OutputError
 from edgekit.atomic import fsync_dir
-from edgekit.messages import Level
 
 SYNC_S = 1.0
 """Lines reach the disk at most this much later; at once where somebody waits for it."""
@@ -27,17 +26,7 @@ MAX_BATCH_BYTES = 1 << 20
 Line = tuple[bytes, asyncio.Future[None] | None]
 
 
-class Notify(Protocol):
-    """Receives level, code and sentence, from any thread. `passing`: it has happened and nothing lasts."""
-
-    def __call__(self, level: Level, code: str, text: str, *, passing: bool = False) -> None: ...
-
-
-class OutputError(Exception):
-    """The line could not be made durable; whoever waits for it keeps the picture and tries again later."""
-
-
-class JsonlOutput:
+class LineFile:
     """Appends lines to one file. `write` never blocks; `write_durably` waits until the line is on the disk.
 
     Several processes may append to the same file (an old worker finishes while the new one serves): every batch is
@@ -45,17 +34,25 @@ class JsonlOutput:
     or removed by log rotation is opened anew.
     """
 
-    def __init__(self, path: Path, notify: Notify) -> None:
+    def __init__(self, path: Path, notify: Notify, *, head: bytes = b"", max_bytes: int = 0, keep: int = 5) -> None:
+        """`head`: first line of every new file; a file that begins otherwise is rotated away.
+
+        A file that would grow beyond `max_bytes` (0: any size) becomes PATH.1, that one PATH.2, and so on to `keep`.
+        """
         self.path = path
+        self.delivered = 0  # lines on the disk
+        self.dropped = 0
+        self._head, self._max_bytes, self._keep = head, max_bytes, keep
         self._notify = notify
         self._loop = asyncio.get_running_loop()
         self._wake = threading.Condition()
         self._pending: deque[Line] = deque()
         self._pending_bytes = 0
-        self._dropped = 0
+        self._untold = 0  # of the dropped ones
         self._closing = False
         self._file: int | None = None
         self._trouble = ""
+        self._trouble_since: float | None = None
         self._ended = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name=f"output {path.name}", daemon=True)
         self._thread.start()
@@ -94,7 +91,8 @@ class JsonlOutput:
             if future is None:
                 del self._pending[index]
                 self._pending_bytes -= len(line)
-                self._dropped += 1
+                self.dropped += 1
+                self._untold += 1
                 return
 
     def _run(self) -> None:
@@ -150,9 +148,10 @@ class JsonlOutput:
         for _, future in self._pending:
             if future is not None:
                 self._settle(future, OutputError(f"{self.path} could not be written before the worker ended"))
-        lost = self._dropped + sum(future is None for _, future in self._pending)
-        if lost:
-            self._lost(lost, "could not be written")
+        lost = sum(future is None for _, future in self._pending)
+        self.dropped += lost
+        if lost + self._untold:
+            self._lost(lost + self._untold, "could not be written")
 
     def _settle(self, future: asyncio.Future[None], error: Exception | None) -> None:
         def settle() -> None:
@@ -168,19 +167,45 @@ class JsonlOutput:
 
     def _append(self, batch: list[Line]) -> bool:
         """Append these lines or none of them; False if the disk did not take them."""
+        data = b"".join(line for line, _ in batch)
         try:
-            file = self._open()
-            fcntl.flock(file, fcntl.LOCK_EX)
-            try:
-                _cut_torn_line(file)  # of this process after a failed write, or of another one that was killed
-                _write_all(file, b"".join(line for line, _ in batch))
-            finally:
-                fcntl.flock(file, fcntl.LOCK_UN)
+            while not self._append_or_rotate(data):
+                pass
         except OSError as error:
             self._report(error)
             return False
+        self.delivered += len(batch)
         self._recovered()
         return True
+
+    def _append_or_rotate(self, data: bytes) -> bool:
+        """Append to the file, or put it away because it is full; False then. Raises OSError."""
+        file = self._open()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            if not self._is_ours(file):  # rotated by another worker while we waited for the lock
+                return False
+            _cut_torn_line(file)  # of this process after a failed write, or of another one that was killed
+            size = os.fstat(file).st_size
+            if size and (0 < self._max_bytes < size + len(data) or not self._has_head(file)):
+                os.fsync(file)  # lines that nobody has synced yet leave with it
+                self._rotate()
+                return False
+            _write_all(file, data if size else self._head + data)
+            return True
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+    def _has_head(self, file: int) -> bool:
+        return os.pread(file, len(self._head), 0) == self._head
+
+    def _rotate(self) -> None:
+        """PATH becomes PATH.1 and so on; the lock on PATH keeps other workers from doing the same meanwhile."""
+        names = [self.path, *rotated(self.path, self._keep)]
+        for older, newer in zip(reversed(names[1:]), reversed(names[:-1]), strict=True):
+            with contextlib.suppress(FileNotFoundError):
+                newer.rename(older)
+        fsync_dir(self.path.parent)
 
     def _sync(self) -> OutputError | None:
         """Sync the file. After a failed sync nobody can know what is on the disk, so waiters are told to try again."""
@@ -194,12 +219,7 @@ class JsonlOutput:
 
     def _open(self) -> int:
         if self._file is not None:
-            ours = os.fstat(self._file)
-            try:
-                there = self.path.stat()
-            except FileNotFoundError:
-                there = None
-            if there is not None and (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
+            if self._is_ours(self._file):
                 return self._file
             os.fsync(self._file)
             os.close(self._file)
@@ -216,8 +236,28 @@ class JsonlOutput:
         self._file = file
         return file
 
+    def _is_ours(self, file: int) -> bool:
+        """Whether the path still stands for this open file."""
+        ours = os.fstat(file)
+        try:
+            there = self.path.stat()
+        except FileNotFoundError:
+            return False
+        return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+
+    def waiting(self) -> int:
+        """Lines that are not in the file yet."""
+        with self._wake:
+            return len(self._pending)
+
+    def trouble(self) -> tuple[str, float | None]:
+        """Why the file cannot be written now, and since when (wall clock); empty if it can."""
+        return self._trouble, self._trouble_since
+
     def _report(self, error: OSError) -> None:
         reason = error.strerror or str(error)
+        if self._trouble_since is None:
+            self._trouble_since = time.time()
         if reason != self._trouble:
             self._trouble = reason
             self._notify(
@@ -229,9 +269,9 @@ class JsonlOutput:
     def _recovered(self) -> None:
         if not self._trouble:
             return
-        self._trouble = ""
+        self._trouble, self._trouble_since = "", None
         with self._wake:
-            dropped, self._dropped = self._dropped, 0
+            dropped, self._untold = self._untold, 0
         self._notify("ok", f"output-stuck:{self.path}", f"{self.path} is written again")
         if dropped:
             self._lost(dropped, "were given up while they waited to be written")
@@ -267,6 +307,11 @@ def _cut_torn_line(file: int) -> None:
             break
         position = start
     os.ftruncate(file, position)
+
+
+def rotated(path: Path, keep: int) -> list[Path]:
+    """The names of the files that are kept beside `path`, the newest first."""
+    return [path.with_name(f"{path.name}.{number}") for number in range(1, keep + 1)]
 
 
 def tail_lines(path: Path, limit: int = TAIL_BYTES) -> list[bytes]:
