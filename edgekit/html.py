@@ -30,7 +30,7 @@ overflow-x:auto}
 .verdict.warning{border-left-color:var(--warn)}.verdict.error{border-left-color:var(--bad)}
 .grid{display:grid;gap:1rem;grid-template-columns:repeat(auto-fit,minmax(15rem,1fr));align-items:start;margin-bottom:1rem}
 .grid>.card{margin:0}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem .9rem;margin:0}
+dl{display:grid;grid-template-columns:max-content minmax(0,1fr);gap:.15rem .9rem;margin:0}
 dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th{color:var(--soft);font-weight:500;text-align:left}
@@ -42,7 +42,7 @@ white-space:nowrap}
 .ok{color:var(--ok)}.warning{color:var(--warn)}.error{color:var(--bad)}.edge{color:var(--edge)}.cloud{color:var(--cloud)}
 code{font:.88em ui-monospace,monospace;overflow-wrap:anywhere}
 img.sample{width:64px;height:64px;object-fit:cover;border-radius:6px;border:1px solid var(--line);display:block}
-svg.bar{display:block;border-radius:4px;background:var(--line)}
+svg.bar{display:block;max-width:100%;border-radius:4px;background:var(--line)}
 svg .edge{fill:var(--edge)}svg .cloud{fill:var(--cloud)}svg .warning{fill:var(--warn)}svg .ok{fill:var(--ok)}
 svg .error{fill:var(--bad)}
 .looks{display:flex;flex-wrap:wrap;gap:1rem}figure.look{flex:0 1 auto;max-width:100%}

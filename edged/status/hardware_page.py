@@ -51,7 +51,7 @@ def _device(state: HardwareState) -> str:
 
 def _model(model: ModelHardware, now: float) -> str:
     word, kind = _PHASES[model.phase]
-    when = f' <span class="soft">{age(now, model.at)} ago</span>' if model.at is not None else ""
+    when = f' <span class="soft">{age(now, model.at)}</span>' if model.at is not None else ""
     head = (
         f"<p><code>{text(model.model)}</code> for {text(model.objective)}"
         f' <span class="soft">({text(", ".join(model.services))})</span> {badge(word, kind)}{when}'
@@ -63,13 +63,18 @@ def _model(model: ModelHardware, now: float) -> str:
     rows = [
         [
             text(one.setting) + (" " + badge("chosen", "ok") if one.chosen else ""),
-            f"{one.p50_ms:.1f} ms",
-            f"{one.p95_ms:.1f} ms",
+            _ms(one.p50_ms),
+            _ms(one.p95_ms),
             f"{one.throughput:.0f}/s",
-            f"{one.cpu_ms:.1f} ms",
+            _ms(one.cpu_ms),
             f"{one.rss_mb:.0f} MB",
         ]
         for one in model.measurements[:_ROWS]
     ]
     columns = [("setting", False), ("p50", True), ("p95", True), ("rate", True), ("CPU", True), ("memory", True)]
     return head + table(columns, rows, "")
+
+
+def _ms(value: float) -> str:
+    """Two digits that matter: a small model takes hundredths of a millisecond."""
+    return f"{value:.1f} ms" if value >= 1 else f"{value:.2g} ms"

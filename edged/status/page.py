@@ -185,7 +185,7 @@ def _spool(state: StatusState) -> str:
 def _worker(state: StatusState) -> str:
     worker: WorkerState = state.worker
     kind = "ok" if worker.state == "ready" else "warning"
-    breaker = badge("open: hard samples go to the spool", "warning") if worker.breaker != "closed" else "closed"
+    breaker = badge("open", "warning") + " hard samples go to the spool" if worker.breaker != "closed" else "closed"
     return _facts(
         "Processes",
         "processes",

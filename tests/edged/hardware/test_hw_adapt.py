@@ -133,7 +133,7 @@ async def test_a_failing_accelerator_is_remembered_and_the_cpu_runs(
 
 
 async def test_an_accelerator_that_throttles_loses_in_the_final(tmp_path: Path, around: Surroundings) -> None:
-    made = package(tmp_path, script(latency_ms=0.2, throttle_after_s=2.0, throttle_factor=400.0), work=8)
+    made = package(tmp_path, script(latency_ms=0.2, throttle_after_s=0.8, throttle_factor=400.0), work=8)
     _, choice = await search(tmp_path, made, around)
     assert choice is not None and choice.setting.provider == "cpu"
 
