@@ -232,7 +232,7 @@ def _models(state: StatusState) -> str:
             text(", ".join(model.variants)),
             megabytes(model.size),
             f"<code>{text(model.digest[:16])}</code>",
-            text(", ".join(model.used_by)),
+            text(", ".join([*model.used_by, *(["served without a service"] if model.served else [])])),
         ]
         for model in state.models
     ]

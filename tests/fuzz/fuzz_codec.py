@@ -11,8 +11,9 @@ import sys
 from typing import Any
 
 from edged.serve.oip.reply import encode_outputs, model_prefix
-from edged.serve.oip.request import RequestError, Wanted, read_request
+from edged.serve.oip.request import Wanted, read_request
 from edged.serve.oip.signature import signature
+from edged.serve.oip.tensors import RequestError
 from edgekit.runtimes import ModelError
 from edgekit.runtimes.base import TensorInfo
 

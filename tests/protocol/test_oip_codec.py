@@ -15,8 +15,9 @@ from hypothesis.extra import numpy as hnp
 from edged.serve.oip.datatypes import DATATYPES, Array, all_finite, from_bfloat16, pack_bytes, unpack_bytes
 from edged.serve.oip.models import protocol_version
 from edged.serve.oip.reply import classified, encode_outputs, model_prefix
-from edged.serve.oip.request import Feeds, InferRequest, RequestError, Unsupported, Wanted, read_request
+from edged.serve.oip.request import InferRequest, Wanted, read_request
 from edged.serve.oip.signature import Signature, signature
+from edged.serve.oip.tensors import Feeds, RequestError, Unsupported
 from edgekit.packages import version_key
 from edgekit.runtimes import ModelError
 from edgekit.runtimes.base import TensorInfo

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edged.serve.oip.request import Feeds, RequestError, read_request
+from edged.serve.oip.request import read_request
 from edged.serve.oip.signature import signature
+from edged.serve.oip.tensors import Feeds, RequestError
 from edgekit.runtimes.base import TensorInfo
 from tests.support.models import SIDE, picture
 from tests.support.plant import Plant, definition

@@ -14,6 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from edged.serve.oip.inference import request_class
 from edgekit.packages import InputSpec, Manifest, OutputSpec, Variant, seal_package
 from tests.support.edged import Edged, wait_for
 from tests.support.models import SIDE, expected_label, picture
@@ -290,6 +291,38 @@ async def test_a_client_that_hangs_up_is_counted_and_its_work_dropped(plant: Pla
     )
     assert report.canceled >= 3
     assert report.pending == 0
+
+
+@pytest.mark.parametrize(
+    ("own", "priority", "found"),
+    [
+        ("inline", 0, "inline"),
+        ("inline", 1, "inline"),
+        ("inline", 2, "audit"),
+        ("alarm", 2, "inline"),
+        ("audit", 9, "audit"),
+    ],
+)
+def test_nobody_gets_above_the_class_of_the_model(own: Any, priority: int, found: str) -> None:
+    assert request_class(own, priority) == found
+
+
+async def test_only_the_newest_frame_of_a_stream_waits(plant: Plant) -> None:
+    plant.package(work=400)
+    worker = await plant.start(definition("solder", deadline_ms=20000), threads=1)
+    async with triton_aio.InferenceServerClient(f"127.0.0.1:{worker.port}") as client:
+
+        async def frame(number: int) -> str:
+            await asyncio.sleep(number * 0.005)  # the first one runs by the time the second comes
+            try:
+                await client.infer("brightness", [tensor(0.5)], parameters={"stream": "left"})
+            except InferenceServerException as error:
+                return str(error.message())
+            return "answered"
+
+        outcomes = await asyncio.gather(*(frame(number) for number in range(5)))
+    assert outcomes[-1] == "answered"
+    assert sum("a newer frame" in outcome for outcome in outcomes) >= 2
 
 
 def test_load_and_unload_with_the_token(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from edged.serve.http import HttpError, Request, Response
 from edged.serve.oip.datatypes import Array
 from edged.serve.oip.models import ServedModel
 from edged.serve.oip.reply import EncodedOutputs, encode_outputs, rounded
-from edged.serve.oip.request import Feeds, InferRequest, RequestError, Wanted, json_size, read_request
+from edged.serve.oip.request import InferRequest, Wanted, json_size, read_request
+from edged.serve.oip.tensors import Feeds, RequestError
 from edgekit.runtimes import ModelError
 from edgekit.vision.images import ImageError
 
@@ -191,7 +192,7 @@ class Inference:
             work = InferWork(model, wish)
             outcome = await self._engine.submit(
                 model.lane,
-                _class(model, wish),
+                request_class(model.priority, wish.priority),
                 request.received + model.deadline_ms / 1000,
                 work.run,
                 stream=wish.stream,
@@ -226,7 +227,7 @@ class Inference:
 
             ticket = self._engine.call(
                 model.lane,
-                model.priority if wish is None else _class(model, wish),
+                model.priority if wish is None else request_class(model.priority, wish.priority),
                 request.received + model.deadline_ms / 1000,
                 work.run,
                 done,
@@ -269,8 +270,9 @@ class Inference:
         return error
 
 
-def _class(model: ServedModel, wish: InferRequest) -> Priority:
-    """The request's class: never above that of the model's service, whose alarms others must not displace."""
-    if wish.priority <= 1:
-        return model.priority
-    return _CLASSES[min(len(_CLASSES) - 1, _CLASSES.index(model.priority) + wish.priority - 1)]
+def request_class(own: Priority, priority: int) -> Priority:
+    """The class of a request to a model of the class `own`.
+
+    Never above it: the alarms of others must not be displaced by whoever can reach the port.
+    """
+    return _CLASSES[min(len(_CLASSES) - 1, _CLASSES.index(own) + max(0, priority - 1))]

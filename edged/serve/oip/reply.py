@@ -16,8 +16,9 @@ import msgspec
 import numpy as np
 
 from edged.serve.oip.datatypes import WIRE, Array, all_finite, pack_bytes
-from edged.serve.oip.request import RequestError, Wanted
+from edged.serve.oip.request import Wanted
 from edged.serve.oip.signature import Signature
+from edged.serve.oip.tensors import RequestError
 from edgekit.runtimes import ModelError
 
 _encoder = msgspec.json.Encoder()

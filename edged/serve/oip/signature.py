@@ -39,7 +39,7 @@ class Port:
         return "text" if self.datatype == "BYTES" else self.info.dtype
 
 
-def port(info: TensorInfo, picture: bool = False) -> Port:
+def port_of(info: TensorInfo, picture: bool = False) -> Port:
     """A tensor of a session, as the protocol sees it."""
     datatype = DATATYPES.get(info.dtype, info.dtype.upper())
     dtype = np.dtype(info.dtype)
@@ -78,8 +78,8 @@ def signature(
     }
     return Signature(
         model,
-        {tensor.name: port(tensor, tensor.name == picture_input) for tensor in inputs},
-        {tensor.name: port(tensor) for tensor in outputs},
+        {tensor.name: port_of(tensor, tensor.name == picture_input) for tensor in inputs},
+        {tensor.name: port_of(tensor) for tensor in outputs},
         strict,
         labelled,
         batched=batched,
