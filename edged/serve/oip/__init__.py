@@ -1,7 +1,7 @@
 """Open Inference Protocol v2 over REST as Triton speaks it: codec, models, statistics, repository.
 
-`request`, `tensors` and `reply` are the wire, `models` what can be asked for, `inference` the way of a request through the
-engine, `metadata` what the protocol tells about all that, `endpoints` the routes.
+`request`, `tensors` and `reply` are the wire, `models` what can be asked for, `inference` the way of a request through
+the engine, `metadata` what the protocol tells about all that, `endpoints` the routes.
 """
 
 from edged.serve.oip.endpoints import ProtocolApi

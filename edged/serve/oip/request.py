@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 
 from edged.serve.oip.datatypes import SIZES
-from edged.serve.oip.signature import MAX_RANK, Port, Signature, shape_text
+from edged.serve.oip.signature import MAX_RANK, Signature, shape_text
 from edged.serve.oip.tensors import (
     MAX_PICTURES,
     Feeds,
@@ -38,7 +38,6 @@ MAX_REMEMBERED = 1024
 REMEMBERED = 64
 """Headers remembered for each model."""
 MAX_TIMEOUT_US = 600_000_000
-
 
 
 class _Input(msgspec.Struct, gc=False):
