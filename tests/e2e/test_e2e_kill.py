@@ -12,8 +12,11 @@ import json
 import os
 import re
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -237,6 +240,57 @@ def folder(template: Template) -> None:
         assert_whole(plant.edge)
 
 
+def outputs(template: Template) -> None:
+    """The worker dies before a decision goes to a webhook, and after: each one arrives, in order, at least once."""
+    with Plant(template) as plant, webhook() as (url, taken):
+        watched = plant.place / "in"
+        watched.mkdir()
+        text = f'name = "watch"\nmodel = "small"\n[source]\nkind = "folder"\npath = "{watched}"\n'
+        definition = plant.edge.state_dir / "services" / "watch.toml"
+        definition.write_text(text + f'[[outputs]]\nkind = "webhook"\nurl = "{url}"\n')
+        total = 0
+        for point in ("output.queued:2", "output.delivered", ""):
+            for _ in range(5):
+                (watched / f"board-{total}.png").write_bytes(picture(EASY, seed=total))
+                total += 1
+            plant.crash_edge_at(point)
+            plant.edge.start(wait=False)
+            wait_for_api(plant.edge)
+            if point:
+                plant.edge.wait_for(lambda: plant.edge.status().worker.restarts > 0, f"to lose its worker at {point}")
+                plant.kill_edge()
+        boards = {f"board-{number}" for number in range(total)}
+        plant.edge.wait_for(lambda: boards == {board for _, board in taken}, "to deliver every decision")
+        assert len({sample for sample, _ in taken}) == total, "a repeated decision has the same sample id"
+        assert_whole(plant.edge)
+
+
+@contextmanager
+def webhook() -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """A receiver: its address, and the sample id and serial number of everything it has taken."""
+    taken: list[tuple[str, str]] = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            decision = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            taken.append((decision["sample_id"], decision["serial"]))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            """The test's own assertions say what matters."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/decisions", taken
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
 def answering(template: Template) -> None:
     """cloudd's answer worker dies at its third sample, then cloudd before and after an answer's row is written."""
     with Plant(template) as plant:
@@ -273,6 +327,7 @@ STORIES: dict[Callable[[Template], None], tuple[str, ...]] = {
     ),
     spool: ("spool.written", "spool.indexed", "spool.answered", "spool.delivered", "spool.removed"),
     folder: ("folder.decided", "folder.moved"),
+    outputs: ("output.queued", "output.delivered"),
     answering: ("answer.worker", "answer.blob", "answer.row"),
 }
 

@@ -60,17 +60,17 @@ async def test_a_decision_reaches_the_webhook_and_the_report(plant: Plant, hook:
 async def test_a_kill_between_queue_and_delivery_loses_nothing(plant: Plant, hook: Hook, point: str) -> None:
     worker = await plant.start(service(hook), environment={"EDGED_CRASH_AT": point})
     answered: list[str] = []
-    with_answer = asyncio.create_task(_until_it_dies(plant, answered))
-    assert await worker.exit_status() == -signal.SIGKILL
-    await with_answer
-    before = list(hook.taken)
+    asking = asyncio.create_task(_until_it_dies(plant, answered))
+    assert await asyncio.wait_for(worker.exit_status(), 20) == -signal.SIGKILL
+    asking.cancel()  # the last request may wait in the backlog, which outlives the worker
+    await asyncio.wait([asking])
     worker = await plant.start(service(hook))
     last = await inspect(plant, 999)
     await until(lambda: last in hook.taken)
     counts = Counter(hook.taken)
-    # The last ones that were answered may have been in memory: what a power cut takes is at most a tenth of a second.
-    committed = answered[: len(before)]
-    assert set(committed) <= set(counts)
+    # The newest may still have been in memory, a tenth of a second of them at 30 ms each; whatever was committed came.
+    lost = [sample for sample in answered if sample not in counts]
+    assert lost == answered[len(answered) - len(lost) :] and len(lost) <= 5
     if point.startswith("output.delivered"):
         assert [sample for sample, count in counts.items() if count > 1], "what was not marked comes again"
     first_seen = list(dict.fromkeys(hook.taken))

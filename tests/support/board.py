@@ -146,7 +146,7 @@ class Station:
         settings = Settings(
             state_dir=self.state, runtime_dir=self.state / "run", config_path=directory / "none.toml", name="test",
             threads=0, inference=sockets.address_of(self.listener), page=sockets.address_of(self.listener),
-            page_hosts=[], cloud_url="", name_is_given=False, discover=False, allow_paths=[],
+            page_hosts=[], cloud_url="", name_is_given=False, discover=False, allow_paths=[], allow_hosts=[],
             spool_quota=10 << 20, spool_reserve=1 << 20,
             adapt="background" if mode == "background" else "never",
         )  # fmt: skip

@@ -17,6 +17,8 @@ from edged.serve.http.messages import HttpError, Request
 MAX_HEAD = 16 << 10
 """Bytes of the request line and all headers together."""
 MAX_HEADERS = 100
+MAX_METHOD = 16
+"""Bytes at the start of a head by which `may_begin` judges."""
 END = b"\r\n\r\n"
 
 _ONCE = frozenset({"content-length", "transfer-encoding", "host", "expect", "content-encoding"})
@@ -74,6 +76,15 @@ class _Fields:
 
     def on_headers_complete(self) -> None:
         self.heads += 1
+
+
+def may_begin(start: bytes | bytearray) -> bool:
+    """Can a request begin so? What cannot is refused now, not when its head should have been complete.
+
+    `start`: the first bytes, up to MAX_METHOD of them, or fewer that have come.
+    """
+    method, space, _ = start.partition(b" ")
+    return method.isalpha() and method.isascii() and (bool(space) or len(start) < MAX_METHOD)
 
 
 def parse_head(head: bytes, received: float = 0.0) -> Request:

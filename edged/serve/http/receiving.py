@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from edged.serve.http import replies
 from edged.serve.http.bodies import BodyStream, Chunked, inflate
-from edged.serve.http.heads import END, MAX_HEAD, parse_head
+from edged.serve.http.heads import END, MAX_HEAD, MAX_METHOD, may_begin, parse_head
 from edged.serve.http.messages import HttpError, Request, Response, problem
 
 if TYPE_CHECKING:
@@ -166,6 +166,9 @@ class Receiving(asyncio.BufferedProtocol):
     def _part_of_head(self, buffer: bytearray, start: int, size: int) -> None:
         if size - start >= MAX_HEAD:
             self._refuse(HttpError(431, f"the request header exceeds {MAX_HEAD} bytes"))
+            return
+        if not may_begin(buffer[start : min(size, start + MAX_METHOD)]):
+            self._refuse(HttpError(400, "the request is not valid HTTP: it does not begin with a method"))
             return
         if buffer is self._ahead:
             del self._ahead[:start]
