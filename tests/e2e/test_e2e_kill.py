@@ -14,7 +14,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -217,21 +217,7 @@ def folder(template: Template) -> None:
     """The worker dies at its second file, twice: every file is decided, written and moved once."""
     with Plant(template) as plant:
         watched, output = plant.place / "in", plant.place / "decisions.jsonl"
-        watched.mkdir()
-        text = f'name = "watch"\nmodel = "small"\n[source]\nkind = "folder"\npath = "{watched}"\n'
-        definition = plant.edge.state_dir / "services" / "watch.toml"
-        definition.write_text(text + f'[[outputs]]\npath = "{output}"\n')
-        total = 0
-        for point in ("folder.decided:2", "folder.moved:2", ""):
-            for _ in range(5):
-                (watched / f"board-{total}.png").write_bytes(picture(EASY, seed=total))
-                total += 1
-            plant.crash_edge_at(point)
-            plant.edge.start(wait=False)
-            wait_for_api(plant.edge)
-            if point:
-                plant.edge.wait_for(lambda: plant.edge.status().worker.restarts > 0, f"to lose its worker at {point}")
-                plant.kill_edge()
+        total = watch_and_die(plant, f'path = "{output}"', ("folder.decided:2", "folder.moved:2"))
         done = watched / "done"
         plant.edge.wait_for(lambda: len(list(done.glob("*.png"))) == total, "to work through the folder")
         lines = [json.loads(line) for line in output.read_text().splitlines()]
@@ -241,28 +227,34 @@ def folder(template: Template) -> None:
 
 
 def outputs(template: Template) -> None:
-    """The worker dies before a decision goes to a webhook, and after: each one arrives, in order, at least once."""
+    """The worker dies before a decision goes to a webhook, and after: each one arrives, at least once."""
     with Plant(template) as plant, webhook() as (url, taken):
-        watched = plant.place / "in"
-        watched.mkdir()
-        text = f'name = "watch"\nmodel = "small"\n[source]\nkind = "folder"\npath = "{watched}"\n'
-        definition = plant.edge.state_dir / "services" / "watch.toml"
-        definition.write_text(text + f'[[outputs]]\nkind = "webhook"\nurl = "{url}"\n')
-        total = 0
-        for point in ("output.queued:2", "output.delivered", ""):
-            for _ in range(5):
-                (watched / f"board-{total}.png").write_bytes(picture(EASY, seed=total))
-                total += 1
-            plant.crash_edge_at(point)
-            plant.edge.start(wait=False)
-            wait_for_api(plant.edge)
-            if point:
-                plant.edge.wait_for(lambda: plant.edge.status().worker.restarts > 0, f"to lose its worker at {point}")
-                plant.kill_edge()
+        total = watch_and_die(plant, f'kind = "webhook"\nurl = "{url}"', ("output.queued:2", "output.delivered"))
         boards = {f"board-{number}" for number in range(total)}
         plant.edge.wait_for(lambda: boards == {board for _, board in taken}, "to deliver every decision")
         assert len({sample for sample, _ in taken}) == total, "a repeated decision has the same sample id"
         assert_whole(plant.edge)
+
+
+def watch_and_die(plant: Plant, output: str, points: Sequence[str]) -> int:
+    """Watch the folder "in" with this output, the worker dying at each point; how many files there are in the end."""
+    watched = plant.place / "in"
+    watched.mkdir()
+    text = f'name = "watch"\nmodel = "small"\n[source]\nkind = "folder"\npath = "{watched}"\n'
+    definition = plant.edge.state_dir / "services" / "watch.toml"
+    definition.write_text(text + f"[[outputs]]\n{output}\n")
+    total = 0
+    for point in (*points, ""):
+        for _ in range(5):
+            (watched / f"board-{total}.png").write_bytes(picture(EASY, seed=total))
+            total += 1
+        plant.crash_edge_at(point)
+        plant.edge.start(wait=False)
+        wait_for_api(plant.edge)
+        if point:
+            plant.edge.wait_for(lambda: plant.edge.status().worker.restarts > 0, f"to lose its worker at {point}")
+            plant.kill_edge()
+    return total
 
 
 @contextmanager
