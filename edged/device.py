@@ -1,6 +1,7 @@
 """The device: services, models, worker and link brought together, and everything that people can ask of it.
 
-No sockets and no signals here (see `edged.daemon`). All methods belong to one event loop; what blocks runs in a thread.
+No sockets and no signals here (see `edged.supervisor`). All methods belong to one event loop; what blocks runs in a
+thread.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from edged.models import ModelStore
 from edged.plan import Plan, service_of
 from edged.runner import Runner
 from edged.served import ServedModels
+from edged.spawn import Spawned, empty_directory
 from edged.status import doctor
 from edged.status.hardware import HardwareReport
 from edged.status.history import SAMPLE_S, History, Sample
@@ -64,8 +66,18 @@ OBSERVE_S = 5.0
 class Device:
     """One edge device at work. `open` (blocking), then `start`, then ask what you like, then `stop`."""
 
-    def __init__(self, settings: Settings, http: socket, addresses: Addresses, outside: Outside | None = None) -> None:
-        """`http` is the listening inference socket. Raises StoreError, IdentityError, LinkError or OSError."""
+    def __init__(
+        self,
+        settings: Settings,
+        http: socket,
+        addresses: Addresses,
+        outside: Outside | None = None,
+        first: Spawned | None = None,
+    ) -> None:
+        """`http` is the listening inference socket, `first` a worker spawned ahead for it.
+
+        Raises StoreError, IdentityError, LinkError or OSError.
+        """
         state = settings.state_dir
         self._settings, self._addresses = settings, addresses
         self.health = Health()
@@ -79,12 +91,10 @@ class Device:
         self._process = psutil.Process()
         self._changing = asyncio.Lock()  # one change of the wanted services at a time
         self._link_was_up, self._link_since = False, time.time()
-        empty = settings.state_dir / "run" / "empty"
-        empty.mkdir(mode=0o500, parents=True, exist_ok=True)
         self._adaptation = Adaptation(settings, self.health, self._models.installed, outside or Outside())
         self._runner = Runner(
             http,
-            empty,
+            empty_directory(settings.state_dir),
             self._desired,
             self._models.installed,
             self._configure,
@@ -94,6 +104,7 @@ class Device:
             on_setting_failed=self._adaptation.setting_failed,
             on_death=self._adaptation.worker_died,
             on_model_wanted=lambda message, worker: self._served.wanted(message, worker),
+            first=first,
         )
         self._served = ServedModels(self._desired, self._models, self._runner, self._changing)
         self._management_token = ""

@@ -23,8 +23,9 @@ from edged.health import Health, WorkerItems
 from edged.memory import Memory
 from edged.plan import Choice, Plan, failures, has_better, make_plan, newcomers, unproven
 from edged.reports import Reports, live_models, live_services
+from edged.spawn import Spawned, spawn, worker_command
 from edged.trouble import Marks, Trouble
-from edged.worker import Told, Worker, describe_exit, worker_command
+from edged.worker import Told, Worker, describe_exit
 from edgekit.faults import crash_point
 from edgekit.messages import (
     Comparison,
@@ -77,15 +78,17 @@ class Runner:
         on_death: Callable[[Mapping[str, RunSetting], bool, str], None] = lambda settings, ready, how: None,
         on_model_wanted: Callable[[ModelWanted, Worker], None] = lambda message, worker: None,
         memory: Memory | None = None,
+        first: Spawned | None = None,
     ) -> None:
         """`http` is the listening inference socket, `directory` an empty one to run in, `packages` tells the installed.
 
         `on_plan` is called after every look at the wishes: `entries` and `missing` may have changed. `prepare` is
         waited for before a worker is configured; it bounds its own time and raises nothing. `on_death` hears of every
         worker that failed: the settings it had, whether it had been ready, and how it ended. `on_model_wanted` hears
-        of what a worker's clients want, and has to answer that worker.
+        of what a worker's clients want, and has to answer that worker. `first` is a worker that was spawned ahead;
+        the others are started with `command`.
         """
-        self._http, self._directory, self._command = http, directory, command
+        self._http, self._directory, self._command, self._first = http, directory, command, first
         self._desired, self._packages, self._configure = desired, packages, configure
         self._health, self._on_plan = health, on_plan
         self._items = WorkerItems(health)
@@ -204,6 +207,8 @@ class Runner:
 
     async def stop(self) -> None:
         """Drain the worker. Cancel the task of `run` first."""
+        if self._first is not None:
+            self._first.discard()
         if self.worker is not None and self.worker.alive:
             await self.worker.drain(DRAIN_S)
             self.worker.handed.close()
@@ -284,8 +289,7 @@ class Runner:
         try:
             configure = comparison.with_comparisons(self._configure(plan), plan, self._accepted, self._packages())
             inherits = self.worker.handed if self.worker is not None else self._parked
-            start = configure, self._http, self._directory, self._take_event, self._command, inherits
-            candidate = await Worker.start(*start)
+            candidate = await Worker.start(configure, self._spawn(inherits), self._take_event)
         except OSError as error:
             self._trouble.crashed(f"The worker could not be started: {error}.", self.worker is not None)
             self.swapping = False
@@ -310,6 +314,15 @@ class Runner:
                 candidate.kill()  # a no-op unless this task is being cancelled
                 candidate.handed.close()
                 self._ended(candidate)
+
+    def _spawn(self, inherits: socket.socket | None) -> Spawned:
+        """A process to configure. Raises OSError."""
+        first, self._first = self._first, None
+        if first is not None:
+            if first.process.poll() is None:
+                return first
+            first.discard()
+        return spawn(self._http, self._directory, self._command, inherits)
 
     async def _until_ready(self, candidate: Worker, plan: Plan) -> Ready | str:
         """The candidate's Ready, how it failed, or "" if a newer plan made it pointless. Without Ready it is ended."""

@@ -1,4 +1,4 @@
-"""One worker process as its supervisor sees it: spawn, frames both ways, drain, and when to start the next one.
+"""One worker process as its supervisor sees it: frames both ways, drain, and when to start the next one.
 
 A worker gets a socket pair that carries envelopes of ToWorker and FromWorker, and the listening inference socket, which
 the supervisor keeps open so that connections queue while there is no worker. Two more bring it the idle connections of
@@ -9,20 +9,15 @@ worker ends itself when its parent dies (PR_SET_PDEATHSIG) and when the control 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
 import msgspec
 
-from edged import handover
+from edged.spawn import Spawned
 from edgekit.envelope import EnvelopeError, FrameReader, seal
 from edgekit.messages import (
     Configure,
@@ -79,27 +74,12 @@ class RestartPolicy:
         self._streak = 0
 
 
-def worker_command(control_fd: int, http_fd: int) -> list[str]:
-    """The command line of `edged serve`. -P keeps the working directory out of the module path."""
-    return [sys.executable, "-P", "-m", "edged.serve", "--control-fd", str(control_fd), "--http-fd", str(http_fd)]
-
-
-def worker_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The child's environment: nothing of the service manager's protocol, and this very installation of edged."""
-    hidden = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
-    child = {name: value for name, value in environ.items() if name not in hidden}
-    installation = str(Path(__file__).resolve().parent.parent)
-    child["PYTHONPATH"] = os.pathsep.join([installation, *filter(None, [environ.get("PYTHONPATH", "")])])
-    child["ORT_DISABLE_TELEMETRY"] = "1"
-    return child
-
-
 class Worker:
     """A started worker process. Create it with `Worker.start` inside a running event loop."""
 
-    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket, handed: socket.socket) -> None:
-        self.pid = process.pid
-        self.handed = handed
+    def __init__(self, spawned: Spawned) -> None:
+        self.pid = spawned.process.pid
+        self.handed = spawned.handed
         """Here come the idle connections that it gives away when it is drained. Whoever drains it closes this."""
         self.started_at = time.time()
         self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
@@ -109,54 +89,20 @@ class Worker:
         self.settings: dict[str, RunSetting] = {}
         """How its services' models run. What it could not use while it loaded is not in it."""
         self.last_seen = time.monotonic()
-        self._process = process
-        self._control = control
+        self._process = spawned.process
         self._writer: asyncio.StreamWriter | None = None
         self._task: asyncio.Task[None] | None = None
-        self._pidfd = os.pidfd_open(process.pid)
+        self._pidfd = os.pidfd_open(spawned.process.pid)
         asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
 
     @classmethod
-    async def start(
-        cls,
-        configure: Configure,
-        http: socket.socket,
-        directory: Path,
-        on_event: Callable[[Worker, Told], None],
-        command: Callable[[int, int], Sequence[str]] = worker_command,
-        inherits: socket.socket | None = None,
-    ) -> Worker:
-        """Spawn a worker in the existing, empty `directory` and configure it. Raises OSError if it cannot start.
-
-        `inherits` is what brings the idle connections of the worker before; it stays open here.
-        """
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        with contextlib.ExitStack() as undo:
-            undo.callback(ours.close)
-            undo.enter_context(theirs)
-            sending, handed = handover.pair()
-            undo.callback(handed.close)
-            with sending:
-                descriptors = [theirs.fileno(), http.fileno(), sending.fileno()]
-                configure = msgspec.structs.replace(configure, send_fd=sending.fileno())
-                if inherits is not None:
-                    descriptors.append(inherits.fileno())
-                    configure = msgspec.structs.replace(configure, receive_fd=inherits.fileno())
-                process = subprocess.Popen(  # noqa: ASYNC220 - returns at exec; pidfd tells of the exit
-                    command(theirs.fileno(), http.fileno()),
-                    cwd=directory,
-                    env=worker_environment(),
-                    pass_fds=descriptors,
-                    stdin=subprocess.DEVNULL,
-                )
-            undo.pop_all()
-            theirs.close()
-        worker = cls(process, ours, handed)
-        reader, worker._writer = await asyncio.open_unix_connection(sock=ours)
-        worker._task = asyncio.create_task(worker._read(reader, on_event), name=f"worker {process.pid}")
+    async def start(cls, configure: Configure, spawned: Spawned, on_event: Callable[[Worker, Told], None]) -> Worker:
+        """Configure a worker that has been spawned. Raises OSError if it cannot be watched."""
+        worker = cls(spawned)
+        reader, worker._writer = await asyncio.open_unix_connection(sock=spawned.control)
+        worker._task = asyncio.create_task(worker._read(reader, on_event), name=f"worker {worker.pid}")
         worker.settings = dict(configure.settings)
-        worker.send(configure)
+        worker.send(msgspec.structs.replace(configure, send_fd=spawned.send_fd, receive_fd=spawned.receive_fd))
         return worker
 
     @property

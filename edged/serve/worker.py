@@ -31,6 +31,7 @@ from edged.serve.loading import Loaded, LoadedService, Loader
 from edged.serve.management import Management
 from edged.serve.pictures import is_stream, only_this_machine
 from edged.serve.service_runtime import ServiceRuntime
+from edged.spawn import empty_directory
 from edgekit.envelope import EnvelopeError
 from edgekit.messages import (
     Comparison,
@@ -77,7 +78,7 @@ async def serve(control_fd: int, http_fd: int) -> int:
     if not isinstance(configure, Configure):
         log.error("the first message must be the configuration, not %s", type(configure).__name__)
         return 1
-    os.chdir(_empty_directory(Path(configure.state_dir)))
+    os.chdir(empty_directory(Path(configure.state_dir)))
     ends = handover.inherited(configure.send_fd), handover.inherited(configure.receive_fd)
     worker = Worker(configure, channel, listener, draining, *ends)
     listening = asyncio.create_task(worker.listen(messages))
@@ -329,13 +330,6 @@ class Worker:
             breaker=self._collaboration.breaker_state,
             models=self._api.protocol.statistics() if self._api is not None else [],
         )
-
-
-def _empty_directory(state_dir: Path) -> Path:
-    """Where the worker runs: nothing that a hostile model names relative to it exists there."""
-    empty = state_dir / "run" / "empty"
-    empty.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return empty
 
 
 def _in_thread(work: Callable[[], T]) -> asyncio.Future[T]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 from support.edged import Edged, wait_for
 
-from edged.daemon import RSS_BUDGET
+from edged.supervisor import RSS_BUDGET
 
 HEAVY = ("numpy", "onnxruntime", "cv2", "ai_edge_litert", "safetensors", "sqlalchemy", "obstore", "cloudd")
 START_CPU_S = 1.0
@@ -26,11 +26,15 @@ def modules_after(code: str) -> set[str]:
 
 def test_the_supervisor_imports_the_core_only() -> None:
     loaded = modules_after(
-        "import edged.daemon, edged.link.service, edged.status.page, edged.status.doctor\n"
+        "import edged.daemon, edged.supervisor, edged.link.service, edged.status.page, edged.status.doctor\n"
         "from edged.cli.main import build_parser\nbuild_parser()"
     )
     assert "aiohttp" in loaded and "zeroconf" in loaded, "the gate looks at the real thing"
     assert not loaded & set(HEAVY)
+
+
+def test_the_first_worker_is_spawned_before_the_heavy_imports() -> None:
+    assert not modules_after("import edged.daemon") & {*HEAVY, "aiohttp", "zeroconf", "cryptography"}
 
 
 def test_the_command_line_starts_without_a_web_framework() -> None:

@@ -14,6 +14,7 @@ import pytest
 from support.models import make_package, picture
 from support.workers import configuration, listening_socket
 
+from edged.spawn import spawn
 from edged.worker import Worker
 from edgekit.messages import Configure
 
@@ -32,8 +33,8 @@ class Line:
         self.workers: list[Worker] = []
 
     async def start(self, inherits: socket.socket | None = None) -> Worker:
-        start = self.configure, self.listener, self.directory, lambda worker, event: None
-        worker = await Worker.start(*start, inherits=inherits)
+        spawned = spawn(self.listener, self.directory, inherits=inherits)
+        worker = await Worker.start(self.configure, spawned, lambda worker, event: None)
         self.workers.append(worker)
         return worker
 
