@@ -250,8 +250,8 @@ class Engine:
     def inline(self, lane: str, work: Callable[[], T]) -> Outcome[T] | None:
         """Run `work` now, in this event loop, if that is quicker for everyone; None: it was not run, so queue it.
 
-        It is when the 99th percentile of the lane's recent runs is below a millisecond and nothing waits, runs or
-        still has to be replied to. Raises what `work` raises.
+        It is when the lane is quick (see `lanes`) and nothing waits, runs or still has to be replied to. Raises what
+        `work` raises.
         """
         scheduler = self._scheduler
         if scheduler.waiting or scheduler.running or self._finished or self._stopped:

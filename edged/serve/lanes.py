@@ -11,11 +11,14 @@ Priority = Literal["alarm", "inline", "audit"]
 RANK: dict[Priority, int] = {"alarm": 0, "inline": 1, "audit": 2}
 
 INLINE_S = 0.001
-"""A lane whose 99th percentile is below may run in the event loop: two thread hops cost about as much."""
+"""A lane whose runs take less may run in the event loop: two thread hops cost about as much."""
+_SLOW_SHARE = 0.1
+"""Of a quick lane's runs, so many may take longer: a busy machine interrupts one now and then for some milliseconds,
+which says nothing about the model and would interrupt the loop as well."""
 
 _SMOOTHING = 0.1
 _RECENT = 256
-_ENOUGH = 64  # run times that a lane must have before its 99th percentile is believed
+_ENOUGH = 64  # run times that a lane must have before they are believed
 
 
 @dataclass(slots=True)
@@ -34,7 +37,7 @@ class LaneCounts:
 
 
 class RunTimes:
-    """How long a lane's runs take: mean, mean deviation, and whether 99 of 100 recent ones were below INLINE_S."""
+    """How long a lane's runs take: mean, mean deviation, and whether nearly all recent ones were below INLINE_S."""
 
     __slots__ = ("_recent", "_slow", "at", "deviation", "mean")
 
@@ -66,8 +69,9 @@ class RunTimes:
 
     @property
     def quick(self) -> bool:
-        """Is the 99th percentile of the recent runs known and below INLINE_S?"""
-        return len(self._recent) >= _ENOUGH and self._slow * 100 <= len(self._recent)
+        """Are the mean and nine of ten of the recent runs known, and below INLINE_S?"""
+        recent = len(self._recent)
+        return recent >= _ENOUGH and self._slow <= _SLOW_SHARE * recent and self.mean < INLINE_S
 
 
 class Entry:

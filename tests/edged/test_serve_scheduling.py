@@ -303,15 +303,25 @@ def test_queues_are_bounded_and_the_last_places_are_for_alarms() -> None:
     assert fill("b", "alarm") == 3 and scheduler.waiting == 12
 
 
-def test_the_99th_percentile_decides_about_the_event_loop() -> None:
+def test_a_lane_is_quick_if_nearly_all_of_its_runs_are() -> None:
     times = RunTimes()
     for _ in range(200):
         times.add(0.0003, 0.0)
     assert times.quick
     for _ in range(4):
         times.add(0.002, 0.0)
-    assert not times.quick
+        times.add(0.0003, 0.0)
+    assert times.quick, "a busy machine interrupts a run now and then, which says nothing about the model"
+    for _ in range(20):
+        times.add(0.002, 0.0)
+        times.add(0.0003, 0.0)
+    assert not times.quick, "more than one of ten"
     for _ in range(256):
+        times.add(0.0003, 0.0)
+    assert times.quick
+    times.add(0.05, 0.0)
+    assert not times.quick, "the mean is too long until more runs show that it was an accident"
+    for _ in range(40):
         times.add(0.0003, 0.0)
     assert times.quick
     few = RunTimes()

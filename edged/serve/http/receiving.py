@@ -139,16 +139,24 @@ class Receiving(asyncio.BufferedProtocol):
             self._refuse(refusal)
 
     def _same_again(self, last: Request, nbytes: int) -> bool:
-        """Take the request if its head is that of the last one, byte for byte, and all of it is here.
+        """Take the request if its head is that of the last one, byte for byte, and no more of it than its body is here.
 
         That is what a steady client sends, and reading a head is a third of what a small request costs.
         """
         head = self._last_head
         size = len(head)
-        if nbytes != size + last.length or not self._scratch.startswith(head):
+        missing = size + last.length - nbytes
+        # What lies behind `nbytes` is of an earlier request.
+        if nbytes < size or missing < 0 or not self._scratch.startswith(head):
             return False
         request = last.again(monotonic())
         request.attach(self)
+        if missing:
+            try:
+                self._await_body(request, self._window[size:nbytes])
+            except HttpError as error:
+                self._refuse(error)
+            return True
         if last.length:
             try:
                 self._hold(last.length)
@@ -195,24 +203,40 @@ class Receiving(asyncio.BufferedProtocol):
                 request.body = bytes(rest[:length])
             self._request = request
             self._complete(request)
-            if len(head) <= MAX_KEPT_HEAD and "content-encoding" not in request.headers:
-                self._last_head, self._last = head, request.again(0.0)
+            self._remember(head, request)
             return length
+        if request.chunked:
+            self._expect_body(request, not rest)
+            self._chunked, self._body = Chunked(), bytearray()
+            return self._feed_chunks(rest)
+        self._await_body(request, rest)
+        self._remember(head, request)
+        return len(rest)
+
+    def _remember(self, head: bytes, request: Request) -> None:
+        """The next request of this connection may begin with the same head."""
+        if len(head) <= MAX_KEPT_HEAD and not request.headers.keys() & {"content-encoding", "expect"}:
+            self._last_head, self._last = head, request.again(0.0)
+
+    def _expect_body(self, request: Request, nothing_came: bool) -> None:
+        """More of this request is to come. Raises HttpError if it need not."""
+        server = self._server
         if server.admit is not None:
             server.admit(request)
         self._request = request
         self.state = "body"
-        self.deadline = received + server.limits.body_s
-        if "expect" in request.headers and not rest and not request.old:
+        self.deadline = request.received + server.limits.body_s
+        if "expect" in request.headers and nothing_came and not request.old:
             self._transport.write(replies.CONTINUE)
-        if request.chunked:
-            self._chunked, self._body = Chunked(), bytearray()
-            return self._feed_chunks(rest)
-        self._hold(len(rest))
-        body = bytearray(min(length, max(FIRST_CLAIM, len(rest))))
-        body[: len(rest)] = rest
-        self._body, self._got = body, len(rest)
-        return len(rest)
+
+    def _await_body(self, request: Request, start: memoryview) -> None:
+        """Receive a body of known length, which begins with `start`. Raises HttpError."""
+        self._expect_body(request, not start)
+        got = len(start)
+        self._hold(got)
+        body = bytearray(min(request.length, max(FIRST_CLAIM, got)))
+        body[:got] = start
+        self._body, self._got = body, got
 
     def _more_body(self, nbytes: int) -> None:
         self._got += nbytes
