@@ -321,9 +321,11 @@ class Device:
         if entry is None:
             raise ApiError(404, self._no_service(name))
         service = service_of(entry)
-        if service is not None and service.hard_samples.mode == "off":
+        if service is not None and not service.hard_samples.asks:
             raise ApiError(409, f"the service {name} asks nobody about hard samples, so there is nothing to calibrate")
         self._tell_worker(Recalibrate(service=name))
+        if service is not None and service.hard_samples.mode == "filter":
+            return Done(text=f"The service {name} forgets what its audits said; its filter stays as it is.")
         return Done(text=f"The service {name} calibrates anew: it sends every sample until it is certified.")
 
     def purge_spool(self, service: str) -> Done:

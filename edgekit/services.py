@@ -12,6 +12,7 @@ what is allowed; nothing is guessed and nothing is ignored.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
@@ -22,6 +23,7 @@ import msgspec
 from msgspec import Meta
 
 from edgekit import toml
+from edgekit.gates.filters import FILTERS, FilterParameters, Share
 from edgekit.outputs import Output, check_outputs
 from edgekit.packages.manifest import PackageError, split_ref
 
@@ -37,7 +39,6 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _NAME_RULE = "use 1 to 64 of a-z 0-9 . _ - and begin with a letter or digit"
 
 Text = Annotated[str, Meta(max_length=1024)]
-Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 
 
 class ServiceError(ValueError):
@@ -81,19 +82,27 @@ class HardSamples(_Table, frozen=True, kw_only=True):
     """Which samples the cloud is asked about.
 
     `risk`: at most a share `risk` of the answers trusted at the edge differs from the cloud's, with `confidence`.
-    `budget`: the hardest share `budget` of the samples is sent. `off`: none.
+    `budget`: the hardest share `budget` of the samples is sent. `filter`: those that one of Sedna's filters calls hard.
+    `off`: none.
     """
 
-    mode: Literal["risk", "budget", "off"] = "risk"
+    mode: Literal["risk", "budget", "filter", "off"] = "risk"
     risk: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.02
     confidence: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.9
     budget: Share = 0.3
-    answer_model: Text = ""  # name, or name@version, of the model on cloudd; needed unless mode is off
+    filter: Text = ""  # a name in edgekit.gates.filters.FILTERS, with mode = "filter" only
+    parameters: FilterParameters | None = None  # of the filter; None: Sedna's defaults
+    answer_model: Text = ""  # name, or name@version, of the model on cloudd; needed unless nobody is asked
     calibration: Annotated[int, Meta(ge=20, le=1_000_000)] = 1000  # samples wanted before a certificate
     audit_share: Share = 0.03  # of the trusted samples, sent in the background to keep the certificate honest
     wait_ms: Annotated[float, Meta(ge=0.0, le=600_000.0)] | None = (
         None  # longest wait for the cloud; None: the deadline
     )
+
+    @property
+    def asks(self) -> bool:
+        """Whether there is any sample that the cloud would be asked about."""
+        return self.mode != "off" and not (self.mode == "filter" and self.filter == "EdgeOnly")
 
 
 class Tiles(_Table, frozen=True, kw_only=True):
@@ -191,7 +200,8 @@ def _check(service: Service) -> None:
         raise toml.TomlError(f'"name" is {toml.show(service.name)}', _NAME_RULE)
     split_ref(service.model, key="model")
     hard = service.hard_samples
-    if hard.mode != "off":
+    _check_filter(hard)
+    if hard.asks:
         if not hard.answer_model:
             raise toml.TomlError(
                 '"hard_samples.answer_model" is missing',
@@ -204,6 +214,31 @@ def _check(service: Service) -> None:
     if service.decision is not None:
         _check_decision(service.decision)
     check_outputs(service.outputs)
+
+
+def _check_filter(hard: HardSamples) -> None:
+    """The filter has a name that Sedna knows, and only its own parameters."""
+    given = hard.parameters.given() if hard.parameters is not None else {}
+    if hard.mode != "filter":
+        for key, there in (("filter", bool(hard.filter)), ("parameters", hard.parameters is not None)):
+            if there:
+                raise toml.TomlError(f'"hard_samples.{key}" is set', 'it belongs to hard_samples.mode = "filter" only')
+        return
+    if hard.filter not in FILTERS:
+        lower = {name.lower(): name for name in FILTERS}
+        near = difflib.get_close_matches(hard.filter.lower(), lower, n=1)
+        what = f"is {toml.show(hard.filter)}" if hard.filter else "is missing"
+        known = ", ".join(f'"{name}"' for name in FILTERS)
+        advice = f'did you mean "{lower[near[0]]}"?' if near else f"one of {known} belongs there"
+        raise toml.TomlError(f'"hard_samples.filter" {what}', advice)
+    for key in given:
+        if key in FILTERS[hard.filter]:
+            continue
+        owner = next(name for name, parameters in FILTERS.items() if key in parameters)
+        mine = " and ".join(FILTERS[hard.filter]) or "no parameters"
+        raise toml.TomlError(
+            f'"hard_samples.parameters.{key}" is set', f'it belongs to the filter "{owner}"; "{hard.filter}" has {mine}'
+        )
 
 
 _SOURCE_KEYS = {
@@ -333,6 +368,8 @@ def _check_labels(key: str, labels: list[str]) -> None:
 
 def label_problem(service: Service, labels: Sequence[str]) -> str:
     """Why the service's rules do not fit a model with these `labels`, without a full stop; "" if they do."""
+    if service.hard_samples.filter == "CrossEntropy" and len(labels) < 2:
+        return '"hard_samples.filter" is "CrossEntropy", which compares classes, and the model has only one'
     tiles = service.pipeline.tiles if service.pipeline is not None else None
     rules = service.decision
     named = [("pipeline.tiles.worst", tiles.worst)] if tiles is not None else []

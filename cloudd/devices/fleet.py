@@ -182,7 +182,7 @@ def _answer_models(definitions: Mapping[str, int]) -> list[str]:
             service = parse_service(text, "stored definition")
         except ServiceError:  # written by another release
             continue
-        if service.hard_samples.mode != "off" and service.may_leave == "raw":
+        if service.hard_samples.asks and service.may_leave == "raw":
             asked[service.hard_samples.answer_model] += count
     return [model for model, _ in asked.most_common()]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Protocol
 
 from msgspec.structs import replace
@@ -37,6 +37,8 @@ class LocalAnswer(Protocol):
     def score(self) -> float: ...
     @property
     def margin(self) -> float: ...
+    @property
+    def probabilities(self) -> Collection[float]: ...  # one for each class
 
 
 def reserve_s(left_s: float) -> float:
@@ -79,7 +81,7 @@ class Collaborator:
 
     def sentence(self) -> str:
         """The gate's state in one sentence for people."""
-        if not self.may_leave and self.service.hard_samples.mode != "off":
+        if not self.may_leave and self.service.hard_samples.asks:
             return "Nothing may leave the site, so the cloud is never asked and no risk is certified."
         return self.status().sentence
 
@@ -91,7 +93,7 @@ class Collaborator:
         `picture` is the JPEG or PNG as it came, `captured_at` wall-clock seconds. Call it once a sample, in order of
         arrival. `timings_ms` of the result holds `cloud` if the cloud was asked; the caller adds its own. Never raises.
         """
-        gate = self.keeper.decide(local.margin, self._rng(), sample_id)
+        gate = self.keeper.decide(local, self._rng(), sample_id)
         decision = Decision(
             sample_id=sample_id,
             service=self.service.name,
@@ -120,7 +122,7 @@ class Collaborator:
             serial=serial,
             pipeline=self.service.pipeline,
         )
-        if gate.reason == "audit":  # nobody waits for it: the local answer counts and is certified
+        if gate.reason == "audit":  # nobody waits for it: the local answer counts
             self._hub.send_later(header, picture, gate.value)
             return decision
         asked_at = self._clock()

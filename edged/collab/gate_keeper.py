@@ -4,17 +4,58 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from edged.collab.commits import CommitError
 from edged.collab.gate_memory import GateMemory, Observation, Recalled, pair_key
+from edgekit.gates.filter_gate import FilterGate, FilterSettings, FilterSnapshot
+from edgekit.gates.filters import Seen, complete
 from edgekit.gates.policy import Gate, GateDecision, GateSettings, GateSnapshot
 from edgekit.gates.scores import hardness
 from edgekit.messages import Answer, HardSample
-from edgekit.services import Service
+from edgekit.services import HardSamples, Service
+
+if TYPE_CHECKING:
+    from edged.collab.collaborator import LocalAnswer
 
 log = logging.getLogger("edged.collab")
+
+
+def make_gate(hard: HardSamples, pair: str) -> Gate | FilterGate:
+    """The gate that a policy asks for, knowing nothing yet. `pair` names the edge and the answering model."""
+    if hard.mode == "filter":
+        return FilterGate(
+            FilterSettings(
+                filter=hard.filter,
+                parameters=complete(hard.filter, hard.parameters),
+                confidence=hard.confidence,
+                audit_share=hard.audit_share,
+                pair=pair,
+            )
+        )
+    return Gate(
+        GateSettings(
+            mode=hard.mode,
+            risk=hard.risk,
+            confidence=hard.confidence,
+            budget=hard.budget,
+            calibration=hard.calibration,
+            audit_share=hard.audit_share,
+            pair=pair,
+        )
+    )
+
+
+class _StoredSettings(msgspec.Struct):
+    mode: str
+
+
+class _Stored(msgspec.Struct):
+    """What the snapshots of all gates have in common."""
+
+    settings: _StoredSettings
 
 
 class GateKeeper:
@@ -30,17 +71,7 @@ class GateKeeper:
         )
         self.service = service.name
         self.edge_model = edge_model
-        self.gate = Gate(
-            GateSettings(
-                mode=hard.mode,
-                risk=hard.risk,
-                confidence=hard.confidence,
-                budget=hard.budget,
-                calibration=hard.calibration,
-                audit_share=hard.audit_share,
-                pair=f"{seen} {hard.answer_model}",
-            )
-        )
+        self.gate = make_gate(hard, f"{seen} {hard.answer_model}")
         self._memory = memory
         self._key = pair_key(service.name, seen, hard.answer_model)
         self._answered_by = ""
@@ -66,18 +97,24 @@ class GateKeeper:
 
     def _go_on(self, recalled: Recalled, waiting: Collection[str]) -> bool:
         """False if the state is worth nothing: its settings were changed since, or it cannot be read."""
-        answered = {observation.sample_id for observation in recalled.later}
+        known = {observation.sample_id for observation in recalled.later}.union(waiting)
         try:
-            snapshot = msgspec.json.decode(recalled.snapshot, type=GateSnapshot)
-            return self.gate.restore(snapshot, answered.union(waiting))
+            stored = msgspec.json.decode(recalled.snapshot, type=_Stored)
+            if (stored.settings.mode == "filter") != isinstance(self.gate, FilterGate):
+                return False
+            if isinstance(self.gate, FilterGate):
+                return self.gate.restore(msgspec.json.decode(recalled.snapshot, type=FilterSnapshot), known)
+            return self.gate.restore(msgspec.json.decode(recalled.snapshot, type=GateSnapshot), known)
         except (msgspec.MsgspecError, ValueError) as error:
             log.warning("The gate of %s begins anew, because its state cannot be read: %s", self.service, error)
             return False
 
-    def decide(self, margin: float, u: float, sample_id: str) -> GateDecision:
-        """See Gate.decide."""
+    def decide(self, local: LocalAnswer, u: float, sample_id: str) -> GateDecision:
+        """See Gate.decide. A filter sees a classifier's answer as one box around the whole picture."""
         self._changed = True
-        return self.gate.decide(margin, u, sample_id)
+        if isinstance(self.gate, FilterGate):
+            return self.gate.decide(local.margin, u, sample_id, Seen([local.score], local.probabilities))
+        return self.gate.decide(local.margin, u, sample_id)
 
     async def learn(self, header: HardSample, answer: Answer) -> bool:
         """Take an answer, which is durable on return and counts once. True if both models agree.

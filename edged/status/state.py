@@ -100,7 +100,7 @@ class ServiceState(_State, frozen=True, kw_only=True):
     deadline_ms: float
     source: str  # the kind, and where: "http", "folder /path", "rtsp://host/stream"
     may_leave: str
-    hard_samples: str  # risk | budget | off
+    hard_samples: str  # risk | budget | filter | off: nobody is asked
     answer_model: str
     report: ServiceReport
     refused: str = ""  # why the newest definition is not in use; the last good one runs instead

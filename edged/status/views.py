@@ -14,7 +14,7 @@ from edged.plan import Choice, service_of
 from edged.status.state import ServiceState
 from edgekit.messages import Comparison, ServiceReport
 from edgekit.packages import PackageError, find
-from edgekit.services import place
+from edgekit.services import HardSamples, place
 
 
 def service_state(
@@ -50,7 +50,7 @@ def service_state(
         deadline_ms=service.deadline_ms if service is not None else 0.0,
         source=place(service.source) if service is not None else "",
         may_leave=service.may_leave if service is not None else "",
-        hard_samples=service.hard_samples.mode if service is not None else "",
+        hard_samples=_policy(service.hard_samples) if service is not None else "",
         answer_model=service.hard_samples.answer_model if service is not None else "",
         report=report,
         refused=refused,
@@ -75,6 +75,10 @@ def observe_services(services: Iterable[ServiceState], missing: Collection[str],
             continue
         raised.add(code)
     health.clear_prefix("service.", raised)
+
+
+def _policy(hard: HardSamples) -> str:
+    return hard.mode if hard.asks else "off"
 
 
 def _find(model: str, packages: Mapping[str, Path]) -> str | None:

@@ -46,7 +46,7 @@ _BUDGET_AUDITS = 300
 _FIRST_LOOK = 0.8
 
 Mode = Literal["risk", "budget", "off"]
-State = Literal["calibrating", "certified", "uncertified", "safe-mode", "budget", "off"]
+State = Literal["calibrating", "certified", "uncertified", "safe-mode", "budget", "filter", "off"]
 
 
 class GateSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -173,6 +173,7 @@ async def test_what_desired_services_ask(tmp_path: Path) -> None:
                 [asks("s", "big"), asks("t", "other@2")],
                 [asks("s", "other@2"), service("off", 'mode = "off"\nanswer_model = "x"'), asks("n", "y", "nothing")],
                 [asks("s", "big"), asks("t", "big")],
+                [service("e", 'mode = "filter"\nfilter = "EdgeOnly"\nanswer_model = "x"')],
                 [asks("s", "of-a-revoked-device")],
             ]
         ):
@@ -180,7 +181,7 @@ async def test_what_desired_services_ask(tmp_path: Path) -> None:
                 row = {"id": f"D{number}", "name": "d", "enrolled_at": 0.0, "serial": "1", "not_after": 9e9}
                 await connection.execute(insert(schema.devices).values(row))
             await fleet.set_desired(f"D{number}", services, 1.0)
-        await fleet.revoke("D3", 2.0)
+        await fleet.revoke("D4", 2.0)
         assert await fleet.answer_models() == ["big", "other@2"]
 
 

@@ -24,6 +24,7 @@ from edged.config import Config
 from edged.serve.oip.endpoints import ProtocolApi
 from edgekit import services, toml
 from edgekit.gates.certified import allowed_differences, smallest_n
+from edgekit.gates.filters import FilterParameters
 from edgekit.gates.policy import State
 from edgekit.messages import Decision, Level, TroubleKind
 from edgekit.packages import InputSpec, Manifest, OutputSpec, ProofSample, Variant, parse_manifest
@@ -121,6 +122,7 @@ def test_the_documented_manifest_is_the_one_that_ships() -> None:
         ("service-definition.md", "## Keys", Service),
         ("service-definition.md", "### `[source]`", Source),
         ("service-definition.md", "### `[hard_samples]`", HardSamples),
+        ("service-definition.md", "### `[hard_samples.parameters]`", FilterParameters),
         ("service-definition.md", "### `[[outputs]]`", Output),
         ("service-definition.md", "### `[retention]`", Retention),
         ("service-definition.md", "### `[pipeline]`", Pipeline),
@@ -180,6 +182,8 @@ def test_every_setting_is_documented(file: str, struct: type[msgspec.Struct]) ->
         'name = "x"\nmodel = "a"\ndeadline_ms = "fast"',
         'name = "x"\nmodel = "a"\n[hard_samples]\nrisk = 2\nanswer_model = "b"',
         'name = "x"\nmodel = "a"\n[hard_samples]',
+        'name = "x"\nmodel = "a"\n[hard_samples]\nmode = "filter"\nfilter = "ibt"',
+        'name = "x"\nmodel = "a"\n[hard_samples]\nmode = "filter"\nfilter = "IBT"\nparameters = {threshold = 0.9}',
         'name = "x"\nmodel = "a"\nmay_leave = "features"',
         'name = "x"\nmodel = "a"\n[[outputs]]\npath = "rel.jsonl"',
         'name = "x"\nmodel = "a"\n[learning]',

@@ -30,6 +30,7 @@ class Local:
     label: str
     score: float
     margin: float
+    probabilities: tuple[float, ...] = ()
 
 
 def service(**changes: object) -> Service:

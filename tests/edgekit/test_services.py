@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgekit.gates.filters import FILTERS, FilterParameters
 from edgekit.services import (
     MAX_SERVICE,
     HardSamples,
@@ -19,6 +20,7 @@ from edgekit.services import (
     ServiceError,
     Source,
     dump_service,
+    label_problem,
     parse_service,
 )
 
@@ -38,6 +40,41 @@ def test_without_a_cloud_model_nobody_is_asked_and_with_one_risk_is_the_mode() -
     assert parse_service(MINIMAL, "x").hard_samples.mode == "off"
     service = parse_service(MINIMAL + '[hard_samples]\nanswer_model = "big@2"\n', "x")
     assert service.hard_samples == HardSamples(mode="risk", answer_model="big@2")
+
+
+@pytest.mark.parametrize(
+    ("policy", "asks"),
+    [
+        ('mode = "off"', False),
+        ('answer_model = "big"', True),
+        ('mode = "budget"\nanswer_model = "big"', True),
+        ('mode = "filter"\nfilter = "EdgeOnly"', False),
+        ('mode = "filter"\nfilter = "CloudOnly"\nanswer_model = "big"', True),
+        (
+            'mode = "filter"\nfilter = "Random"\nanswer_model = "big"\n[hard_samples.parameters]\nrandom_ratio = 0.0',
+            True,
+        ),
+    ],
+)
+def test_who_asks_nobody_needs_no_cloud_model(policy: str, asks: bool) -> None:
+    assert parse_service(f"{MINIMAL}[hard_samples]\n{policy}\n", "x").hard_samples.asks is asks
+
+
+def test_a_filter_of_sedna_is_taken_with_its_parameters() -> None:
+    text = MINIMAL + (
+        '[hard_samples]\nmode = "filter"\nfilter = "IBT"\nanswer_model = "big"\n'
+        "[hard_samples.parameters]\nthreshold_img = 0.9\nthreshold_box = 1\n"
+    )
+    hard = parse_service(text, "x").hard_samples
+    assert hard.filter == "IBT"
+    assert hard.parameters == FilterParameters(threshold_img=0.9, threshold_box=1.0)
+
+
+def test_entropy_needs_two_classes() -> None:
+    text = MINIMAL + '[hard_samples]\nmode = "filter"\nfilter = "CrossEntropy"\nanswer_model = "big"\n'
+    assert "compares classes" in label_problem(parse_service(text, "x"), ["defect"])
+    assert label_problem(parse_service(text, "x"), ["good", "defect"]) == ""
+    assert label_problem(parse_service(text.replace("CrossEntropy", "Threshold"), "x"), ["defect"]) == ""
 
 
 @pytest.mark.parametrize(
@@ -78,6 +115,55 @@ def test_without_a_cloud_model_nobody_is_asked_and_with_one_risk_is_the_mode() -
         (MINIMAL + 'may_leave = "features"', "reserved"),
         (MINIMAL + "[hard_samples]\n", '"hard_samples.answer_model" is missing'),
         (MINIMAL + 'hard_samples = {answer_model = "A B"}', "no model name"),
+        (
+            MINIMAL + '[hard_samples]\nmode = "filter"\nanswer_model = "b"',
+            '"hard_samples.filter" is missing in service "solder" (solder.toml): one of "IBT", "CrossEntropy", '
+            '"Threshold", "Random", "EdgeOnly", "CloudOnly" belongs there',
+        ),
+        (
+            MINIMAL + '[hard_samples]\nmode = "filter"\nfilter = "ibt"\nanswer_model = "b"',
+            '"hard_samples.filter" is "ibt" in service "solder" (solder.toml): did you mean "IBT"?',
+        ),
+        (
+            MINIMAL + '[hard_samples]\nmode = "filter"\nfilter = "CrossEntropyFilter"\nanswer_model = "b"',
+            'did you mean "CrossEntropy"?',
+        ),
+        (
+            MINIMAL + '[hard_samples]\nmode = "filter"\nfilter = "BertRouter"\nanswer_model = "b"',
+            '"hard_samples.filter" is "BertRouter" in service "solder" (solder.toml): one of "IBT"',
+        ),
+        (
+            MINIMAL + '[hard_samples]\nfilter = "IBT"\nanswer_model = "b"',
+            '"hard_samples.filter" is set in service "solder" (solder.toml): '
+            'it belongs to hard_samples.mode = "filter" only',
+        ),
+        (
+            MINIMAL + '[hard_samples]\nanswer_model = "b"\n[hard_samples.parameters]',
+            '"hard_samples.parameters" is set',
+        ),
+        (MINIMAL + '[hard_samples]\nmode = "filter"\nfilter = "IBT"', '"hard_samples.answer_model" is missing'),
+        (
+            MINIMAL + '[hard_samples]\nmode = "filter"\nfilter = "IBT"\nanswer_model = "b"\n'
+            "[hard_samples.parameters]\ntreshold_img = 0.9",
+            'unknown key "hard_samples.parameters.treshold_img" in service "solder" (solder.toml): '
+            'did you mean "threshold_img"?',
+        ),
+        (
+            MINIMAL + '[hard_samples]\nmode = "filter"\nfilter = "IBT"\nanswer_model = "b"\n'
+            "[hard_samples.parameters]\nthreshold = 0.9",
+            '"hard_samples.parameters.threshold" is set in service "solder" (solder.toml): '
+            'it belongs to the filter "Threshold"; "IBT" has threshold_img and threshold_box',
+        ),
+        (
+            MINIMAL + '[hard_samples]\nmode = "filter"\nfilter = "EdgeOnly"\nparameters = {random_ratio = 0.3}',
+            'it belongs to the filter "Random"; "EdgeOnly" has no parameters',
+        ),
+        (
+            MINIMAL + '[hard_samples]\nmode = "filter"\nfilter = "IBT"\nanswer_model = "b"\n'
+            '[hard_samples.parameters]\nthreshold_img = "0.9"',
+            '"hard_samples.parameters.threshold_img" is "0.9" in service "solder" (solder.toml): '
+            "a number at least 0 and at most 1 belongs there",
+        ),
         ('name = "solder"\nmodel = "a@"', "no model version"),
         ('name = "../x"\nmodel = "a"', '"name" is "../x"'),
         ('name = "a"\nname = "b"', "not valid TOML"),
@@ -103,9 +189,22 @@ def test_bad_service_names_are_refused(name: str) -> None:
 
 texts = st.text(st.characters(min_codepoint=1, exclude_categories=["Cs"]), max_size=40)
 paths = texts.map(lambda t: "/" + t).filter(lambda p: ".." not in p)
+lines_paths = paths.filter(lambda p: not p.lower().endswith(".csv"))  # that ending is for another kind of output
 names = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,63}", fullmatch=True)
 refs = names | st.builds("{}@{}".format, names, st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}", fullmatch=True))
 open_share = st.floats(0.001, 0.999)
+filters = st.sampled_from(list(FILTERS)).flatmap(
+    lambda name: st.builds(
+        HardSamples,
+        mode=st.just("filter"),
+        filter=st.just(name),
+        parameters=st.none()
+        | st.fixed_dictionaries({}, optional={key: st.floats(0, 1) for key in FILTERS[name]}).map(
+            lambda given: FilterParameters(**given)
+        ),
+        answer_model=refs,
+    )
+)
 services = st.builds(
     Service,
     name=names,
@@ -128,9 +227,10 @@ services = st.builds(
         budget=st.floats(0, 1),
         answer_model=refs,
         wait_ms=st.none() | st.floats(0, 600_000),
-    ),
+    )
+    | filters,
     may_leave=st.sampled_from(["raw", "nothing"]),
-    outputs=st.lists(st.builds(Output, path=paths), max_size=3),
+    outputs=st.lists(st.builds(Output, path=lines_paths), max_size=3),
     retention=st.builds(Retention, spool_days=st.floats(0.1, 3650)),
 )
 
