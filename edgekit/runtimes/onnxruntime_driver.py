@@ -51,6 +51,9 @@ class OnnxSession:
             providers = attach(onnxruntime, settings, options)
             # Loaded by path, never from bytes: a model from bytes may read any file below the working directory.
             session = onnxruntime.InferenceSession(str(path), settings, providers=providers or None)
+            # Weights that old exporters list as graph inputs are "overridable initializers", not inputs, to onnxruntime.
+            self._inputs = [_info(node) for node in session.get_inputs()]  # a name that is no UTF-8 raises here
+            self._outputs = [_info(node) for node in session.get_outputs()]
         except ModelError:
             raise
         except Exception as error:  # onnxruntime's exceptions share no base class but Exception
@@ -58,9 +61,6 @@ class OnnxSession:
         if options.provider != "cpu" and PROVIDERS[options.provider].execution not in session.get_providers():
             raise ModelError(f'onnxruntime did not take the provider "{options.provider}" and fell back to the CPU')
         self.placement = _placement(session) if options.strict else {}
-        # Weights that old exporters list as graph inputs are "overridable initializers", not inputs, to onnxruntime.
-        self._inputs = [_info(node) for node in session.get_inputs()]
-        self._outputs = [_info(node) for node in session.get_outputs()]
         self._session: Any = session
 
     @property

@@ -363,6 +363,13 @@ def test_outputs_that_are_no_tensors_are_refused(tmp_path: Path) -> None:
         open_onnx(save(model, tmp_path / "m.onnx"))
 
 
+def test_a_dimension_whose_name_is_no_text_is_a_model_error(tmp_path: Path) -> None:
+    path = save(make_model(), tmp_path / "m.onnx")
+    path.write_bytes(path.read_bytes().replace(b"batch", b"bat\xff\xfe"))
+    with pytest.raises(ModelError):
+        open_onnx(path)
+
+
 def test_runtimes_that_are_unknown_or_bytes_that_are_no_litert_model(tmp_path: Path) -> None:
     path = tmp_path / "m.tflite"
     path.write_bytes(b"\x1c\x00\x00\x00TFL2" + bytes(100))
