@@ -51,7 +51,7 @@ class OnnxSession:
             providers = attach(onnxruntime, settings, options)
             # Loaded by path, never from bytes: a model from bytes may read any file below the working directory.
             session = onnxruntime.InferenceSession(str(path), settings, providers=providers or None)
-            # Weights that old exporters list as graph inputs are "overridable initializers", not inputs, to onnxruntime.
+            # Weights that old exporters list as graph inputs are "overridable initializers" to onnxruntime, no inputs.
             self._inputs = [_info(node) for node in session.get_inputs()]  # a name that is no UTF-8 raises here
             self._outputs = [_info(node) for node in session.get_outputs()]
         except ModelError:
