@@ -73,6 +73,9 @@ def application(operations: Operations) -> web.Application:
     async def model(request: web.Request) -> web.Response:
         return json_response(await operations.model(request.match_info["ref"]))
 
+    async def model_directory(request: web.Request) -> web.Response:
+        return json_response(await operations.model_directory(request.match_info["ref"]))
+
     async def add_model(request: web.Request) -> web.Response:
         return json_response(await operations.add_model((await read_json(request, ModelRequest)).path))
 
@@ -99,6 +102,7 @@ def application(operations: Operations) -> web.Application:
             web.post("/devices/{id}/desired", desired),
             web.get("/models", models),
             web.get("/models/{ref}", model),
+            web.get("/models/{ref}/directory", model_directory),
             web.post("/models", add_model),
             web.get("/answers", answers),
             web.get("/answers/{id}", answer),

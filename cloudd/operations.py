@@ -19,6 +19,7 @@ from cloudd.devices.enrol import clean_name
 from cloudd.devices.fleet import Device, Fleet
 from cloudd.devices.invites import Invites
 from cloudd.registry import ModelSummary, Registry, RegistryError
+from cloudd.storage import StorageError
 from cloudd.web import HttpProblem
 from edgekit import VERSION
 from edgekit.identity import short_id
@@ -66,6 +67,12 @@ class DeviceDetail(msgspec.Struct, frozen=True, kw_only=True):
 
     device: DeviceView
     desired: list[str] | None
+
+
+class ModelDirectory(msgspec.Struct, frozen=True, kw_only=True):
+    """Reply of GET /models/REF/directory."""
+
+    path: str  # absolute, on the daemon's host
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
@@ -194,6 +201,14 @@ class Operations:
         if entry is None:
             raise HttpProblem(404, f"no model {ref!r} is registered; `cloudd models list` shows them all")
         return entry
+
+    async def model_directory(self, ref: str) -> ModelDirectory:
+        """A registered model as a verified directory on this host, for commands that read its files."""
+        entry = await self.model(ref)
+        try:
+            return ModelDirectory(path=str(await self._registry.materialise(entry)))
+        except StorageError as error:
+            raise HttpProblem(503, str(error)) from None
 
     async def add_model(self, directory: str) -> ModelEntry:
         """Register the package in a directory of this host."""

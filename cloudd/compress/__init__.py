@@ -1,0 +1,25 @@
+"""Compression: smaller and faster variants of a model, made on this host and let in only by the acceptance gate."""
+
+from __future__ import annotations
+
+from cloudd.compress.dataset import Dataset, Picture, Split, read_dataset
+from cloudd.compress.errors import CompressError, DatasetError
+from cloudd.compress.lineage import Lineage, read_lineage
+from cloudd.compress.step import Outcome, Request, compress, next_version
+from cloudd.compress.variants import KINDS
+
+__all__ = [
+    "KINDS",
+    "CompressError",
+    "Dataset",
+    "DatasetError",
+    "Lineage",
+    "Outcome",
+    "Picture",
+    "Request",
+    "Split",
+    "compress",
+    "next_version",
+    "read_dataset",
+    "read_lineage",
+]
