@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgekit.packages.detection import DetectionSpec, TemplateSpec
 from edgekit.packages.manifest import (
     MANIFEST_NAME,
     InputSpec,
@@ -22,12 +23,14 @@ from edgekit.packages.store import adopt, find, install, installed, sweep
 
 __all__ = [
     "MANIFEST_NAME",
+    "DetectionSpec",
     "InputSpec",
     "Manifest",
     "OutputSpec",
     "Package",
     "PackageError",
     "ProofSample",
+    "TemplateSpec",
     "Variant",
     "adopt",
     "check_name",

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from edgekit import toml
+from edgekit.packages.detection import DetectionSpec, TemplateSpec, box_fault, fault
 
 MANIFEST_NAME = "package.toml"
 MAX_MANIFEST = 4 << 20
@@ -75,8 +76,8 @@ class OutputSpec(_Table, frozen=True, kw_only=True):
     name: str = ""  # output tensor, "" for the first one
 
 
-Runtime = Literal["onnxruntime", "litert", "rknnlite", "hailort"]
-"""What opens a model file: .onnx, .tflite, .rknn and .hef."""
+Runtime = Literal["onnxruntime", "litert", "rknnlite", "hailort", "template"]
+"""What opens a model file: .onnx, .tflite, .rknn, .hef, and the picture (JPEG or PNG) of a perfect board."""
 
 Precision = Literal["fp32", "fp16", "int8"]
 
@@ -95,12 +96,21 @@ class Variant(_Table, frozen=True, kw_only=True):
 
 
 class ProofSample(_Table, frozen=True, kw_only=True):
-    """A picture in the package and what the model must say about it before it may serve."""
+    """A picture in the package and what the model must say about it before it may serve.
+
+    For detection a sample says one thing about its picture, and several samples may name the same file: either `box`,
+    where the model must report a box of this label with at least `min_iou` (each sample a box of its own), or `count`,
+    how many boxes of this label it must report. A picture without defects has count = 0.
+    """
 
     file: str
     label: str
     score: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
     tolerance: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.05
+    # Detection only. None is left out of a written manifest, so that releases before these keys read it.
+    box: list[float] | None = None  # left, top, right, bottom in pixels of the picture
+    min_iou: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None  # None: 0.5
+    count: Annotated[int, Meta(ge=0, le=10_000)] | None = None
 
 
 class Manifest(_Table, frozen=True, kw_only=True):
@@ -111,9 +121,11 @@ class Manifest(_Table, frozen=True, kw_only=True):
     version: str
     task: str = "classification"
     description: str = ""
-    labels: str = ""  # file with one label per line; needed for classification
+    labels: str = ""  # file with one label per line; needed for classification and detection
     input: InputSpec
     output: OutputSpec = OutputSpec()
+    detection: DetectionSpec | None = None  # how the output becomes boxes
+    template: TemplateSpec | None = None  # None: its defaults
     variants: list[Variant]
     samples: list[ProofSample] = []
     files: dict[str, str] = {}  # path -> SHA-256, lower-case hex
@@ -169,8 +181,42 @@ def check_manifest(manifest: Manifest) -> None:
         _check_target(variant, f"variants[{index}].target")
     if manifest.task == "classification" and not manifest.labels:
         raise PackageError(f'{MANIFEST_NAME}: "labels" is missing; a classification model needs a file of labels')
+    _check_detection(manifest)
     for _, path in _references(manifest):
         check_path(path)
+
+
+def _check_detection(manifest: Manifest) -> None:
+    """A manifest of this task without the table is one of a release before it: a model that is served as it is."""
+    spec = manifest.detection
+    if spec is None:
+        if manifest.template is not None or any(variant.runtime == "template" for variant in manifest.variants):
+            raise PackageError(
+                f'{MANIFEST_NAME}: [detection] is missing; a golden picture needs it, with head = "template"'
+            )
+    elif manifest.task != "detection":
+        raise PackageError(f'{MANIFEST_NAME}: [detection] belongs to task = "detection", not to "{manifest.task}"')
+    elif not manifest.labels:
+        raise PackageError(f'{MANIFEST_NAME}: "labels" is missing; a detection model needs a file of labels')
+    elif found := fault(spec, manifest.template, manifest.input.colour, [v.runtime for v in manifest.variants]):
+        raise PackageError(f"{MANIFEST_NAME}: {found}")
+    for index, sample in enumerate(manifest.samples):
+        if found := _sample_fault(sample, spec is not None):
+            raise PackageError(f'{MANIFEST_NAME}: "samples[{index}].{found}')
+
+
+def _sample_fault(sample: ProofSample, boxes: bool) -> str:
+    """The key and what is wrong with it, "" if nothing is. `boxes`: whether there is a [detection]."""
+    if not boxes:
+        given = next((key for key in ("box", "min_iou", "count") if getattr(sample, key) is not None), "")
+        return f'{given}" belongs to a package with [detection]' if given else ""
+    if (sample.box is None) == (sample.count is None):
+        return 'box" or "count" is needed, one of the two: where a box must be, or how many there are'
+    if sample.box is None:
+        given = next((key for key in ("min_iou", "score") if getattr(sample, key) is not None), "")
+        return f'{given}" belongs to a sample with a box' if given else ""
+    found = box_fault(sample.box)
+    return f'box" {found}' if found else ""
 
 
 def _check_target(variant: Variant, key: str) -> None:
@@ -255,4 +301,6 @@ def _references(manifest: Manifest) -> list[tuple[str, str]]:
     named += [(f"samples[{i}].file", sample.file) for i, sample in enumerate(manifest.samples)]
     if manifest.labels:
         named.append(("labels", manifest.labels))
+    if manifest.detection is not None and manifest.detection.priors:
+        named.append(("detection.priors", manifest.detection.priors))
     return named
