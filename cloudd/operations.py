@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from cloudd.answers.store import AnswerStore, StoredAnswer
 from cloudd.config import DEFAULT_TTL_S, MAX_NAME, MAX_TTL_S
-from cloudd.dashboard.state import DashboardState, DeviceView, ModelView, SampleView, Totals
+from cloudd.dashboard.state import DashboardState, DeviceView, ModelView, SampleDetail, SampleView, Totals
 from cloudd.devices.control import ControlHub
 from cloudd.devices.enrol import clean_name
 from cloudd.devices.fleet import Device, Fleet
@@ -228,12 +228,19 @@ class Operations:
         """The newest answers, newest first; `before` (an id) continues a list."""
         return _samples(await self._store.recent(limit, before), await self._fleet.all())
 
-    async def answer(self, number: int) -> SampleView:
-        """One answer."""
-        found = await self.answers(1, number + 1)
-        if not found or found[0].id != str(number):
+    async def answer(self, number: int) -> SampleDetail:
+        """One answer, with its parts."""
+        found = await self._store.recent(1, number + 1)
+        if not found or found[0].id != number:
             raise HttpProblem(404, f"there is no answer {number}; `cloudd answers list` shows the newest")
-        return found[0]
+        (view,) = _samples(found, await self._fleet.all())
+        mosaic, mosaic_answer = await self._store.mosaic(number)
+        return SampleDetail(
+            **msgspec.structs.asdict(view),
+            differing=found[0].differing,
+            mosaic=mosaic,
+            mosaic_answer=mosaic_answer,
+        )
 
     async def picture(self, number: int, thumbnail: bool = False) -> bytes:
         """The picture as the device sent it (hostile bytes), or our own JPEG thumbnail of it."""
@@ -297,6 +304,8 @@ def _samples(stored: list[StoredAnswer], fleet: list[Device]) -> list[SampleView
             agree=one.agrees,
             compute_ms=one.compute_ms,
             thumbnail=f"/samples/{one.id}.jpg" if one.thumbnail is not None else "",
+            regions=one.regions,
+            differ=len(one.differing),
         )
         for one in stored
     ]

@@ -18,9 +18,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cloudd.answers.looks import WHOLE, Look
 from cloudd.answers.process import Worker, WorkerDied
 from edgekit.messages import Verdict
-from edgekit.services import Pipeline
+from edgekit.regions.header import MosaicAnswer
 
 log = logging.getLogger("cloudd.answers")
 
@@ -51,6 +52,8 @@ class Result:
     verdict: Verdict
     compute_ms: float
     thumbnail: bytes
+    mosaic: MosaicAnswer | None = None
+    differing: tuple[int, ...] = ()  # indices of the regions to which the answer is not the edge's
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ class PoolSettings:
     memory: int = 4 << 30  # bytes of address space of each worker; onnxruntime reserves far more than it uses
     queue: int = 32  # questions that may wait; half of them from spools
     load_s: float = 120.0  # to load and prove a model
-    answer_s: float = 20.0  # to answer one picture
-    total_s: float = 50.0  # from question to answer, the queue included
+    answer_s: float = 20.0  # to answer one picture, or each looks.PART regions of a mosaic
+    total_s: float = 50.0  # from question to answer, the queue included; for a mosaic more, as above
 
 
 @dataclass(order=True)
@@ -74,7 +77,7 @@ class _Question:
     directory: str = field(compare=False)
     picture: bytes = field(compare=False)  # b"": only load the model
     result: asyncio.Future[Result | None] = field(compare=False)  # None: the model is loaded
-    pipeline: Pipeline | None = field(compare=False, default=None)
+    look: Look = field(compare=False, default=WHOLE)
 
 
 class AnswerPool:
@@ -122,10 +125,8 @@ class AnswerPool:
             guess = max(1.0, waiting * self._mean_s / self.settings.workers)
             raise Busy(f"{waiting} samples wait for an answer already", guess)
 
-    async def ask(
-        self, model: str, directory: Path, picture: bytes, late: bool = False, pipeline: Pipeline | None = None
-    ) -> Result:
-        """Classify a picture with the package in `directory`, behind the `pipeline` of the service that asks.
+    async def ask(self, model: str, directory: Path, picture: bytes, late: bool = False, look: Look = WHOLE) -> Result:
+        """Answer a picture with the package in `directory`, looked at as `look` says.
 
         `model` is the package's name@version. Raises Busy (queue full, model cannot be loaded at the moment, worker
         died) or PictureRefused.
@@ -133,10 +134,10 @@ class AnswerPool:
         self.check(late)
         if self._failures and self._failures.get((model, _key(picture)), 0) >= _FAILURES:
             raise PictureRefused("the answer worker or the model failed on this picture twice; it is not tried again")
-        question = self._question(model, str(directory), picture, late, pipeline)
+        question = self._question(model, str(directory), picture, late, look)
         self._queue.put_nowait(question)
         try:
-            async with asyncio.timeout(self.settings.total_s):
+            async with asyncio.timeout(self.settings.total_s + (look.pictures - 1) * self.settings.answer_s):
                 result = await question.result
         except TimeoutError:
             raise Busy("no worker came to this sample in time", 2.0) from None
@@ -152,12 +153,10 @@ class AnswerPool:
                 self._queue.put_nowait(question)
             await asyncio.gather(*(question.result for question in questions), return_exceptions=True)
 
-    def _question(
-        self, model: str, directory: str, picture: bytes, late: bool, pipeline: Pipeline | None = None
-    ) -> _Question:
+    def _question(self, model: str, directory: str, picture: bytes, late: bool, look: Look = WHOLE) -> _Question:
         result: asyncio.Future[Result | None] = asyncio.get_running_loop().create_future()
         result.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, should nobody wait for it
-        return _Question(late, next(self._numbers), model, directory, picture, result, pipeline)
+        return _Question(late, next(self._numbers), model, directory, picture, result, look)
 
     async def _keep(self, slot: int) -> None:
         """Own one worker: take questions, replace the worker when it dies."""
@@ -222,8 +221,9 @@ class AnswerPool:
             return
         started = self._clock()
         try:
+            limit_s = self.settings.answer_s * question.look.pictures
             answer, thumbnail = await worker.ask(
-                question.model, question.directory, question.picture, self.settings.answer_s, question.pipeline
+                question.model, question.directory, question.picture, limit_s, question.look
             )
         except WorkerDied:
             self._count_failure(question)
@@ -238,7 +238,8 @@ class AnswerPool:
             log.warning("%s", text)
             _fail(question, Busy(text, _FAILED_RETRY_S))
         elif not question.result.done():
-            question.result.set_result(Result(answer.verdict, answer.compute_ms, thumbnail))
+            differing = tuple(answer.differing)
+            question.result.set_result(Result(answer.verdict, answer.compute_ms, thumbnail, answer.mosaic, differing))
 
     async def _load(self, worker: Worker, question: _Question) -> bool:
         """Load the model by itself, so that a model that kills its worker is not taken for a bad picture."""

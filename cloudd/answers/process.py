@@ -16,13 +16,22 @@ import msgspec
 
 import cloudd
 from cloudd.answers.limits import KEEP_MODELS, MAX_THUMBNAIL
+from cloudd.answers.looks import WHOLE, Look, check_fit
 from edgekit.envelope import EnvelopeError, FrameReader, seal
 from edgekit.messages import AskModel, ModelAnswer
-from edgekit.services import Pipeline
+from edgekit.regions.header import RegionError
 
 _END_S = 2.0
 # What a worker that ended, or that a hostile picture took over, makes us see.
-_NONSENSE = (ConnectionError, EOFError, EnvelopeError, msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_NONSENSE = (
+    ConnectionError,
+    EOFError,
+    EnvelopeError,
+    msgspec.DecodeError,
+    UnicodeDecodeError,
+    RecursionError,
+    RegionError,
+)
 # What a worker may inherit. Secrets in cloudd's environment (database and store credentials) are none of its business.
 _INHERITED = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "EDGED_CRASH_AT")
 
@@ -89,18 +98,26 @@ class Worker:
         return cls(process, reader, writer)
 
     async def ask(
-        self, model: str, directory: str, picture: bytes, timeout: float, pipeline: Pipeline | None = None
+        self, model: str, directory: str, picture: bytes, timeout: float, look: Look = WHOLE
     ) -> tuple[ModelAnswer, bytes]:
         """The answer and the thumbnail. After WorkerDied or a cancellation the worker is gone and must be replaced."""
         ticket = next(self._tickets)
         try:
             async with asyncio.timeout(timeout):
-                ask = AskModel(ticket=ticket, model=model, directory=directory, pipeline=pipeline)
+                ask = AskModel(
+                    ticket=ticket,
+                    model=model,
+                    directory=directory,
+                    pipeline=look.pipeline,
+                    mosaic=look.mosaic,
+                    clean=look.clean,
+                )
                 self._writer.write(seal(ask, picture))
                 await self._writer.drain()
                 answer, thumbnail = await self._receive()
             if answer.ticket != ticket:
                 raise WorkerDied("the answer worker mixed up its answers")
+            check_fit(answer, look, picture)
         except TimeoutError:
             await self.end()
             raise WorkerDied(f"the answer worker did not answer within {timeout:.0f} seconds") from None

@@ -8,6 +8,7 @@ import msgspec
 from aiohttp import web
 
 from cloudd.answers.limits import MAX_PICTURE
+from cloudd.answers.looks import MAX_TEXT, check_mosaic
 from cloudd.answers.pool import Busy, PictureRefused
 from cloudd.answers.service import Answers, UnknownModel
 from cloudd.storage import StorageError
@@ -15,13 +16,14 @@ from cloudd.web import DEVICE_ID, HttpProblem, json_response, read_body
 from edgekit.envelope import EnvelopeError, unseal
 from edgekit.messages import HardSample
 from edgekit.packages import PackageError
+from edgekit.regions.header import RegionError
 from edgekit.services import check_pipeline
 from edgekit.text import printable
 from edgekit.toml import TomlError
 from edgekit.vision.sniff import ImageError, sniff
 
-_MAX_HEADER = 16_384  # of this envelope; a HardSample takes 500 bytes
-_MAX_TEXT = 200
+_MAX_HEADER = 1 << 18  # of this envelope; a HardSample takes 500 bytes, and a mosaic's region from 100 to 900 more
+_MAX_ERROR = 500
 _UPLOAD_S = 60.0
 _STORAGE_RETRY_S = 15.0
 
@@ -65,8 +67,8 @@ def _open(body: bytes) -> tuple[HardSample, bytes]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise HttpProblem(400, f"the header of the sample cannot be used: {error}") from None
     texts = (sample.sample_id, sample.service, sample.answer_model, sample.edge.label, sample.edge.model)
-    if not all(0 < len(text) <= _MAX_TEXT and text.isprintable() for text in texts):
-        raise HttpProblem(400, f"sample_id, service, models and labels have 1 to {_MAX_TEXT} printable characters")
+    if not all(0 < len(text) <= MAX_TEXT and text.isprintable() for text in texts):
+        raise HttpProblem(400, f"sample_id, service, models and labels have 1 to {MAX_TEXT} printable characters")
     if sample.pipeline is not None:
         try:
             check_pipeline(sample.pipeline)
@@ -74,6 +76,10 @@ def _open(body: bytes) -> tuple[HardSample, bytes]:
             raise HttpProblem(400, f"the pipeline of the sample cannot be used: {error}") from None
     if len(picture) > MAX_PICTURE:
         raise HttpProblem(413, f"the picture has {len(picture)} bytes; {MAX_PICTURE} are allowed")
-    sniff(picture)
-    serial = printable(sample.serial[:_MAX_TEXT])  # as a scanner read it
+    info = sniff(picture)
+    try:
+        check_mosaic(sample, (info.width, info.height))
+    except RegionError as error:
+        raise HttpProblem(400, f"the mosaic of the sample cannot be used: {str(error)[:_MAX_ERROR]}") from None
+    serial = printable(sample.serial[:MAX_TEXT])  # as a scanner read it
     return msgspec.structs.replace(sample, serial=serial), picture

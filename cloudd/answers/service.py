@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from cloudd.answers.limits import KEEP_MODELS
+from cloudd.answers.looks import Look
 from cloudd.answers.pool import AnswerPool
 from cloudd.answers.store import AnswerStore
 from cloudd.registry import Registry
@@ -90,9 +91,14 @@ class Answers:
                 f'there is no model "{sample.answer_model}" on this cloudd; add it with `cloudd models add DIRECTORY`'
             )
         directory = await self._registry.materialise(entry)
-        result = await self._pool.ask(_ref(entry), directory, picture, sample.late, sample.pipeline)
-        answer = Answer(sample_id=sample.sample_id, verdict=result.verdict, compute_ms=result.compute_ms)
-        kept = await self._store.keep(device_id, sample, picture, answer, result.thumbnail, self._wall())
+        look = Look(sample.pipeline, sample.mosaic, sample.clean)
+        result = await self._pool.ask(_ref(entry), directory, picture, sample.late, look)
+        answer = Answer(
+            sample_id=sample.sample_id, verdict=result.verdict, compute_ms=result.compute_ms, mosaic=result.mosaic
+        )
+        kept = await self._store.keep(
+            device_id, sample, picture, answer, result.thumbnail, self._wall(), result.differing
+        )
         self._trim_sometimes()
         return kept
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -15,6 +16,7 @@ from cloudd.storage import Blobs, Rows, references
 from cloudd.storage.schema import answers
 from edgekit.faults import crash_point
 from edgekit.messages import Answer, HardSample, Verdict
+from edgekit.regions.header import MosaicAnswer, MosaicHeader
 
 log = logging.getLogger("cloudd.answers")
 
@@ -50,6 +52,8 @@ class StoredAnswer(msgspec.Struct, frozen=True, kw_only=True):
     agrees: bool
     picture: str | None  # SHA-256 of the blob, None once it was removed
     thumbnail: str | None
+    regions: int  # of a mosaic, 0 of a whole picture
+    differing: list[int]  # indices of the regions to which the answer is not the edge's
 
 
 class Counts(msgspec.Struct, frozen=True):
@@ -69,23 +73,37 @@ class AnswerStore:
 
     async def find(self, device_id: str, sample_id: str) -> Answer | None:
         """The answer this sample got before, marked as repeated; None if it got none."""
-        query = select(answers.c.cloud, answers.c.compute_ms).where(
+        query = select(answers.c.cloud, answers.c.compute_ms, answers.c.mosaic_answer).where(
             answers.c.device_id == device_id, answers.c.sample_id == sample_id
         )
         async with self._rows.reading() as connection:
             row = (await connection.execute(query)).first()
         if row is None:
             return None
-        verdict = msgspec.convert(row.cloud, Verdict)
-        return Answer(sample_id=sample_id, verdict=verdict, compute_ms=row.compute_ms, repeated=True)
+        return Answer(
+            sample_id=sample_id,
+            verdict=msgspec.convert(row.cloud, Verdict),
+            compute_ms=row.compute_ms,
+            repeated=True,
+            mosaic=msgspec.convert(row.mosaic_answer, MosaicAnswer | None),
+        )
 
     async def keep(
-        self, device_id: str, sample: HardSample, picture: bytes, answer: Answer, thumbnail: bytes, now: float
+        self,
+        device_id: str,
+        sample: HardSample,
+        picture: bytes,
+        answer: Answer,
+        thumbnail: bytes,
+        now: float,
+        differing: Sequence[int] = (),
     ) -> Answer:
         """Store an answer with its picture, durably; returns the one to send.
 
-        That is `answer`, or the stored one if another cloudd answered the same sample meanwhile. Raises StorageError.
+        That is `answer`, or the stored one if another cloudd answered the same sample meanwhile. `differing`: the
+        regions of a mosaic to which the answer is not the edge's. Raises StorageError.
         """
+        mosaic = sample.mosaic
         async with self._blobs.putting(picture) as picture_name, self._blobs.putting(thumbnail) as thumbnail_name:
             crash_point("answer.blob")
             row = {
@@ -100,10 +118,14 @@ class AnswerStore:
                 "compute_ms": answer.compute_ms,
                 "edge": msgspec.to_builtins(sample.edge),
                 "cloud": msgspec.to_builtins(answer.verdict),
-                "agrees": sample.edge.label == answer.verdict.label,
+                "agrees": sample.edge.label == answer.verdict.label if mosaic is None else not differing,
                 "picture": picture_name,
                 "thumbnail": thumbnail_name,
                 "bytes": len(picture) + len(thumbnail),
+                "regions": len(mosaic.regions()) if mosaic is not None else 0,
+                "differing": list(differing),
+                "mosaic": msgspec.to_builtins(mosaic),
+                "mosaic_answer": msgspec.to_builtins(answer.mosaic),
             }
             try:
                 async with self._rows.writing() as connection:
@@ -118,7 +140,8 @@ class AnswerStore:
 
     async def recent(self, limit: int, before: int | None = None) -> list[StoredAnswer]:
         """The newest answers, newest first; `before` (an id) continues a list."""
-        query = select(answers).order_by(answers.c.id.desc()).limit(limit)
+        listed = (answers.c[name] for name in StoredAnswer.__struct_fields__)  # a mosaic's header takes some KiB
+        query = select(*listed).order_by(answers.c.id.desc()).limit(limit)
         if before is not None:
             query = query.where(answers.c.id < before)
         async with self._rows.reading() as connection:
@@ -135,6 +158,16 @@ class AnswerStore:
             return await self._blobs.get(name)
         except KeyError:  # retention was faster
             return None
+
+    async def mosaic(self, answer_id: int) -> tuple[MosaicHeader | None, MosaicAnswer | None]:
+        """What was where in an answer's mosaic, None of a whole picture and once that was removed; and what is said of
+        its parts, None if a whole picture was classified."""
+        query = select(answers.c.mosaic, answers.c.mosaic_answer).where(answers.c.id == answer_id)
+        async with self._rows.reading() as connection:
+            row = (await connection.execute(query)).first()
+        if row is None:
+            return None, None
+        return msgspec.convert(row.mosaic, MosaicHeader | None), msgspec.convert(row.mosaic_answer, MosaicAnswer | None)
 
     async def models_used(self) -> list[str]:
         """The models (name@version) that gave the newest answers, the one used last first."""
@@ -186,9 +219,8 @@ class AnswerStore:
                 ids.append(row.id)
                 names += [row.picture, row.thumbnail]
             if ids:
-                await connection.execute(
-                    update(answers).where(answers.c.id.in_(ids)).values(picture=None, thumbnail=None, bytes=0)
-                )
+                gone = {"picture": None, "thumbnail": None, "mosaic": None, "bytes": 0}
+                await connection.execute(update(answers).where(answers.c.id.in_(ids)).values(gone))
         return names
 
     async def _drop_rows(self) -> None:

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import msgspec
 
+from cloudd.answers.judging import Model, judge, load
 from cloudd.answers.limits import KEEP_MODELS, MAX_PICTURE, THUMBNAIL_SIDE
 from edgekit.envelope import FrameReader, seal
 from edgekit.faults import crash_point
 from edgekit.messages import AskModel, ModelAnswer, Verdict
 from edgekit.packages import PackageError, open_package
+from edgekit.regions.header import RegionError
 from edgekit.runtimes import ModelError, SessionOptions
-from edgekit.vision.classification import Classifier
 from edgekit.vision.images import ImageError, decode, thumbnail
-from edgekit.vision.pipeline import Pipelined
 
 _MAX_ERROR = 500
 
@@ -38,16 +38,15 @@ class _Models:
 
     def __init__(self, threads: int) -> None:
         self._options = SessionOptions(threads=threads)
-        self._loaded: OrderedDict[str, Classifier] = OrderedDict()
+        self._loaded: OrderedDict[str, Model] = OrderedDict()
 
-    def get(self, directory: str) -> Classifier:
+    def get(self, directory: str) -> Model:
         """Raises PackageError or ModelError."""
         model = self._loaded.get(directory)
         if model is None:
             while len(self._loaded) >= KEEP_MODELS:
                 self._loaded.popitem(last=False)[1].close()
-            model = Classifier.load(open_package(Path(directory)), self._options)
-            model.prove()
+            model = load(open_package(Path(directory)), self._options)
             self._loaded[directory] = model
         self._loaded.move_to_end(directory)
         return model
@@ -60,12 +59,18 @@ def _answer(models: _Models, ask: AskModel, picture: bytes) -> tuple[ModelAnswer
         if not picture:
             return ModelAnswer(ticket=ask.ticket), b""
         crash_point("answer.worker")
-        found = (Pipelined(model, ask.pipeline) if ask.pipeline is not None else model).classify(picture)
+        said = judge(model, ask, picture)
         compute_ms = (time.perf_counter() - started) * 1e3
-        verdict = Verdict(label=found.label, score=found.score, margin=found.margin, model=ask.model)
         small = thumbnail(decode(picture, "rgb", reduce_to=(THUMBNAIL_SIDE, THUMBNAIL_SIDE)), THUMBNAIL_SIDE)
-        return ModelAnswer(ticket=ask.ticket, verdict=verdict, compute_ms=compute_ms), small
-    except ImageError as error:
+        answer = ModelAnswer(
+            ticket=ask.ticket,
+            verdict=Verdict(label=said.label, score=said.score, margin=said.margin, model=ask.model),
+            compute_ms=compute_ms,
+            mosaic=said.mosaic,
+            differing=list(said.differing),
+        )
+        return answer, small
+    except (ImageError, RegionError) as error:
         return ModelAnswer(ticket=ask.ticket, error=str(error)[:_MAX_ERROR], fault="picture"), b""
     except (PackageError, ModelError, OSError) as error:
         return ModelAnswer(ticket=ask.ticket, error=str(error)[:_MAX_ERROR], fault="model"), b""

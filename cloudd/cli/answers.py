@@ -8,9 +8,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from cloudd.cli import common
 from cloudd.client import AdminClient, ClientError
+from edgekit.regions.header import MosaicAnswer, MosaicHeader
 from edgekit.text import printable
+from edgekit.vision.sniff import sniff
 
 _PAGE = 500
 
@@ -28,7 +32,9 @@ def add(verbs: common.Verbs) -> None:
         "export",
         "Write answered samples into a directory: pictures, and answers.jsonl with one line a sample.",
         _export,
-        "A sample whose picture was already removed by retention is written without one.",
+        "A sample whose picture was already removed by retention is written without one. The parts of a mosaic, and\n"
+        "what a detector found, are in answers.jsonl as edge and cloud have them, in pixels of the full frame; and\n"
+        "with the cloud's labels in coco.json, in pixels of the pictures beside it, for training.",
     )
     export.add_argument("directory", type=Path, metavar="DIRECTORY")
     export.add_argument("--limit", type=common.count, default=1000, metavar="N", help="how many, newest first (1000)")
@@ -46,32 +52,73 @@ def _row(one: dict[str, Any]) -> tuple[str, ...]:
     when = datetime.fromtimestamp(one["answered_at"], UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     edge, cloud = (f"{verdict['label']} {verdict['score']:.2f}" for verdict in (one["edge"], one["cloud"]))
     mark = "" if one["agree"] else "differs"
+    if one["regions"]:
+        mark = f"{one['differ']} of {one['regions']} regions differ" if one["differ"] else f"{one['regions']} regions"
     serial = one["serial"] or "-"
     return (str(one["id"]), when, one["device"], one["service"], serial, one["reason"], edge, cloud, mark)
 
 
 def _show(args: argparse.Namespace) -> int:
-    answer = common.client(args).get(common.path("answers", args.answer))
+    answer = _with_parts(common.client(args).get(common.path("answers", args.answer)))
     if args.json:
         return common.show_json(answer)
+    listed = answer.pop("parts")
     for key, value in answer.items():
         print(f"{key:12} {printable(value if isinstance(value, str) else json.dumps(value))}")
-    return 0
+    return common.show_table(("PART", "BOX", "WHY", "EDGE", "CLOUD", ""), map(_part, listed), "") if listed else 0
+
+
+def _part(one: dict[str, Any]) -> tuple[str, ...]:
+    edge, cloud = one["edge"], one["cloud"]
+    box = " ".join(f"{value:.0f}" for value in (edge or cloud)["box"])
+    said = ("-" if side is None else f"{side['label'] or 'nothing'} {side['score']:.2f}" for side in (edge, cloud))
+    index = "-" if one["index"] is None else str(one["index"])
+    return (index, box, one["reason"] or "found", *said, "differs" if one["differs"] else "")
+
+
+def _with_parts(answer: dict[str, Any]) -> dict[str, Any]:
+    """One answer of the admin API, with the regions of a mosaic and what was found in it by name."""
+    from cloudd.answers.parts import parts  # numpy takes longer to import than other verbs take to run
+
+    mosaic, said, differing = (answer.pop(key) for key in ("mosaic", "mosaic_answer", "differing"))
+    header = msgspec.convert(mosaic, MosaicHeader | None)
+    found = parts(header, msgspec.convert(said, MosaicAnswer | None), differing)
+    return {**answer, "parts": msgspec.to_builtins(found)}
 
 
 def _export(args: argparse.Namespace) -> int:
+    from cloudd.answers.parts import Coco, labelled
+
     client = common.client(args)
     args.directory.mkdir(parents=True, exist_ok=True)
     written = pictures = 0
+    coco = Coco()
     with (args.directory / "answers.jsonl").open("w", encoding="utf-8") as lines:
-        for answer in _newest(client, args.limit):
-            name = _save_picture(client, answer["id"], args.directory)
-            lines.write(json.dumps({**answer, "picture": name}, ensure_ascii=False) + "\n")
+        for listed in _newest(client, args.limit):
+            detail = _unless_gone(client, "answers", listed["id"])
+            if detail is None:
+                continue
+            answer = json.loads(detail)
+            header = msgspec.convert(answer["mosaic"], MosaicHeader | None)
+            said = msgspec.convert(answer["mosaic_answer"], MosaicAnswer | None)
+            name = ""
+            data = _unless_gone(client, "answers", listed["id"], "picture")
+            if data is not None:
+                info = sniff(data)
+                name = f"{int(answer['id'])}.{'png' if info.format == 'png' else 'jpg'}"
+                (args.directory / name).write_bytes(data)
+                if said is not None and (header is not None or not answer["regions"]):
+                    coco.add(int(answer["id"]), name, (info.width, info.height), labelled(header, said))
+            lines.write(json.dumps({**_with_parts(answer), "picture": name}, ensure_ascii=False) + "\n")
             written, pictures = written + 1, pictures + bool(name)
-    summary = {"answers": written, "pictures": pictures, "directory": str(args.directory)}
+    if len(coco):
+        (args.directory / "coco.json").write_text(json.dumps(coco.document(), ensure_ascii=False), encoding="utf-8")
+    summary = {"answers": written, "pictures": pictures, "annotated": len(coco), "directory": str(args.directory)}
     if args.json:
         return common.show_json(summary)
     print(f"{written} answers with {pictures} pictures are in {args.directory}.")
+    if len(coco):
+        print(f"coco.json has the boxes of {len(coco)} of them.")
     return 0
 
 
@@ -88,15 +135,11 @@ def _newest(client: AdminClient, limit: int) -> list[dict[str, Any]]:
     return found
 
 
-def _save_picture(client: AdminClient, answer: str, directory: Path) -> str:
-    """Write the picture beside answers.jsonl under the answer's number; returns the file name, "" if it is gone."""
+def _unless_gone(client: AdminClient, *route: str) -> bytes | None:
+    """The reply of a GET; None if retention was faster."""
     try:
-        data = client.request("GET", common.path("answers", answer, "picture"))
+        return client.request("GET", common.path(*route))
     except ClientError as error:
         if error.status != 404:
             raise
-        return ""
-    suffix = ".png" if data.startswith(b"\x89PNG") else ".jpg"
-    name = f"{int(answer)}{suffix}"
-    (directory / name).write_bytes(data)
-    return name
+        return None

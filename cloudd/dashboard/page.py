@@ -106,9 +106,9 @@ def _service(service: ServiceReport) -> str:
     )
 
 
-def _opinion(verdict: Verdict, kind: str) -> str:
+def _opinion(verdict: Verdict, kind: str, about: str = "") -> str:
     return (
-        f'<span class="{kind}">{text(verdict.label)}</span> {verdict.score:.0%}'
+        f'{about}<span class="{kind}">{text(verdict.label)}</span> {verdict.score:.0%}'
         f'<br><span class="soft"><code>{text(verdict.model)}</code></span>'
     )
 
@@ -128,13 +128,21 @@ def _sample_row(sample: SampleView, now: float) -> list[str]:
     return [
         picture,
         _opinion(sample.edge, "edge"),
-        _opinion(sample.cloud, "cloud"),
-        badge("agree", "ok") if sample.agree else badge("differ", "warning"),
+        _opinion(sample.cloud, "cloud", '<span class="soft">least sure region</span><br>' if sample.regions else ""),
+        (badge("agree", "ok") if sample.agree else badge("differ", "warning")) + _parts(sample),
         text(sample.reason) + (" (late)" if sample.late else ""),
         f"{text(sample.device)}<br>{text(sample.service)}{serial}",
         age(now, sample.answered_at),
         f"{sample.compute_ms:.1f} ms",
     ]
+
+
+def _parts(sample: SampleView) -> str:
+    if not sample.regions:
+        return ""
+    number = f"{count(sample.regions)} region{'s' if sample.regions > 1 else ''}"
+    difference = f", {count(sample.differ)} differ{'s' if sample.differ == 1 else ''}" if sample.differ else ""
+    return f'<br><span class="soft">{number}{difference}</span>'
 
 
 def _models(models: list[ModelView]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from edgekit.messages import Level, ServiceReport, SpoolReport, Verdict
+from edgekit.regions.header import MosaicAnswer, MosaicHeader
 
 
 class DeviceView(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,9 +49,19 @@ class SampleView(msgspec.Struct, frozen=True, kw_only=True):
     answered_at: float
     edge: Verdict
     cloud: Verdict
-    agree: bool
+    agree: bool  # the same label; of a mosaic: in every region
     compute_ms: float
     thumbnail: str  # path on this server; "" if there is no picture
+    regions: int = 0  # of a mosaic, 0 of a whole picture
+    differ: int = 0  # regions to which the answer is not the edge's
+
+
+class SampleDetail(SampleView, frozen=True, kw_only=True):
+    """A hard sample with everything that is known of its parts."""
+
+    differing: list[int]  # indices of the regions to which the answer is not the edge's
+    mosaic: MosaicHeader | None  # None of a whole picture, and once the picture was removed
+    mosaic_answer: MosaicAnswer | None  # None if a whole picture was classified
 
 
 class ModelView(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,7 +87,7 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     decided_degraded: int
     spooled: int
     answered: int
-    agreed: int  # answers whose label equals the edge's
+    agreed: int  # answers that equal the edge's
 
 
 class DashboardState(msgspec.Struct, frozen=True, kw_only=True):

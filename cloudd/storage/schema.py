@@ -122,10 +122,16 @@ answers = Table(
     Column("compute_ms", Double, nullable=False),
     Column("edge", JSON, nullable=False),  # edgekit.messages.Verdict
     Column("cloud", JSON, nullable=False),  # edgekit.messages.Verdict
-    Column("agrees", Boolean, nullable=False),  # both verdicts have the same label
+    Column("agrees", Boolean, nullable=False),  # both verdicts have the same label; of a mosaic: no region differs
     Column("picture", Text, index=True),  # blob; NULL once retention removed it
     Column("thumbnail", Text, index=True),  # blob, JPEG; NULL likewise
     Column("bytes", BigInteger, nullable=False),  # picture and thumbnail together, 0 once removed
+    Column("regions", Integer, nullable=False, server_default="0"),  # of a mosaic
+    Column("differing", JSON, nullable=False, server_default="[]"),  # indices of those that were answered otherwise
+    # edgekit.regions.header.MosaicHeader of a mosaic; NULL of a whole picture, and once the picture was removed
+    Column("mosaic", JSON(none_as_null=True)),
+    # MosaicAnswer; NULL if a whole picture was classified
+    Column("mosaic_answer", JSON(none_as_null=True)),
     UniqueConstraint("device_id", "sample_id"),
 )
 Index("ix_answers_device_service", answers.c.device_id, answers.c.service)

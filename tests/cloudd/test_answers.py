@@ -24,6 +24,7 @@ from aiohttp.typedefs import Handler
 from onnx import helper
 from sqlalchemy import func, select
 
+from cloudd.answers.looks import WHOLE, Look
 from cloudd.answers.pool import Busy, PictureRefused, PoolSettings
 from cloudd.answers.process import Worker
 from cloudd.answers.routes import routes
@@ -34,7 +35,6 @@ from cloudd.web import DEVICE_ID, new_app
 from edgekit.envelope import seal
 from edgekit.messages import Answer, ModelAnswer, Problem
 from edgekit.packages import InputSpec, Manifest, Variant, seal_package
-from edgekit.services import Pipeline
 from edgekit.vision.sniff import sniff
 from tests.support.answers import EDGE, Cloud, cloud, loaded, sample, until
 from tests.support.models import make_package, picture
@@ -268,11 +268,11 @@ async def test_the_queue_is_bounded_and_waiting_devices_come_before_spools(
     ask_worker = Worker.ask
 
     async def ask(
-        self: Worker, model: str, directory: str, data: bytes, timeout: float, pipeline: Pipeline | None = None
+        self: Worker, model: str, directory: str, data: bytes, timeout: float, look: Look = WHOLE
     ) -> tuple[ModelAnswer, bytes]:
         if data:
             asked.append(pictures.index(data))
-        return await ask_worker(self, model, directory, data, timeout, pipeline)
+        return await ask_worker(self, model, directory, data, timeout, look)
 
     monkeypatch.setattr(Worker, "ask", ask)
     async with cloud(tmp_path, PoolSettings(queue=4, total_s=30)) as here:

@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+import numpy as np
 import pytest
 
 from cloudd import config
@@ -17,6 +19,11 @@ from cloudd.cli.common import ago, duration, printable
 from cloudd.config import ConfigError
 from edgekit.identity import parse_token
 from edgekit.messages import HardSample, Verdict
+from edgekit.regions.cutouts import Context, region
+from edgekit.regions.mosaic import compose
+from edgekit.regions.select import Candidate
+from edgekit.vision.images import decode, encode_png
+from tests.edgekit.vision.detection.detection_models import rectangle_package
 from tests.support.cloud import Cloud, FakeDevice, ask
 from tests.support.models import make_package, picture
 
@@ -83,6 +90,60 @@ async def test_the_way_of_a_sample(cloud: Cloud, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
     assert [line["sample_id"] for line in lines] == ["s-2", "s-1", "s-0"]
     assert (tmp_path / "out" / lines[0]["picture"]).read_bytes() == picture(0.8)
+
+
+async def test_the_way_of_a_mosaic(cloud: Cloud, tmp_path: Path) -> None:
+    """Two white rectangles of a black frame are cut out and asked about, and one place where there is nothing."""
+    frame = np.zeros((480, 640), np.uint8)
+    truths = [(20, 20, 120, 60), (400, 300, 440, 380)]
+    for left, top, right, bottom in truths:
+        frame[top:bottom, left:right] = 255
+    wanted = [
+        (*map(float, truths[0]), "rectangle"),
+        (*map(float, truths[1]), "other"),
+        (200.0, 200.0, 240.0, 230.0, ""),
+    ]
+    asked = [
+        region(i, Candidate((left, top, right, bottom), label, 0.6, 0.2), "hard", Context(), 640, 480)
+        for i, (left, top, right, bottom, label) in enumerate(wanted)
+    ]
+    mosaic = compose(frame, asked, longest=100)
+    rectangle_package(tmp_path / "finder")
+    assert "finder@1 is registered" in ok(cloud, "models", "add", str(tmp_path / "finder"))
+    device = FakeDevice(tmp_path / "device")
+    await device.enroll(cloud, cloud.invite())
+    edge = Verdict(label="other", score=0.6, margin=0.2, model="small@1")
+    sample = HardSample(
+        sample_id="m-1", service="boards", answer_model="finder", edge=edge, reason="hard", captured_at=1.0,
+        mosaic=mosaic.header,
+    )  # fmt: skip
+    assert (await ask(device, cloud, sample, mosaic.encode())).status == 200
+    whole = msgspec.structs.replace(sample, sample_id="w-1", mosaic=None)
+    assert (await ask(device, cloud, whole, encode_png(frame))).status == 200
+
+    assert "1 of 3 regions differ" in ok(cloud, "answers", "list")
+    number = next(one["id"] for one in json.loads(ok(cloud, "answers", "list", "--json")) if one["sample_id"] == "m-1")
+    shown = ok(cloud, "answers", "show", number)
+    assert "rectangle 0.90  differs" in shown and shown.count("nothing") == 2
+
+    ok(cloud, "answers", "export", str(tmp_path / "out"))
+    lines = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
+    (line,) = (one for one in lines if one["sample_id"] == "m-1")
+    assert [(one["edge"]["label"], one["cloud"]["label"], one["differs"]) for one in line["parts"]] == [
+        ("rectangle", "rectangle", False), ("other", "rectangle", True), ("", "", False),
+    ]  # fmt: skip
+    coco = json.loads((tmp_path / "out" / "coco.json").read_text())
+    assert [one["name"] for one in coco["categories"]] == ["rectangle"]
+    assert len(coco["images"]) == 2, "pictures that were only classified are not among them"
+    for image in coco["images"]:
+        pixels = decode((tmp_path / "out" / image["file_name"]).read_bytes(), "grey")
+        assert (image["width"], image["height"]) == (pixels.shape[1], pixels.shape[0])
+        boxes = [one["bbox"] for one in coco["annotations"] if one["image_id"] == image["id"]]
+        for left, top, across, down in boxes:
+            inside = pixels[round(top) : round(top + down), round(left) : round(left + across)]
+            if image["id"] == int(number):
+                assert inside.mean() > 180, "the box is on a white rectangle of the picture beside it"
+        assert len(boxes) == (2 if image["id"] == int(number) else 1)
 
 
 def test_status(cloud: Cloud) -> None:

@@ -45,6 +45,18 @@ def test_both_verdicts_stand_beside_the_picture() -> None:
         assert expected in html, expected
 
 
+def test_a_mosaic_says_how_many_of_its_regions_differ() -> None:
+    shown = state()
+    for regions, differ, words in (
+        (12, 2, "12 regions, 2 differ<"),
+        (1, 1, "1 region, 1 differs<"),
+        (3, 0, "3 regions<"),
+    ):
+        sample = msgspec.structs.replace(shown.samples[0], regions=regions, differ=differ)
+        assert words in render(msgspec.structs.replace(shown, samples=[sample]))
+    assert "region" not in render(shown)
+
+
 def test_whatever_comes_from_devices_is_escaped() -> None:
     html = render(state(HOSTILE, logged_in=True))
     assert "<img src=x" not in html

@@ -11,12 +11,15 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection, func, insert, select, text, update
+from sqlalchemy import Connection, create_engine, func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
-from cloudd.storage import Blobs, Rows, StorageError, references, schema
+from cloudd.answers.store import AnswerStore
+from cloudd.storage import Blobs, Rows, StorageError, migrate, references, schema
 from cloudd.storage import rows as rows_module
 from cloudd.storage.rows import sqlite_url
 
@@ -49,6 +52,34 @@ async def test_migrations_lead_exactly_to_the_schema(rows: Rows) -> None:
 
     async with rows.reading() as connection:
         assert await connection.run_sync(differences) == []
+
+
+async def test_answers_of_a_release_before_mosaics_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "cloudd.db"
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrate.__file__).with_name("migrations")))
+    engine = create_engine(f"sqlite:///{path}")
+    verdict = '{"label":"dark","score":0.6,"margin":0.2,"model":"m@1"}'
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.execute(
+            text(
+                "INSERT INTO answers (device_id, sample_id, service, serial, reason, late, captured_at, answered_at, "
+                "compute_ms, edge, cloud, agrees, picture, thumbnail, bytes) "
+                "VALUES ('D', 's1', 'x', '', 'hard', 0, 1, 2, 3, :verdict, :verdict, 1, NULL, NULL, 0)"
+            ),
+            {"verdict": verdict},
+        )
+    engine.dispose()
+    rows = await Rows.open(sqlite_url(path))
+    store = AnswerStore(rows, await Blobs.open(str(tmp_path / "blobs")))
+    (kept,) = await store.recent(10)
+    assert (kept.sample_id, kept.agrees, kept.regions, kept.differing) == ("s1", True, 0, [])
+    assert await store.mosaic(kept.id) == (None, None)
+    repeated = await store.find("D", "s1")
+    assert repeated is not None and repeated.mosaic is None
+    await rows.close()
 
 
 async def test_the_file_is_private_and_every_commit_is_synced(rows: Rows, tmp_path: Path) -> None:

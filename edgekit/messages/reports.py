@@ -1,0 +1,96 @@
+"""How services, models and the spool get on."""
+
+# ruff: noqa: RUF012 - msgspec gives every message its own copy of a default list or dict
+from __future__ import annotations
+
+from typing import Literal
+
+from edgekit.messages.base import Message
+
+LATENCY_BOUNDS_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+"""Upper bounds of the latency histogram in a ServiceReport."""
+STAGE_BOUNDS_MS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000)
+"""Upper bounds of the histograms of its stages, some of which take microseconds."""
+
+
+class OutputReport(Message, frozen=True, kw_only=True):
+    """How one output of a service gets on. The counters are of the worker that reports (see edged.tally)."""
+
+    name: str  # the file, or the address without what a URL may hide
+    kind: str
+    delivered: int = 0  # decisions
+    waiting: int = 0  # in memory and on the disk, also from before
+    dropped: int = 0  # given up: no room, or refused by the receiver
+    failing_since: float | None = None  # wall clock
+    problem: str = ""  # why it fails now
+
+
+class ServiceReport(Message, frozen=True, kw_only=True):
+    """Reported state of one service."""
+
+    name: str
+    model: str
+    state: Literal["ready", "loading", "failed"]
+    detail: str = ""
+    inspected: int = 0
+    edge: int = 0
+    cloud: int = 0
+    degraded: int = 0
+    offload_share: float = 0.0  # of the last 1,000 samples
+    agreement: float | None = None  # share of cloud answers that equal the edge's
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+    infer_p95_ms: float | None = None  # of the model alone, without decoding, queue and cloud
+    gate: str = ""  # one sentence: calibrating (412 missing), certified 1.8 % at 90 %, safe mode ...
+    labels: dict[str, int] = {}
+    refused: int = 0  # pictures and requests that could not be read (4xx, refused files)
+    shed: int = 0  # dropped because the queue was full or the deadline passed in it (503)
+    errors: int = 0  # failures of our own (500)
+    waiting: int = 0  # requests in the queue now
+    last_at: float | None = None  # wall clock of the newest decision
+    latency_counts: list[int] = []  # decisions per bound of LATENCY_BOUNDS_MS, and beyond the last; since start
+    latency_sum_ms: float = 0.0
+    verdicts: dict[str, int] = {}  # decisions by verdict; empty without rules
+    recent_p50_ms: float | None = None  # of the last ten seconds, for the picture over time
+    recent_p99_ms: float | None = None
+    recent_per_s: float = 0.0  # decisions
+    stage_counts: dict[str, list[int]] = {}  # by stage (queue, decode, infer, cloud): per bound of STAGE_BOUNDS_MS
+    stage_sums_ms: dict[str, float] = {}
+    not_run: dict[str, int] = {}  # jobs that the engine did not run: full, overloaded, expired, stale, cancelled
+    runs: int = 0  # jobs that it ran
+    inline_runs: int = 0  # of these in the event loop itself, without a thread
+    outputs: list[OutputReport] = []
+    preview: str = ""  # what the newest picture shows and what was decided about it; "" while there is none
+
+
+class ModelStatistics(Message, frozen=True, kw_only=True):
+    """What one model version did over the Open Inference Protocol since the worker started; durations in microseconds.
+
+    The names are those of Triton's `nv_inference_*` metrics, which mean the same.
+    """
+
+    name: str
+    version: str  # the package's
+    success: int = 0  # requests answered
+    rejected: int = 0  # refused before the model: no place in the queue, past the deadline
+    canceled: int = 0  # the client hung up
+    backend: int = 0  # the model failed
+    other: int = 0  # malformed requests and unreadable pictures
+    inference_count: int = 0  # batch elements
+    exec_count: int = 0  # runs of the model
+    request_us: int = 0  # of the answered requests, from the parsed request to the encoded reply
+    queue_us: int = 0
+    compute_input_us: int = 0  # tensors read, pictures decoded and prepared
+    compute_infer_us: int = 0
+    compute_output_us: int = 0  # checked and encoded
+    pending: int = 0  # accepted and waiting for a thread now
+    last_at: float = 0.0  # wall clock of the newest answer, 0 for none
+
+
+class SpoolReport(Message, frozen=True, kw_only=True):
+    items: int
+    bytes: int
+    quota: int
+    oldest_at: float | None = None
+    evicted: int = 0
+    delivered: int = 0
