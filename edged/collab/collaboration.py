@@ -8,7 +8,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,6 +20,9 @@ from edged.collab.drain import Drain
 from edged.collab.gate_keeper import GateKeeper
 from edged.collab.gate_memory import GateMemory
 from edged.collab.ledger import Ledger
+from edged.collab.mosaics import Mosaics
+from edged.collab.region_collaborator import FrameCollaborator, RegionCollaborator
+from edged.collab.region_keeper import FrameKeeper, RegionKeeper
 from edged.collab.sealing import Kek, SealError
 from edged.collab.spool import Spool
 from edged.collab.uplink import Uplink, UplinkError
@@ -27,6 +30,9 @@ from edgekit.messages import Answer, Event, HardSample, Level, Link, SpoolReport
 from edgekit.services import Retention, Service
 
 log = logging.getLogger("edged.collab")
+
+AnyCollaborator = Collaborator | FrameCollaborator | RegionCollaborator
+"""Which of them a service has, `regions.takes_regions` and its `[regions]` say."""
 
 SAVE_EVERY_S = 10.0
 UPKEEP_EVERY_S = 60.0
@@ -75,12 +81,13 @@ class Collaboration:
         self._clock = clock
         self._wall = wall
         self._rng = rng
-        self._services: dict[str, Collaborator] = {}
+        self._services: dict[str, AnyCollaborator] = {}
         self._raised: set[str] = set()
         self._background: set[asyncio.Task[None]] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._loop = asyncio.get_running_loop()
         self._executor = ThreadPoolExecutor(max_workers=4, thread_name_prefix="edged-disk")
+        self.mosaics = Mosaics()
         self._uplink = Uplink(link)
         self._depot = Depot(self._open_spool, self._executor, quota, self._lost, on_event, wall)
         make_room = self._depot.release_ballast
@@ -110,25 +117,40 @@ class Collaboration:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self.drain.shelve_audits()
-        if self._background:
+        while self._background:  # what is being packed ends as an audit in memory, or in the spool
             await asyncio.wait(self._background)
+        self.drain.shelve_audits()
         await asyncio.gather(*(service.keeper.save() for service in self._services.values()))
         await self._uplink.close()
         await self._ledger.close()
         await self._memory.close()
         await self._depot.close()
+        self.mosaics.close()
         self._executor.shutdown(wait=False)
 
-    async def add(self, service: Service, edge_model: str) -> Collaborator:
-        """The collaborator of one service, its gate restored. `edge_model` is name@version of the loaded package."""
-        keeper = GateKeeper(service, edge_model, self._memory)
-        await keeper.restore(await self._depot.run(lambda spool: spool.waiting(service.name)) or ())
-        collaborator = Collaborator(self, service, keeper, clock=self._clock, rng=self._rng)
+    async def add(self, service: Service, edge_model: str) -> AnyCollaborator:
+        """The collaborator of one service, its gate restored. `edge_model` is name@version of the loaded package.
+
+        A RegionCollaborator for a service with regions, a FrameCollaborator for one that sends the whole frames of a
+        detector; both take LocalRegions. Else a Collaborator, which takes a classifier's answer.
+        """
+        collaborator = self._collaborator(service, edge_model)
+        await collaborator.keeper.restore(await self._depot.run(lambda spool: spool.waiting(service.name)) or ())
         await self._depot.run(lambda spool: spool.hold(service.name, not collaborator.may_leave))
         self._services[service.name] = collaborator
         self.drain.wake()
         return collaborator
+
+    def _collaborator(self, service: Service, edge_model: str) -> AnyCollaborator:
+        clock, rng = self._clock, self._rng
+        if service.regions is not None:
+            keeper = RegionKeeper(service, edge_model, self._memory)
+            return RegionCollaborator(self, service, keeper, clock=clock, rng=rng)
+        if service.task == "detection":
+            frames = FrameKeeper(service, edge_model, self._memory)
+            return FrameCollaborator(self, service, frames, clock=clock, rng=rng)
+        pictures = GateKeeper(service, edge_model, self._memory)
+        return Collaborator(self, service, pictures, clock=clock, rng=rng)
 
     def set_wanted(self, services: Collection[str]) -> None:
         """Name every service there is, running or not, once those that run have been added.
@@ -199,7 +221,11 @@ class Collaboration:
 
     def learn_later(self, header: HardSample, answer: Answer) -> None:
         """Let the gate learn from a live answer without making that answer wait for the disk."""
-        task = asyncio.create_task(self._learn(header, answer, compare=False))
+        self.in_background(self._learn(header, answer, compare=False))
+
+    def in_background(self, work: Coroutine[None, None, None]) -> None:
+        """Do it while nobody waits; the end of the worker does."""
+        task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
@@ -229,7 +255,7 @@ class Collaboration:
         if collaborator is None:
             return
         agrees = await collaborator.keeper.learn(header, answer)
-        if compare:
+        if compare and agrees is not None:
             self._on_compared(header.service, agrees)
 
     async def _upkeep(self) -> None:

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-import math
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Protocol
 
 from msgspec.structs import replace
 
-from edged.collab.courier import RecordError
-from edged.collab.uplink import UplinkError
+from edged.collab.asking import Asker
+from edged.collab.gate_keeper import GateKeeper
+from edgekit.gates.filters import Seen
 from edgekit.gates.policy import GateStatus
 from edgekit.messages import Answer, Decision, HardSample, Verdict
 from edgekit.services import Service
 
 if TYPE_CHECKING:
     from edged.collab.collaboration import Collaboration
-    from edged.collab.gate_keeper import GateKeeper
+    from edged.collab.gate_keeper import Keeper
 
-SHORTEST_ASK_S = 0.005
-"""With less time than this no network answers, so the sample is stored at once."""
-MAX_LIVE = 16
-"""Live samples on their way at a time; more would only wait for each other."""
 NOTHING_LEAVES = "nothing may leave the site, so the cloud was not asked"
-
-_REPLY_S = 0.005  # kept for the reply itself
 
 
 class LocalAnswer(Protocol):
@@ -41,22 +34,14 @@ class LocalAnswer(Protocol):
     def probabilities(self) -> Collection[float]: ...  # one for each class
 
 
-def reserve_s(left_s: float) -> float:
-    """Seconds of the remaining time that are kept to store the sample if the cloud does not answer.
-
-    A fifth of what is left, 10 ms at least (an fsync on a good disk) and 50 ms at most (on an SD card).
-    """
-    return min(0.050, max(0.010, left_s / 5))
-
-
-class Collaborator:
-    """Belongs to one event loop. A trusted local answer touches neither network nor disk."""
+class Settler:
+    """What the collaborators of all kinds of services have in common. Belongs to one event loop."""
 
     def __init__(
         self,
         hub: Collaboration,
         service: Service,
-        keeper: GateKeeper,
+        keeper: Keeper,
         *,
         clock: Callable[[], float],
         rng: Callable[[], float],
@@ -67,23 +52,98 @@ class Collaborator:
         self._hub = hub
         self._clock = clock
         self._rng = rng
-        wait_ms = service.hard_samples.wait_ms
-        self._longest_wait = math.inf if wait_ms is None else wait_ms / 1000
+        self._asker = Asker(hub, service, keeper, clock)
 
     @property
     def may_leave(self) -> bool:
         """Whether this service's policy lets pictures leave the device."""
         return self.service.may_leave == "raw"
 
-    def status(self) -> GateStatus:
-        """Where the gate stands."""
-        return self.keeper.gate.status()
-
     def sentence(self) -> str:
         """The gate's state in one sentence for people."""
         if not self.may_leave and self.service.hard_samples.asks:
             return "Nothing may leave the site, so the cloud is never asked and no risk is certified."
-        return self.status().sentence
+        return self.keeper.sentence()
+
+
+class Pictures(Settler):
+    """Whole pictures, whoever looked at them here. A trusted local answer touches neither network nor disk."""
+
+    keeper: GateKeeper
+
+    def status(self) -> GateStatus:
+        """Where the gate stands."""
+        return self.keeper.gate.status()
+
+    async def _settle(
+        self,
+        edge: Verdict,
+        margin: float,
+        seen: Seen,
+        picture: bytes,
+        sample_id: str,
+        captured_at: float,
+        serial: str,
+        deadline: float,
+    ) -> tuple[Decision, Answer | None]:
+        """The decision for one picture, and the cloud's answer if that decided. `margin`: what the gate judges by."""
+        gate = self.keeper.decide(margin, self._rng(), sample_id, seen)
+        decision = Decision(
+            sample_id=sample_id,
+            service=self.service.name,
+            label=edge.label,
+            score=edge.score,
+            decided="edge",
+            model=edge.model,
+            edge=edge,
+            sent=gate.reason,
+            certified=gate.certified,
+            serial=serial,
+            captured_at=captured_at,
+        )
+        if gate.reason is None:
+            return decision, None
+        if not self.may_leave:
+            self.keeper.lost(sample_id)
+            return replace(decision, sent=None, reason=NOTHING_LEAVES), None
+        header = HardSample(
+            sample_id=sample_id,
+            service=decision.service,
+            answer_model=self.service.hard_samples.answer_model,
+            edge=replace(edge, margin=margin),
+            reason=gate.reason,
+            captured_at=captured_at,
+            serial=serial,
+            pipeline=self.service.pipeline,
+        )
+        if gate.reason == "audit":  # nobody waits for it: the local answer counts
+            self._hub.send_later(header, picture, gate.value)
+            return decision, None
+        asked = await self._asker.ask(header, picture, gate.value, deadline)
+        if asked.answer is None:
+            decision = replace(
+                decision,
+                decided="edge-degraded",
+                reason=asked.reason,
+                spooled=asked.spooled,
+                timings_ms=asked.timings_ms,
+            )
+            return decision, None
+        verdict = asked.answer.verdict
+        decision = replace(
+            decision,
+            label=verdict.label,
+            score=verdict.score,
+            decided="cloud",
+            model=verdict.model,
+            cloud=verdict,
+            timings_ms=asked.timings_ms,
+        )
+        return decision, asked.answer
+
+
+class Collaborator(Pictures):
+    """The pictures of a classifier."""
 
     async def settle(
         self, local: LocalAnswer, picture: bytes, sample_id: str, captured_at: float, serial: str, deadline: float
@@ -92,88 +152,10 @@ class Collaborator:
 
         `picture` is the JPEG or PNG as it came, `captured_at` wall-clock seconds. Call it once a sample, in order of
         arrival. `timings_ms` of the result holds `cloud` if the cloud was asked; the caller adds its own. Never raises.
+
+        A filter sees the answer as one box around the whole picture.
         """
-        gate = self.keeper.decide(local, self._rng(), sample_id)
-        decision = Decision(
-            sample_id=sample_id,
-            service=self.service.name,
-            label=local.label,
-            score=local.score,
-            decided="edge",
-            model=self.keeper.edge_model,
-            edge=Verdict(label=local.label, score=local.score, margin=local.margin, model=self.keeper.edge_model),
-            sent=gate.reason,
-            certified=gate.certified,
-            serial=serial,
-            captured_at=captured_at,
-        )
-        if gate.reason is None:
-            return decision
-        if not self.may_leave:
-            self.keeper.lost(sample_id)
-            return replace(decision, sent=None, reason=NOTHING_LEAVES)
-        header = HardSample(
-            sample_id=sample_id,
-            service=decision.service,
-            answer_model=self.service.hard_samples.answer_model,
-            edge=decision.edge,
-            reason=gate.reason,
-            captured_at=captured_at,
-            serial=serial,
-            pipeline=self.service.pipeline,
-        )
-        if gate.reason == "audit":  # nobody waits for it: the local answer counts
-            self._hub.send_later(header, picture, gate.value)
-            return decision
-        asked_at = self._clock()
-        try:
-            answer = await self._ask(header, picture, deadline)
-        except (UplinkError, RecordError) as error:
-            decision = replace(decision, decided="edge-degraded", reason=str(error))
-            if isinstance(error, UplinkError) and (error.sent or error.kind == "timeout"):
-                decision = replace(decision, timings_ms={"cloud": (self._clock() - asked_at) * 1000})
-            if isinstance(error, UplinkError) and error.kind == "rejected" and error.status != 404:
-                self._hub.rejected(header, error)
-                self.keeper.lost(sample_id)
-                return decision
-            return await self._store(decision, header, picture, gate.value, deadline)
-        verdict = answer.verdict
-        return replace(
-            decision,
-            label=verdict.label,
-            score=verdict.score,
-            decided="cloud",
-            model=verdict.model,
-            cloud=verdict,
-            timings_ms={"cloud": (self._clock() - asked_at) * 1000},
-        )
-
-    async def _ask(self, header: HardSample, picture: bytes, deadline: float) -> Answer:
-        """Ask the cloud in the time there is. Raises UplinkError or RecordError, at once if asking makes no sense."""
-        left = deadline - self._clock()
-        wait = min(self._longest_wait, left - reserve_s(left))
-        if wait < SHORTEST_ASK_S:
-            raise UplinkError("timeout", "no time was left to ask the cloud")
-        if self._hub.drain.live_count >= MAX_LIVE:
-            raise UplinkError("busy", f"{MAX_LIVE} samples are on their way to the cloud already")
-        ticket = self._hub.breaker.admit()
-        if ticket is None:
-            raise UplinkError("down", self._hub.why_closed())
-        with self._hub.drain.live():
-            answer = await self._hub.courier.deliver(header, picture, wait, ticket, slow_s=wait)
-        self._hub.learn_later(header, answer)
-        return answer
-
-    async def _store(
-        self, decision: Decision, header: HardSample, picture: bytes, value: float, deadline: float
-    ) -> Decision:
-        """Keep the sample for later. The answer says `spooled` only if the sample is durable by then."""
-        storing = self._hub.store(header, picture, value)
-        left = deadline - self._clock() - _REPLY_S
-        done, _ = await asyncio.wait([storing], timeout=max(0.0, left))
-        if not done:
-            return replace(decision, reason=f"{decision.reason}; the sample is being stored")
-        lost = storing.result()
-        if lost:
-            return replace(decision, reason=f"{decision.reason}; the sample was not stored, because {lost}")
-        return replace(decision, spooled=True)
+        edge = Verdict(label=local.label, score=local.score, margin=local.margin, model=self.keeper.edge_model)
+        seen = Seen([local.score], local.probabilities)
+        decision, _ = await self._settle(edge, local.margin, seen, picture, sample_id, captured_at, serial, deadline)
+        return decision

@@ -62,7 +62,8 @@ class Courier:
         """A disk that stalls must not hold the sample beyond its time; a record that comes too late says "unsent"."""
         task = asyncio.create_task(self._ledger.record(header, picture, authority))
         try:
-            return await asyncio.wait_for(asyncio.shield(task), timeout_s)
+            async with asyncio.timeout(timeout_s):  # wait_for would lose a cancellation that comes with the result
+                return await asyncio.shield(task)
         except CommitError as error:
             raise RecordError(f"the record of what leaves cannot be written ({error})") from error
         except TimeoutError:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
-from typing import TYPE_CHECKING
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Container, Sequence
 
 import msgspec
 
@@ -17,67 +17,68 @@ from edgekit.gates.scores import hardness
 from edgekit.messages import Answer, HardSample
 from edgekit.services import HardSamples, Service
 
-if TYPE_CHECKING:
-    from edged.collab.collaborator import LocalAnswer
-
 log = logging.getLogger("edged.collab")
 
 
-def make_gate(hard: HardSamples, pair: str) -> Gate | FilterGate:
-    """The gate that a policy asks for, knowing nothing yet. `pair` names the edge and the answering model."""
-    if hard.mode == "filter":
-        return FilterGate(
-            FilterSettings(
-                filter=hard.filter,
-                parameters=complete(hard.filter, hard.parameters),
-                confidence=hard.confidence,
-                audit_share=hard.audit_share,
-                pair=pair,
-            )
-        )
-    return Gate(
-        GateSettings(
-            mode=hard.mode,
-            risk=hard.risk,
-            confidence=hard.confidence,
-            budget=hard.budget,
-            calibration=hard.calibration,
-            audit_share=hard.audit_share,
-            pair=pair,
-        )
-    )
+def seen_by(service: Service, edge_model: str) -> str:
+    """What answers locally. What a model looks at, and what of its answer counts, decides as much as the model does."""
+    tables: list[object] = [service.pipeline, service.detection, service.regions]
+    if service.task == "detection" and service.regions is None and service.decision is not None:
+        tables.append(service.decision.fail)  # the order by which boxes become a frame's label
+    return " ".join([edge_model, *(msgspec.json.encode(table).decode() for table in tables if table is not None)])
 
 
-class _StoredSettings(msgspec.Struct):
-    mode: str
-
-
-class _Stored(msgspec.Struct):
-    """What the snapshots of all gates have in common."""
-
-    settings: _StoredSettings
-
-
-class GateKeeper:
-    """Belongs to one event loop."""
+class Keeper(ABC):
+    """The memory around a gate, whatever its samples are. Belongs to one event loop."""
 
     def __init__(self, service: Service, edge_model: str, memory: GateMemory) -> None:
         """`edge_model` is name@version of the loaded package."""
-        hard = service.hard_samples
-        self._pipeline = service.pipeline
-        # What the model looks at decides its answers as much as the model does: another pipeline is another model.
-        seen = (
-            edge_model if service.pipeline is None else f"{edge_model} {msgspec.json.encode(service.pipeline).decode()}"
-        )
+        seen, answer_model = seen_by(service, edge_model), service.hard_samples.answer_model
         self.service = service.name
         self.edge_model = edge_model
-        self.gate = make_gate(hard, f"{seen} {hard.answer_model}")
+        self._pair = f"{seen} {answer_model}"
         self._memory = memory
-        self._key = pair_key(service.name, seen, hard.answer_model)
+        self._key = pair_key(service.name, seen, answer_model)
         self._answered_by = ""
         self._seq = 0
         self._changed = False
         self._forgetful = False
+
+    # --- what each kind of gate does in its own way ------------------------------------------------------------------
+
+    @abstractmethod
+    def sentence(self) -> str:
+        """Where the gate stands, for people."""
+
+    @abstractmethod
+    async def learn(self, header: HardSample, answer: Answer) -> bool | None:
+        """Take an answer, which is durable on return and counts once. True if both models agree, None if it cannot be
+        compared.
+
+        An answer to a sample of another edge model or pipeline says nothing about this one and is not taken. A new
+        model on cloudd's side makes the old certificate worthless: the gate calibrates anew.
+        """
+
+    @abstractmethod
+    def lost(self, sample_id: str) -> None:
+        """No answer will ever come for this sample."""
+
+    @abstractmethod
+    def recalibrate(self) -> None:
+        """Begin anew: a person asked for it, or the cloud's model changed."""
+
+    @abstractmethod
+    def _observe(self, observation: Observation) -> None:
+        """Let the gate learn."""
+
+    @abstractmethod
+    def _snapshot(self) -> msgspec.Struct: ...
+
+    @abstractmethod
+    def _restore(self, snapshot: bytes, waiting: Container[str]) -> bool:
+        """False if it belongs to other settings. Raises MsgspecError or ValueError if it cannot be read."""
+
+    # --- memory ------------------------------------------------------------------------------------------------------
 
     async def restore(self, waiting: Collection[str]) -> None:
         """Go on where the last worker stopped. `waiting`: ids of the service's samples in the spool.
@@ -99,52 +100,30 @@ class GateKeeper:
         """False if the state is worth nothing: its settings were changed since, or it cannot be read."""
         known = {observation.sample_id for observation in recalled.later}.union(waiting)
         try:
-            stored = msgspec.json.decode(recalled.snapshot, type=_Stored)
-            if (stored.settings.mode == "filter") != isinstance(self.gate, FilterGate):
-                return False
-            if isinstance(self.gate, FilterGate):
-                return self.gate.restore(msgspec.json.decode(recalled.snapshot, type=FilterSnapshot), known)
-            return self.gate.restore(msgspec.json.decode(recalled.snapshot, type=GateSnapshot), known)
+            return self._restore(recalled.snapshot, known)
         except (msgspec.MsgspecError, ValueError) as error:
             log.warning("The gate of %s begins anew, because its state cannot be read: %s", self.service, error)
             return False
 
-    def decide(self, local: LocalAnswer, u: float, sample_id: str) -> GateDecision:
-        """See Gate.decide. A filter sees a classifier's answer as one box around the whole picture."""
-        self._changed = True
-        if isinstance(self.gate, FilterGate):
-            return self.gate.decide(local.margin, u, sample_id, Seen([local.score], local.probabilities))
-        return self.gate.decide(local.margin, u, sample_id)
-
-    async def learn(self, header: HardSample, answer: Answer) -> bool:
-        """Take an answer, which is durable on return and counts once. True if both models agree.
-
-        An answer to a sample of another edge model or pipeline says nothing about this one and is not taken. A new
-        model on cloudd's side makes the old certificate worthless: the gate calibrates anew.
-        """
-        differs = answer.verdict.label != header.edge.label
-        if header.edge.model != self.edge_model or header.pipeline != self._pipeline:
-            return not differs
-        score = hardness(header.edge.margin)
+    async def _keep(self, answer: Answer, observations: Sequence[Observation]) -> None:
+        """Store what an answer says, and let the gate learn it."""
         by = answer.verdict.model
         if by != self._answered_by and not answer.repeated:
             if self._answered_by:
                 log.warning("%s: cloudd now answers with %s; the gate calibrates anew.", self.service, by)
-                self.gate.recalibrate()
+                self.recalibrate()
             self._answered_by = by
         try:
-            self._take(
-                await self._memory.add(self._key, header.sample_id, score, differs, header.reason, by, self._seq)
-            )
+            self._take(await self._memory.add(self._key, observations, self._seq))
             self._forgetful = False
         except CommitError as error:
             if not self._forgetful:
                 self._forgetful = True
                 log.warning("What the gate of %s learns is not stored for now: %s", self.service, error)
             if by == self._answered_by:
-                self.gate.learn(score, differs, header.reason, header.sample_id)
+                for observation in observations:
+                    self._observe(observation)
                 self._changed = True
-        return not differs
 
     def _take(self, observations: list[Observation]) -> None:
         """Let the gate learn what is on disk: each answer once, in one order, whichever worker put it there."""
@@ -155,17 +134,7 @@ class GateKeeper:
             self._changed = True
             self._answered_by = self._answered_by or observation.answered_by
             if observation.answered_by == self._answered_by:
-                self.gate.learn(observation.score, observation.differs, observation.reason, observation.sample_id)
-
-    def lost(self, sample_id: str) -> None:
-        """No answer will ever come for this sample."""
-        self.gate.lost(sample_id)
-        self._changed = True
-
-    def recalibrate(self) -> None:
-        """Begin anew: a person asked for it."""
-        self.gate.recalibrate()
-        self._changed = True
+                self._observe(observation)
 
     async def save(self) -> None:
         """Take what another worker has learned, and store the state if it has changed; a full disk makes it older."""
@@ -174,7 +143,107 @@ class GateKeeper:
             if not self._changed:
                 return
             self._changed = False
-            snapshot = msgspec.json.encode(self.gate.snapshot())
+            snapshot = msgspec.json.encode(self._snapshot())
             await self._memory.save(self._key, snapshot, self._seq, self._answered_by)
         except CommitError:
             self._changed = True
+
+
+def make_gate(hard: HardSamples, pair: str) -> Gate | FilterGate:
+    """The gate that a policy asks for, knowing nothing yet. `pair` names the edge and the answering model."""
+    if hard.mode == "filter":
+        return FilterGate(
+            FilterSettings(
+                filter=hard.filter,
+                parameters=complete(hard.filter, hard.parameters),
+                confidence=hard.confidence,
+                audit_share=hard.audit_share,
+                pair=pair,
+            )
+        )
+    return Gate(gate_settings(hard, pair))
+
+
+def gate_settings(hard: HardSamples, pair: str) -> GateSettings:
+    """The settings of a policy that is no filter."""
+    assert hard.mode != "filter", "a filter has settings of its own"
+    return GateSettings(
+        mode=hard.mode,
+        risk=hard.risk,
+        confidence=hard.confidence,
+        budget=hard.budget,
+        calibration=hard.calibration,
+        audit_share=hard.audit_share,
+        pair=pair,
+    )
+
+
+class _StoredSettings(msgspec.Struct):
+    mode: str
+
+
+class _Stored(msgspec.Struct):
+    """What the snapshots of all gates have in common."""
+
+    settings: _StoredSettings
+
+
+class GateKeeper(Keeper):
+    """Its samples are whole pictures."""
+
+    def __init__(self, service: Service, edge_model: str, memory: GateMemory) -> None:
+        super().__init__(service, edge_model, memory)
+        self._pipeline = service.pipeline
+        self.gate = make_gate(service.hard_samples, self._pair)
+
+    def sentence(self) -> str:
+        return self.gate.status().sentence
+
+    def decide(self, margin: float, u: float, sample_id: str, seen: Seen) -> GateDecision:
+        """See Gate.decide; `seen` is what a filter looks at."""
+        self._changed = True
+        if isinstance(self.gate, FilterGate):
+            return self.gate.decide(margin, u, sample_id, seen)
+        return self.gate.decide(margin, u, sample_id)
+
+    async def learn(self, header: HardSample, answer: Answer) -> bool | None:
+        if header.mosaic is not None:
+            return None
+        differs = self._said(answer) != header.edge.label
+        if header.edge.model == self.edge_model and header.pipeline == self._pipeline:
+            observation = Observation(
+                sample_id=header.sample_id,
+                score=hardness(header.edge.margin),
+                differs=differs,
+                reason=header.reason,
+                answered_by=answer.verdict.model,
+            )
+            await self._keep(answer, [observation])
+        return not differs
+
+    def lost(self, sample_id: str) -> None:
+        self.gate.lost(sample_id)
+        self._changed = True
+
+    def recalibrate(self) -> None:
+        self.gate.recalibrate()
+        self._changed = True
+
+    def _said(self, answer: Answer) -> str:
+        """The cloud's label for the picture."""
+        return answer.verdict.label
+
+    def _observe(self, observation: Observation) -> None:
+        if observation.reason != "silent":  # a look that only regions know
+            self.gate.learn(observation.score, observation.differs, observation.reason, observation.sample_id)
+
+    def _snapshot(self) -> msgspec.Struct:
+        return self.gate.snapshot()
+
+    def _restore(self, snapshot: bytes, waiting: Container[str]) -> bool:
+        stored = msgspec.json.decode(snapshot, type=_Stored)
+        if (stored.settings.mode == "filter") != isinstance(self.gate, FilterGate):
+            return False
+        if isinstance(self.gate, FilterGate):
+            return self.gate.restore(msgspec.json.decode(snapshot, type=FilterSnapshot), waiting)
+        return self.gate.restore(msgspec.json.decode(snapshot, type=GateSnapshot), waiting)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
@@ -13,12 +13,14 @@ import msgspec
 
 from edged.collab.commits import Commits
 from edged.store import Database
-from edgekit.messages import SendReason
+from edgekit.regions.header import RegionReason
 
 log = logging.getLogger("edged.collab")
 
 KEEP = 20_000
-"""Answers kept for each pair of models."""
+"""Answers kept for each pair of models, so that one which comes again is known; and all that no state contains yet."""
+
+_ALL = (1 << 63) - 1
 
 _MIGRATIONS = [
     """
@@ -41,18 +43,23 @@ _MIGRATIONS = [
         at REAL NOT NULL
     ) WITHOUT ROWID;
     """,
+    # Both only where the gate asks for them: what the edge said, and what the cloud did.
+    "ALTER TABLE observations ADD COLUMN label TEXT NOT NULL DEFAULT '';"
+    "ALTER TABLE observations ADD COLUMN answer TEXT NOT NULL DEFAULT '';",
 ]
 
 
-class Observation(msgspec.Struct, frozen=True):
+class Observation(msgspec.Struct, frozen=True, kw_only=True):
     """One answer of the cloud, as the gate takes it."""
 
-    seq: int
-    sample_id: str
+    sample_id: str  # of a region: FRAME#k
     score: float  # hardness of the edge's answer, 0..1
     differs: bool  # the cloud's label is not the edge's
-    reason: SendReason
+    reason: RegionReason
     answered_by: str  # name@version of the model that answered
+    label: str = ""  # of a region: the edge's
+    answer: str = ""  # of a region: the cloud's
+    seq: int = 0  # its number once it is stored
 
 
 class Recalled(msgspec.Struct, frozen=True):
@@ -86,20 +93,24 @@ class GateMemory:
         self._make_room = make_room
         self._commits = Commits(self._open, executor)
 
-    async def add(
-        self, pair: str, sample_id: str, score: float, differs: bool, reason: SendReason, answered_by: str, seq: int
-    ) -> list[Observation]:
-        """Append one answer durably, unless this sample's answer is known already; all answers after number `seq`.
+    async def add(self, pair: str, answers: Sequence[Observation], seq: int) -> list[Observation]:
+        """Append answers durably, all or none, but for those of samples whose answer is known already; all answers
+        after number `seq`.
 
         Those of another worker are among them: while it is being replaced, it delivers the same spool.
         """
-        row = (pair, sample_id, score, differs, reason, answered_by, self._wall())
+        now = self._wall()
+        rows = [
+            (pair, one.sample_id, one.score, one.differs, one.reason, one.answered_by, one.label, one.answer, now)
+            for one in answers
+        ]
 
         def insert(connection: sqlite3.Connection) -> list[Observation]:
-            connection.execute(
-                "INSERT OR IGNORE INTO observations (pair, sample_id, score, differs, reason, answered_by, at)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                row,
+            connection.executemany(
+                "INSERT OR IGNORE INTO observations"
+                " (pair, sample_id, score, differs, reason, answered_by, label, answer, at)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                rows,
             )
             return _after(connection, pair, seq)
 
@@ -110,22 +121,24 @@ class GateMemory:
         return await self._commits.run(lambda connection: _after(connection, pair, seq))
 
     async def save(self, pair: str, snapshot: bytes, seq: int, answered_by: str) -> None:
-        """Store the gate's state, which contains every observation up to `seq`."""
+        """Store the gate's state, which contains every observation up to `seq`; of these only the newest KEEP stay."""
         row = (pair, seq, answered_by, snapshot, self._wall())
-        sql = "INSERT OR REPLACE INTO gates (pair, seq, answered_by, snapshot, at) VALUES (?, ?, ?, ?, ?)"
-        await self._commits.run(lambda connection: connection.execute(sql, row))
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "INSERT OR REPLACE INTO gates (pair, seq, answered_by, snapshot, at) VALUES (?, ?, ?, ?, ?)", row
+            )
+            _prune(connection, pair, seq)
+
+        await self._commits.run(write)
 
     async def recall(self, pair: str) -> Recalled:
-        """Everything stored about a pair; observations beyond the newest KEEP are dropped on the way."""
+        """Everything stored about a pair; the newest KEEP of its observations, and those after the gate's state."""
 
         def read(connection: sqlite3.Connection) -> Recalled:
-            connection.execute(
-                "DELETE FROM observations WHERE pair = ?1 AND seq <="
-                " (SELECT seq FROM observations WHERE pair = ?1 ORDER BY seq DESC LIMIT 1 OFFSET ?2)",
-                (pair, KEEP),
-            )
             gate = connection.execute("SELECT * FROM gates WHERE pair = ?", (pair,)).fetchone()
             if gate is None:
+                _prune(connection, pair, _ALL)
                 return Recalled(later=_after(connection, pair, 0))
             later = _after(connection, pair, gate["seq"])
             return Recalled(bytes(gate["snapshot"]), gate["answered_by"], gate["seq"], later)
@@ -143,9 +156,18 @@ class GateMemory:
         return database
 
 
+def _prune(connection: sqlite3.Connection, pair: str, known: int) -> None:
+    """Drop observations up to number `known`, but for the newest KEEP of all."""
+    connection.execute(
+        "DELETE FROM observations WHERE pair = ?1 AND seq <= ?2 AND seq <="
+        " (SELECT seq FROM observations WHERE pair = ?1 ORDER BY seq DESC LIMIT 1 OFFSET ?3)",
+        (pair, known, KEEP),
+    )
+
+
 def _after(connection: sqlite3.Connection, pair: str, seq: int) -> list[Observation]:
     rows = connection.execute(
-        "SELECT seq, sample_id, score, differs, reason, answered_by FROM observations"
+        "SELECT seq, sample_id, score, differs, reason, answered_by, label, answer FROM observations"
         " WHERE pair = ? AND seq > ? ORDER BY seq",
         (pair, seq),
     )

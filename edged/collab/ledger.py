@@ -45,6 +45,13 @@ _MIGRATIONS = [
         BEFORE UPDATE OF outcome, label ON left_device WHEN OLD.outcome <> ''
         BEGIN SELECT raise(ABORT, 'the record of what left the device is append-only'); END;
     """,
+    """
+    ALTER TABLE left_device ADD COLUMN regions INTEGER NOT NULL DEFAULT 0;
+    DROP TRIGGER left_device_is_append_only;
+    CREATE TRIGGER left_device_is_append_only
+        BEFORE UPDATE OF seq, at, sample_id, service, reason, late, bytes, sha256, authority, regions ON left_device
+        BEGIN SELECT raise(ABORT, 'the record of what left the device is append-only'); END;
+    """,
 ]
 
 
@@ -72,12 +79,18 @@ class Ledger:
         `authority` is the fingerprint of the authority whose cloudd will get it.
         """
         known = (self._wall(), header.sample_id, header.service, header.reason, header.late, len(picture))
+        regions = 0 if header.mosaic is None else len(header.mosaic.regions())
 
         def insert(connection: sqlite3.Connection) -> int:
-            row = (*known, hashlib.sha256(picture).hexdigest(), authority)  # hashed here: this is not the event loop
+            row = (
+                *known,
+                hashlib.sha256(picture).hexdigest(),
+                authority,
+                regions,
+            )  # hashed here: this is not the event loop
             sql = (
-                "INSERT INTO left_device (at, sample_id, service, reason, late, bytes, sha256, authority)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+                "INSERT INTO left_device (at, sample_id, service, reason, late, bytes, sha256, authority, regions)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
             )
             return int(connection.execute(sql, row).lastrowid or 0)
 

@@ -29,7 +29,7 @@ class SpooledSample(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LeftRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One picture that left the device. Times are seconds since the epoch."""
+    """One picture (or mosaic of a picture's regions) that left the device. Times are seconds since the epoch."""
 
     at: float
     sample_id: str
@@ -41,6 +41,7 @@ class LeftRecord(msgspec.Struct, frozen=True, kw_only=True):
     authority: str  # fingerprint of the authority whose cloudd received it
     outcome: str  # answered | rejected | unanswered (it may have arrived) | unsent | "" (the power failed meanwhile)
     label: str  # the cloud's answer, "" without one
+    regions: int = 0  # it was a mosaic of so many regions; 0: a whole picture
 
 
 def spooled(state_dir: Path, service: str = "", limit: int = 100) -> list[SpooledSample]:

@@ -15,15 +15,18 @@ import msgspec
 from edgekit.envelope import seal
 from edgekit.identity import IdentityError, client_context, fingerprint, parse_certificate
 from edgekit.messages import Answer, HardSample, Link, Problem
+from edgekit.regions.header import Cell, MosaicHeader, RegionError, check_answer
+from edgekit.vision.sniff import ImageError, sniff
 
 if TYPE_CHECKING:
     import aiohttp  # a third of a worker's start; imported with the first link, so that others do without
 
 MAX_PICTURE = 16 << 20
 """Bytes. cloudd takes no larger picture."""
-MAX_REPLY = 64 * 1024
-"""Bytes. An answer has a few hundred."""
+MAX_REPLY = 512 * 1024
+"""Bytes. An answer has a few hundred; one with the most boxes that a mosaic may have, and long labels, 400,000."""
 
+_CHUNK = 64 * 1024
 _CONNECTIONS = 8
 _KEEP_ALIVE_S = 75.0
 _LONGEST_REST_S = 300.0  # a `Retry-After` of a day would be an error, not a wish
@@ -116,6 +119,12 @@ class Uplink:
             raise UplinkError("down", f"cloudd's answer cannot be read ({error})", sent=True) from error
         if answer.sample_id != header.sample_id or not _is_sane(answer):
             raise UplinkError("down", "cloudd's answer does not belong to this sample or is no answer", sent=True)
+        if header.mosaic is not None and answer.mosaic is None:  # it has answered now, and keeps to that
+            raise UplinkError("rejected", "cloudd does not know regions yet and must be updated", sent=True)
+        try:
+            _check_regions(header, answer, picture)
+        except (RegionError, ImageError, OverflowError) as error:
+            raise UplinkError("down", f"cloudd's answer cannot be used ({error})", sent=True) from error
         return answer
 
     async def check(self, timeout_s: float) -> None:
@@ -171,7 +180,7 @@ class Uplink:
             trace_request_ctx=trace,
         ) as response:
             reply = bytearray()
-            async for chunk in response.content.iter_chunked(MAX_REPLY):
+            async for chunk in response.content.iter_chunked(_CHUNK):
                 self.bytes += len(chunk)
                 reply += chunk
                 if len(reply) > MAX_REPLY:
@@ -262,6 +271,21 @@ def _rest(header: str, said: float | None) -> float:
     if wanted is None or not math.isfinite(wanted):
         return 1.0
     return min(max(wanted, 0.0), _LONGEST_REST_S)
+
+
+def _check_regions(header: HardSample, answer: Answer, picture: bytes) -> None:
+    """Raise RegionError (or ImageError) unless the regions in the answer are those of the sample."""
+    if answer.mosaic is None:
+        return
+    if header.mosaic is not None:
+        check_answer(header.mosaic, answer.mosaic)
+        return
+    if answer.mosaic.task != "detection":
+        raise RegionError("it is about regions, and a whole picture was asked about")
+    info = sniff(picture)
+    frame = (info.width, info.height)
+    whole = Cell(place=(0, 0, *frame), box=(0, 0, *frame), regions=[])
+    check_answer(MosaicHeader(frame=frame, size=frame, cells=[whole]), answer.mosaic)
 
 
 def _is_sane(answer: Answer) -> bool:

@@ -7,7 +7,7 @@ import contextlib
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -16,6 +16,8 @@ from aiohttp import web
 from edgekit.envelope import unseal
 from edgekit.identity import Authority, IdentityStore, generate_key, make_csr, peer_device_id, save_key, server_context
 from edgekit.messages import Answer, HardSample, Link, Problem, Verdict
+from edgekit.regions.header import MosaicAnswer, check_header
+from edgekit.vision.sniff import sniff
 
 
 def make_link(root: Path, url: str, authority: Authority, *, up: bool = True, generation: int = 0) -> Link:
@@ -37,6 +39,7 @@ class FaultyCloud:
         self.model = "large@1"
         self.delay = 0.0
         self.poison: set[str] = set()  # sample ids that it always fails on
+        self.regions: Callable[[HardSample], MosaicAnswer | None] = lambda header: None
         self.received: list[HardSample] = []
         self.pictures: dict[str, bytes] = {}
         self.answered: dict[str, Answer] = {}
@@ -87,6 +90,10 @@ class FaultyCloud:
         body = await request.read()
         head, picture = unseal(body)
         header = msgspec.json.decode(head, type=HardSample)
+        if header.mosaic is not None:
+            check_header(header.mosaic)
+            info = sniff(picture)
+            assert header.pipeline is None and (info.width, info.height) == header.mosaic.size
         assert request.transport is not None
         self.devices.add(peer_device_id(request.transport.get_extra_info("ssl_object")))
         if header.sample_id in self.poison:
@@ -111,6 +118,7 @@ class FaultyCloud:
             sample_id=header.sample_id,
             verdict=Verdict(label=self.label, score=0.99, margin=0.98, model=self.model),
             compute_ms=1.0,
+            mosaic=self.regions(header),
         )
         self.answered[header.sample_id] = answer
         reply = msgspec.structs.replace(answer, repeated=known is not None)

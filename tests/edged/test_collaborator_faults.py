@@ -136,6 +136,21 @@ async def test_a_link_that_goes_down_calls_a_late_delivery_off_and_the_sample_st
     assert [record.outcome for record in spool_view.left(bench.state)] == ["answered", "unanswered"]
 
 
+async def test_a_delivery_that_is_called_off_as_its_record_is_written_ends_at_once(bench: Bench) -> None:
+    async with bench.hub() as hub:
+        await bench.ready(hub)
+        bench.cloud.mode = "hang"
+        header, ticket = msgspec.structs.replace(bench.cloud.received[-1], sample_id="off"), hub.breaker.admit()
+        assert ticket is not None
+        delivery = asyncio.create_task(hub.courier.deliver(header, PICTURE, 20.0, ticket))
+        await asyncio.sleep(0)
+        (record,) = [task for task in asyncio.all_tasks() if "Ledger.record" in repr(task.get_coro())]
+        record.add_done_callback(lambda _: delivery.cancel())
+        await asyncio.wait([delivery], timeout=1.0)
+        assert delivery.cancelled()
+    assert spool_view.left(bench.state, limit=1)[0].outcome == "unsent"
+
+
 async def test_late_samples_wait_while_a_live_one_is_on_its_way(bench: Bench) -> None:
     async with bench.hub() as hub:
         line = await bench.ready(hub)
