@@ -78,9 +78,11 @@ def gate_all(
     package_manifest: Manifest,
     installed_runtimes: Collection[tuple[str, str]],
 ) -> tuple[list[Accepted], list[Rejection]]:
-    """`gate` for each, in order."""
+    """`gate` for each, in order. For a package that only compares with a golden picture there is nothing to choose."""
     accepted: list[Accepted] = []
     rejected: list[Rejection] = []
+    if all(variant.runtime == "template" for variant in package_manifest.variants):
+        return accepted, rejected
     for candidate in candidates:
         answer = gate(candidate, facts, host, package_manifest, installed_runtimes)
         if isinstance(answer, Accepted):

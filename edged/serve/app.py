@@ -16,6 +16,7 @@ from edged.serve.loading import LoadedAlone
 from edged.serve.management import Management
 from edged.serve.oip import ModelTable, ProtocolApi, RequestError, Unsupported, of_service, without_service
 from edged.serve.pictures import Pictures
+from edged.serve.plain_model import as_model
 from edged.serve.routes import Answer, Router
 from edged.serve.sample_id import timed_id
 from edged.serve.service_runtime import ServiceFailed, ServiceRuntime
@@ -161,8 +162,14 @@ def _models(services: Iterable[ServiceRuntime], alone: Iterable[LoadedAlone]) ->
 
 
 def _failures(services: Iterable[ServiceRuntime], alone: Iterable[LoadedAlone]) -> dict[str, str]:
-    failures = {service.service.model: service.failure for service in services if service.failure}
-    return failures | {found.ref: found.failure for found in alone if found.failure}
+    """Why models cannot be asked for, by reference."""
+    failures = {found.ref: found.failure for found in alone if found.failure}
+    for service in services:
+        if service.failure:
+            failures[service.service.model] = service.failure
+        elif service.model is not None and isinstance(why := as_model(service.model.vision), str):
+            failures[service.model.ref] = why
+    return failures
 
 
 def _deadline_ms(request: Request, default: float) -> float:

@@ -10,13 +10,13 @@ from pathlib import Path
 from edged.hardware.settings import Setting
 from edged.serve import settings
 from edged.serve.footprint import Footprint
-from edged.serve.plain_model import Model, PlainModel
+from edged.serve.inspecting import Inspect, Vision, inspector
+from edged.serve.plain_model import Model, PlainModel, as_model
 from edged.serve.settings import Failed, Unusable
 from edgekit.messages import Comparison, ModelReport, SettingFailed
 from edgekit.packages import Package, PackageError, open_package, split_ref
 from edgekit.runtimes import ModelError
 from edgekit.services import Service, ServiceError, label_problem, parse_service
-from edgekit.vision.classification import Classifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class LoadedModel:
     """A package in memory, proved on its own samples; shared by all services that use it."""
 
     package: Package
-    classifier: Classifier
+    vision: Vision
 
     @property
     def ref(self) -> str:
@@ -40,6 +40,7 @@ class LoadedService:
     model: LoadedModel | None
     failure: str = ""
     setting: Setting | None = None  # that it runs with; None: in the safe way
+    inspect: Inspect | None = None  # what it does with each picture, where it has a model
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,10 @@ class Loader:
             return LoadedAlone(ref, None, f"the model {ref} is not installed")
         for (where, _), found in self._loaded.items():
             if where == directory and isinstance(found, LoadedModel):
-                return LoadedAlone(ref, found.classifier, setting=self._used.get(directory))
+                shared = as_model(found.vision)
+                if isinstance(shared, str):
+                    return LoadedAlone(ref, None, shared)
+                return LoadedAlone(ref, shared, setting=self._used.get(directory))
         self.announce(ref)
         with self.footprint.of(directory):
             model = _load_plain(Path(directory))
@@ -142,10 +146,14 @@ class Loader:
         if manifest.task != service.task:
             failure = f"{found.ref} is a model for {manifest.task}, but the service wants {service.task}"
             return LoadedService(service, None, failure)
-        problem = label_problem(service, found.classifier.labels)
+        problem = label_problem(service, found.vision.labels)
         if problem:
             return LoadedService(service, None, problem)
-        return LoadedService(service, found, setting=setting)
+        try:
+            inspect = inspector(service, found.vision)
+        except (ModelError, PackageError, OSError) as error:
+            return LoadedService(service, None, f"the model {found.ref} cannot be used by this service: {error}")
+        return LoadedService(service, found, setting=setting, inspect=inspect)
 
     def _model(self, directory: str, setting: Setting | None) -> LoadedModel | Unusable | str:
         key = (directory, setting.key if setting is not None else "")
@@ -168,26 +176,26 @@ def _load_model(directory: Path, setting: Setting | None, state_dir: Path) -> Lo
     except (PackageError, OSError) as error:
         return f"the package in {directory} cannot be used: {error}"
     try:
-        classifier = settings.load(package, setting, state_dir)
+        vision = settings.load(package, setting, state_dir)
     except Unusable as error:
         return error
     except (ModelError, PackageError, OSError) as error:
         return f"the model {package.ref} cannot be used: {error}"
     except Exception as error:  # a runtime's own exception, or memory: this service fails, the others go on
         return f"the model {package.ref} cannot be used: {type(error).__name__}: {error}"
-    return LoadedModel(package, classifier)
+    return LoadedModel(package, vision)
 
 
 def _load_plain(directory: Path) -> Model | str:
-    """A classifier where the package is one, else whatever it is, run once; or one sentence about why not."""
+    """A classifier or a detector, proved; else whatever it is, run once; or one sentence about why not."""
     try:
         package = open_package(directory, verify=True)
     except (PackageError, OSError) as error:
         return f"the package in {directory} cannot be used: {error}"
     manifest = package.manifest
     try:
-        if manifest.task == "classification" and manifest.output.kind != "none":
-            return settings.load(package, None, Path())
+        if manifest.task == "detection" or (manifest.task == "classification" and manifest.output.kind != "none"):
+            return as_model(settings.load(package, None, Path()))
         model = PlainModel.load(package)
         model.prove()
         return model

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from edgekit.packages import Package, Variant
 from edgekit.runtimes import ModelError, Session, SessionOptions, installed, open_session
-from edgekit.vision.classification import declared_input, files_beside
+from edgekit.vision.classification import Classifier, declared_input, files_beside
+from edgekit.vision.detection.detector import Detector
 from edgekit.vision.images import ImageError, decode
 from edgekit.vision.preprocess import check_input, in_colour, prepare, reduced_size
 
@@ -104,3 +105,12 @@ class PlainModel:
         except ModelError as error:
             return str(error)
         return ""
+
+
+def as_model(vision: Classifier | Detector) -> Classifier | PlainModel | str:
+    """What answers the protocol's requests to this model, whose tensors go out as they are; or why nothing can."""
+    if isinstance(vision, Classifier):
+        return vision
+    if vision.session is None:
+        return f"{vision.package.ref} compares pictures with a golden one, so it has no tensors to be asked for"
+    return PlainModel(vision.package, vision.variant, vision.session)

@@ -8,24 +8,25 @@ import os
 import time
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
 
 from edged.capture.folder import NotNow, Refused
 from edged.capture.outputs import Notify, Output
+from edged.collab.regions import clean_label
 from edged.serve.engine import Engine, EngineStopped, NotRun, Outcome
+from edged.serve.inspecting import Inspect, Local, local_decision, verdict
 from edged.serve.loading import LoadedModel
 from edged.serve.preview import Preview
 from edged.serve.sample_id import timed_id
 from edged.serve.settings import Watch
 from edged.serve.statistics import ServiceStatistics
-from edgekit.messages import Decision, OutputReport, ServiceReport, Verdict
+from edgekit.messages import NOTHING_FOUND, Decision, OutputReport, ServiceReport
 from edgekit.runtimes import ModelError
 from edgekit.services import Service
-from edgekit.vision.classification import Classified, Classifier
+from edgekit.vision.classification import Classified
 from edgekit.vision.images import ImageError
-from edgekit.vision.pipeline import Pipelined
 
 log = logging.getLogger("edged.serve")
 
@@ -34,16 +35,18 @@ class ServiceFailed(Exception):
     """The service has no usable model; the text is the sentence that its report shows."""
 
 
-def _through_pipeline(service: Service, classifier: Classifier) -> Callable[[bytes], Classified]:
-    return classifier.classify if service.pipeline is None else Pipelined(classifier, service.pipeline).classify
+_Said = TypeVar("_Said", contravariant=True)
 
 
-class Settles(Protocol):
-    """Decides whether the local answer stands or the cloud is asked; never fails for want of a link."""
+class Settles(Protocol[_Said]):
+    """Decides whether the local answer stands or the cloud is asked; never fails for want of a link.
+
+    What it takes is what the service's `inspect` gives: see edged.collab.regions.takes_regions.
+    """
 
     async def settle(
         self,
-        classified: Classified,
+        local: _Said,
         picture: bytes,
         sample_id: str,
         captured_at: float,
@@ -65,9 +68,10 @@ class ServiceRuntime:
         self,
         service: Service,
         model: LoadedModel | None,
+        inspect: Inspect | None,
         failure: str,
         engine: Engine,
-        collaborator: Settles | None,
+        collaborator: Settles[Any] | None,
         outputs: dict[str, Output],
         notify: Notify,
         watch: Watch | None = None,
@@ -76,9 +80,9 @@ class ServiceRuntime:
     ) -> None:
         self.service, self.model, self.failure = service, model, failure
         self.outputs = outputs
-        self.preview = Preview()
-        self.statistics = ServiceStatistics(model.classifier.labels if model else [])
-        self._classify = _through_pipeline(service, model.classifier) if model else None
+        self.preview = Preview(service.decision, clean_label(service))
+        self.statistics = ServiceStatistics(_labels(service, model))
+        self._inspect = inspect
         self._engine, self._collaborator, self._notify = engine, collaborator, notify
         self._clock, self._wall = clock, wall
         self._watch = watch
@@ -109,7 +113,7 @@ class ServiceRuntime:
         A caller that is cancelled before the model has answered takes its picture back; after that the decision is
         finished and recorded without it.
         """
-        if self.model is None or self._collaborator is None or self._classify is None:
+        if self.model is None or self._collaborator is None or self._inspect is None:
             raise ServiceFailed(f"{self.name} cannot run: {self.failure}")
         received = self._clock()
         try:
@@ -117,7 +121,7 @@ class ServiceRuntime:
                 self.name,
                 self.service.priority,
                 deadline,
-                partial(self._classify, picture),
+                partial(self._inspect, picture),
                 stream=stream,
                 may_expire=not patient,
             )
@@ -141,7 +145,7 @@ class ServiceRuntime:
 
     async def _settle(
         self,
-        outcome: Outcome[Classified],
+        outcome: Outcome[Local],
         picture: bytes,
         sample_id: str,
         captured_at: float,
@@ -151,38 +155,30 @@ class ServiceRuntime:
         patient: bool,
     ) -> Decision:
         assert self.model is not None and self._collaborator is not None
-        classified = outcome.value
+        local = outcome.value
         if patient:  # the time in the queue is not taken from the cloud's: nobody waits
             deadline = max(deadline, self._clock() + self.service.deadline_ms / 1000)
         try:
-            decision = await self._collaborator.settle(classified, picture, sample_id, captured_at, serial, deadline)
+            decision = await self._collaborator.settle(local, picture, sample_id, captured_at, serial, deadline)
         except Exception as error:
             # The local answer stands whatever the rest does; the line must not pay for our fault.
             log.exception("%s: a sample could not be settled", self.name)
             self.statistics.errors += 1
-            edge = Verdict(
-                label=classified.label, score=classified.score, margin=classified.margin, model=self.model.ref
-            )
-            decision = Decision(
-                sample_id=sample_id,
-                service=self.name,
-                label=edge.label,
-                score=edge.score,
+            decision = msgspec.structs.replace(
+                local_decision(self.service, local, self.model.ref, sample_id),
                 decided="edge-degraded",
-                model=edge.model,
-                edge=edge,
                 reason=f"the hard-sample policy failed: {error}",
                 serial=serial,
                 captured_at=captured_at,
             )
         now = self._clock()
         total_ms = (now - received) * 1000
-        timings = {"queue": outcome.queue_ms, **classified.timings_ms, **decision.timings_ms, "total": total_ms}
+        timings = {"queue": outcome.queue_ms, **local.timings_ms, **decision.timings_ms, "total": total_ms}
         decision = msgspec.structs.replace(
             decision,
             timings_ms={name: round(value, 3) for name, value in timings.items()},
             verdict=self._verdict(decision),
-            region=list(classified.region or ()),
+            region=list(local.region or ()) if isinstance(local, Classified) else [],
         )
         self.statistics.decided(decision, total_ms, now, self._wall())
         self.preview.keep(picture, decision)
@@ -256,10 +252,8 @@ class ServiceRuntime:
 
     def _verdict(self, decision: Decision) -> Literal["", "pass", "fail", "review"]:
         """What the service's rules make of the final answer, wherever it was made."""
-        if self.service.decision is None:
-            return ""
-        final = decision.cloud if decision.decided == "cloud" and decision.cloud is not None else decision.edge
-        return self.service.decision.verdict(final.label, final.score, final.margin)
+        rules = self.service.decision
+        return verdict(rules, decision, clean_label(self.service)) if rules is not None else ""
 
     def _model_trouble(self, error: ModelError) -> None:
         if self._watch is not None:
@@ -274,3 +268,10 @@ class ServiceRuntime:
         if self._model_troubled:
             self._model_troubled = False
             self._notify("ok", f"model-failing:{self.name}", f"the model of {self.name} works again")
+
+
+def _labels(service: Service, model: LoadedModel | None) -> list[str]:
+    """The labels that decisions of this service may have."""
+    if model is None:
+        return []
+    return [NOTHING_FOUND, *model.vision.labels] if service.task == "detection" else model.vision.labels

@@ -15,10 +15,10 @@ from pathlib import Path
 import msgspec
 
 from edged.hardware.settings import Setting
+from edged.serve.inspecting import Vision, load_vision
 from edgekit.messages import RunSetting, SettingFailed, TroubleKind
 from edgekit.packages import Package, PackageError
 from edgekit.runtimes import ModelError
-from edgekit.vision.classification import Classifier
 
 LOAD_S = 90.0
 """An accelerator's compiler may need most of a minute; a load that takes longer is taken for hung."""
@@ -60,16 +60,16 @@ def engine_threads(configured: int, settings: Mapping[str, Setting], services: i
     return max(max(workers), min(sum(workers), cpus))
 
 
-def load(package: Package, setting: Setting | None, state_dir: Path) -> Classifier:
+def load(package: Package, setting: Setting | None, state_dir: Path) -> Vision:
     """Load and prove, in the safe way without a setting. Raises Unusable for a setting, ModelError without one."""
     if setting is None:
-        classifier = Classifier.load(package)
-        classifier.prove()
-        return classifier
+        vision = load_vision(package)
+        vision.prove()
+        return vision
     if not setting.accelerated:
         return _with(package, setting, state_dir)
     # A vendor's library may hang in its own threads for ever. The thread is lost then, the service is not.
-    outcome: list[Classifier | Unusable] = []
+    outcome: list[Vision | Unusable] = []
 
     def work() -> None:
         try:
@@ -87,16 +87,16 @@ def load(package: Package, setting: Setting | None, state_dir: Path) -> Classifi
     return outcome[0]
 
 
-def _with(package: Package, setting: Setting, state_dir: Path) -> Classifier:
+def _with(package: Package, setting: Setting, state_dir: Path) -> Vision:
     variant = next((variant for variant in package.manifest.variants if variant.file == setting.variant), None)
     if variant is None:
         raise Unusable("load", f"the package {package.ref} has no file {setting.variant}")
     options = replace(setting.options(), cache=str(state_dir / CACHE)) if setting.accelerated else setting.options()
     try:
         # The setting names the driver: a file may be run by more than one.
-        classifier = Classifier.load(package, options, msgspec.structs.replace(variant, runtime=setting.runtime))
-        classifier.prove()
-        return classifier
+        vision = load_vision(package, options, msgspec.structs.replace(variant, runtime=setting.runtime))
+        vision.prove()
+        return vision
     except (ModelError, PackageError, OSError) as error:
         raise Unusable("load", str(error)) from error
     except Exception as error:  # a vendor library's own exception

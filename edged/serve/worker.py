@@ -261,7 +261,7 @@ class Worker:
         directory = self._configure.packages.get(self._configure.compare.get(entry.service.name, ""))
         if entry.model is None or directory is None:
             return None
-        return compare(entry.service.name, entry.model.classifier, Path(directory))
+        return compare(entry.service.name, entry.model.vision, Path(directory))
 
     def _ready(self, loaded: Loaded) -> Ready:
         directories = {directory: ref for ref, directory in self._configure.packages.items()}
@@ -282,6 +282,7 @@ class Worker:
         runtime = ServiceRuntime(
             service,
             entry.model,
+            entry.inspect,
             entry.failure,
             engine,
             collaborator,

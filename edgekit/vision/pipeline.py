@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -29,6 +29,16 @@ Box = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels; right and bottom lie outside."""
 
 
+@dataclass(frozen=True)
+class Tiled:
+    """A classifier's answers to the tiles of one picture."""
+
+    width: int  # of the full picture, pixels
+    height: int
+    answers: list[Classified]  # row by row, one at least; each with its `region` in pixels of the full picture
+    timings_ms: dict[str, float] = field(default_factory=dict)  # decode (with pre-processing), infer
+
+
 class Pipelined:
     """A classifier behind a service's pipeline. Methods may be called from several threads."""
 
@@ -36,7 +46,14 @@ class Pipelined:
         self._classifier, self._pipeline = classifier, pipeline
 
     def classify(self, data: bytes) -> Classified:
-        """Classify a JPEG or PNG.
+        """Classify a JPEG or PNG: one answer of all tiles. Raises as `regions` does."""
+        tiled = self.regions(data)
+        answer = aggregate(tiled.answers, self._pipeline.tiles, self._classifier.labels)
+        answer.timings_ms.update(tiled.timings_ms)
+        return answer
+
+    def regions(self, data: bytes) -> Tiled:
+        """The answer to each tile of a JPEG or PNG; without tiles, to the region of interest.
 
         Raises ImageError for a bad picture, one that the region of interest reaches out of, or one that makes more than
         MAX_TILES tiles; ModelError for a failing model.
@@ -61,9 +78,7 @@ class Pipelined:
             answers.append(replace(model.classify_tensor(tensor), region=box))
             decode_s += prepared - started
             infer_s += time.perf_counter() - prepared
-        answer = aggregate(answers, self._pipeline.tiles, model.labels)
-        answer.timings_ms.update(decode=decode_s * 1e3, infer=infer_s * 1e3)
-        return answer
+        return Tiled(info.width, info.height, answers, {"decode": decode_s * 1e3, "infer": infer_s * 1e3})
 
 
 def regions(pipeline: Pipeline, width: int, height: int) -> list[Box]:

@@ -27,12 +27,24 @@ from edgekit.gates.certified import allowed_differences, smallest_n
 from edgekit.gates.filters import FilterParameters
 from edgekit.gates.policy import State
 from edgekit.messages import Decision, Level, TroubleKind
-from edgekit.packages import InputSpec, Manifest, OutputSpec, ProofSample, Variant, parse_manifest
+from edgekit.packages import (
+    DetectionSpec,
+    InputSpec,
+    Manifest,
+    OutputSpec,
+    ProofSample,
+    TemplateSpec,
+    Variant,
+    parse_manifest,
+)
 from edgekit.services import (
     DecisionRules,
+    Detection,
     HardSamples,
     Output,
     Pipeline,
+    RegionGroup,
+    Regions,
     Retention,
     Service,
     Source,
@@ -103,13 +115,16 @@ def test_every_toml_example_is_what_the_daemons_accept(text: str) -> None:
         toml.convert(table, Config)
     elif table.keys() <= set(Settings.__struct_fields__):
         toml.convert(table, Settings)
+    elif "head" in table.get("detection", {}):  # a part of a package
+        shipped = tomllib.loads((REPOSITORY / "examples/models/solder-small/package.toml").read_text("utf-8"))
+        toml.convert({**shipped, **table}, Manifest)
     else:  # a part of a service
         toml.convert({"name": "example", "model": "example", **table}, Service)
 
 
 def test_the_documented_manifest_is_the_one_that_ships() -> None:
     """The example has the shipped files and their hashes; it only leaves out what has a default."""
-    (text,) = fences(page("model-package.md"), "toml")
+    text, *_ = fences(page("model-package.md"), "toml")
     shown = parse_manifest(text.encode())
     ships = parse_manifest((REPOSITORY / "examples/models/solder-small/package.toml").read_bytes())
     assert shown.input == ships.input and shown.output == ships.output
@@ -128,9 +143,14 @@ def test_the_documented_manifest_is_the_one_that_ships() -> None:
         ("service-definition.md", "### `[pipeline]`", Pipeline),
         ("service-definition.md", "### `[pipeline.tiles]`", Tiles),
         ("service-definition.md", "### `[decision]`", DecisionRules),
+        ("service-definition.md", "### `[detection]`", Detection),
+        ("service-definition.md", "### `[regions]`", Regions),
+        ("service-definition.md", "### `[[regions.groups]]`", RegionGroup),
         ("model-package.md", "## package.toml", Manifest),
         ("model-package.md", "### `[input]`", InputSpec),
         ("model-package.md", "### `[output]`", OutputSpec),
+        ("model-package.md", "### `[detection]`", DetectionSpec),
+        ("model-package.md", "### `[template]`", TemplateSpec),
         ("model-package.md", "### `[[variants]]`", Variant),
         ("model-package.md", "### `[[samples]]`", ProofSample),
         ("http-api.md", "### The decision", Decision),
@@ -186,6 +206,8 @@ def test_every_setting_is_documented(file: str, struct: type[msgspec.Struct]) ->
         'name = "x"\nmodel = "a"\n[hard_samples]\nmode = "filter"\nfilter = "IBT"\nparameters = {threshold = 0.9}',
         'name = "x"\nmodel = "a"\nmay_leave = "features"',
         'name = "x"\nmodel = "a"\n[[outputs]]\npath = "rel.jsonl"',
+        'name = "x"\nmodel = "a"\ntask = "detection"\n[regions]\nclean = "good"',
+        'name = "x"\nmodel = "a"\n[regions]\nclean = "good"',
         'name = "x"\nmodel = "a"\n[learning]',
     ],
 )

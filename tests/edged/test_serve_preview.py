@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+import msgspec
 import numpy as np
 import pytest
 
 from edged.serve.preview import SIDE, Preview, draw
-from edgekit.messages import Decision, Verdict
+from edgekit.messages import DecidedRegion, Decision, Verdict
+from edgekit.services import DecisionRules
 from edgekit.vision.images import decode, encode_jpeg, encode_png, sniff
 from tests.support.models import picture
 
@@ -63,3 +65,57 @@ async def test_a_picture_is_drawn_once() -> None:
     assert first is not None and await preview.jpeg() is first
     preview.keep(picture(0.5, side=400), decision("pass"))
     assert await preview.jpeg() is not first
+
+
+GREEN, RED, BLUE = (26, 127, 75), (179, 38, 30), (37, 99, 168)
+
+
+def near(image: np.ndarray[Any, Any], x: int, y: int, colour: tuple[int, int, int]) -> bool:
+    """Whether the picture has about this colour somewhere within three pixels; JPEG blurs a line and its colour."""
+    around = image[y - 3 : y + 4, x - 3 : x + 4].reshape(-1, 3).astype(int)
+    return bool((np.abs(around - colour).sum(axis=1) < 150).any())
+
+
+def with_regions(*regions: tuple[tuple[float, float, float, float], str]) -> Decision:
+    found = [
+        DecidedRegion(box=box, label=label, score=0.9, margin=0.8, decided="edge" if label else "cloud")
+        for box, label in regions
+    ]
+    defects = sum(bool(label) for _, label in regions)
+    return msgspec.structs.replace(decision("fail"), regions=found, defects=defects)
+
+
+def test_regions_stand_in_their_places_in_the_colour_of_what_they_mean() -> None:
+    grey = encode_png(np.full((960, 1280, 3), 128, np.uint8))  # drawn at 628/1280 of its size
+    marked = with_regions(
+        ((200, 300, 400, 500), "short"), ((800, 600, 1000, 700), "scratch"), ((900, 100, 1100, 200), "")
+    )
+    rules = DecisionRules(passes=["nothing", "scratch"], fail=["short"])
+    for given, colours in ((rules, (RED, GREEN, GREEN)), (None, (BLUE, BLUE, BLUE))):
+        image = decode(draw(grey, marked, given))
+        factor = 628 / 1280
+        for region, colour in zip(marked.regions, colours, strict=True):
+            left, top, right, bottom = (round(6 + edge * factor) for edge in region.box)
+            middle = (left + right) // 2, (top + bottom) // 2
+            for x, y in ((left, middle[1]), (right - 1, middle[1]), (middle[0], bottom - 1)):
+                assert near(image, x, y, colour), (region, x, y)
+            assert not near(image, *middle, colour), "the inside is untouched"
+    assert Preview().text == "" and "2 defects" in _text(marked)
+
+
+def _text(one: Decision) -> str:
+    preview = Preview()
+    preview.keep(b"x", one)
+    return preview.text
+
+
+@pytest.mark.parametrize("size", [(4000, 3000), (641, 480), (64, 64), (1, 1), (2000, 1)])
+def test_many_regions_of_any_size_are_drawn_whatever_the_picture(size: tuple[int, int]) -> None:
+    width, height = size
+    rng = np.random.default_rng(1)
+    regions = []
+    for number in range(256):
+        (left, right), (top, bottom) = (np.sort(rng.uniform(0, side, 2)) for side in size)
+        regions.append(((float(left), float(top), float(right) + 0.01, float(bottom) + 0.01), "\u6865" * number))
+    drawn = sniff(draw(encode_png(np.zeros((height, width, 3), np.uint8)), with_regions(*regions)))
+    assert drawn.width <= SIDE and drawn.height <= SIDE + 28

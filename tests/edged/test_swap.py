@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 import psutil
 import pytest
+from support.detectors import board, make_detector
 from support.edged import Edged, wait_for
 from support.models import make_package, picture
 
@@ -135,6 +136,30 @@ def test_a_new_model_is_compared_on_what_the_one_before_pins(tmp_path: Path, pac
         edged.add_model(alike)
         wait_for(lambda: edged.wait_ready("solder").report.model == "brightness@3")
         assert "agrees with brightness@2 on 2 of 2 of its pinned samples" in edged.log
+
+
+def test_a_new_detector_takes_over_and_is_compared_box_by_box(tmp_path: Path) -> None:
+    spots = board((1, 2, "short", 0.9), (6, 5, "open", 0.6))
+
+    def found(edged: Edged) -> list[str]:
+        host, _, port = edged.status().addresses.inference.rpartition(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=30)
+        connection.request("POST", "/v1/services/shorts/inspect", spots)
+        decision = msgspec.json.decode(connection.getresponse().read(), type=Decision)
+        connection.close()
+        return [region.label for region in decision.regions]
+
+    with Edged(tmp_path / "state") as edged:
+        edged.add_model(make_detector(tmp_path / "first").root)
+        edged.add_service('name = "shorts"\ntask = "detection"\nmodel = "cells"\ndeadline_ms = 5000\n')
+        assert found(edged) == ["short", "open"]
+        edged.add_model(make_detector(tmp_path / "second", version="2", gain=0.6, samples=False).root)
+        wait_for(lambda: edged.wait_ready("shorts").report.model == "cells@2")
+        assert found(edged) == ["short"]
+        service = edged.service("shorts")
+        assert service is not None
+        assert "cells@2 agrees with cells@1 on 1 of 3 of its pinned samples" in service.comparison
+        assert 'bad.png had "short" at 16, 32, 32, 48 and has it no more' in service.comparison
 
 
 def test_a_model_is_served_without_a_service_and_comes_back_after_a_restart(tmp_path: Path, package: Path) -> None:

@@ -170,6 +170,16 @@ def test_tiles_equal_doing_it_by_hand(colours: Classifier, width: int, height: i
     assert worst.margin == pytest.approx(min(margins), abs=4e-5)
 
 
+def test_every_tiles_answer_can_be_had_instead_of_one_of_all(colours: Classifier) -> None:
+    pipeline = Pipeline(tiles=Tiles(width=20, height=20, worst=["red"]))
+    data = encode_png(noise(30, 50, 3))
+    tiled = Pipelined(colours, pipeline).regions(data)
+    assert (tiled.width, tiled.height) == (50, 30) and tiled.timings_ms.keys() == {"decode", "infer"}
+    assert [answer.region for answer in tiled.answers] == regions(pipeline, 50, 30)
+    whole = Pipelined(colours, pipeline).classify(data)
+    assert aggregate(tiled.answers, pipeline.tiles, colours.labels).region == whole.region
+
+
 def one(label: str, margin: float) -> Classified:
     return Classified(label, LABELS.index(label), 0.5 + margin / 2, margin, np.zeros(3, np.float32))
 

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from edged.hardware.bench import timing
-from edged.hardware.bench.subject import Subject, load_answers, save_answers
+from edged.hardware.bench.answers import disagreement, load_answers, save_answers
+from edged.hardware.bench.subject import Subject
 from edged.hardware.settings import Precision, ProbeResult, Setting
 from edged.hardware.wire import (
     Answer,
@@ -129,41 +128,28 @@ class Server:
         for _ in range(_RUNS - 1):  # some libraries answer rightly once
             subject.run(subject.feeds[0])
         answers = subject.answers()
-        proved = subject.classifier.prove() if subject.classifier is not None else 0
-        difference = None
+        proved = subject.vision.prove() if subject.vision is not None else 0
+        shown, difference = proved > 0, None
         if order.reference:
             reference = load_answers(Path(order.reference))
             limits = LIMITS if order.same_file else OTHER_FILE
-            difference = disagreement(answers, reference)
+            detection = self._package.manifest.detection
+            difference = disagreement(answers, reference, detection.score_floor if detection is not None else 0.0)
+            shown = shown or reference.tells
             if difference > limits[order.setting.precision]:
                 raise ModelError(
                     f"its answers differ from the CPU's by {difference:.0%} of their range; "
                     f"{limits[order.setting.precision]:.0%} are allowed for {order.setting.precision}"
                 )
-        elif order.setting.accelerated and not proved:
-            raise ModelError(
-                "nothing shows that its answers are right: the package has no samples and no variant for the CPU"
-            )
+        if order.setting.accelerated and not shown:
+            why = "on the CPU nothing is found in made-up pictures" if order.reference else "no variant for the CPU"
+            raise ModelError(f"nothing shows that its answers are right: the package has no samples and {why}")
         if order.write:
             save_answers(Path(order.write), answers)
         return ProbeResult(ok=True, agreement=difference, samples=proved)
 
     def _memory_text(self) -> str:
         return f"it wants more than the {self._job.memory_bytes >> 20} MiB of memory that it may have"
-
-
-def disagreement(answers: list[NDArray[np.float32]], reference: list[NDArray[np.float32]]) -> float:
-    """Largest difference of an output to its reference, as a share of the reference's range; infinity if they do not
-    match in number or size. A reference that hardly varies is measured by its magnitude instead."""
-    if [one.size for one in answers] != [one.size for one in reference]:
-        return float("inf")
-    worst = 0.0
-    for mine, other in zip(answers, reference, strict=True):
-        if not mine.size:
-            continue
-        scale = max(float(other.max() - other.min()), 0.05 * float(np.abs(other).max()), 1e-6)
-        worst = max(worst, float(np.abs(mine - other).max()) / scale)
-    return worst
 
 
 def _misplaced(setting: Setting, counts: dict[str, int]) -> str:

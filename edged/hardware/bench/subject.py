@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edged.hardware.bench.answers import MAX_BOXES, Answers
 from edged.hardware.settings import Setting
 from edgekit.packages import Package, Variant
 from edgekit.runtimes import ModelError, Session, TensorInfo, open_session
 from edgekit.runtimes.base import dequantise
 from edgekit.vision.classification import Classifier, declared_input, files_beside
-from edgekit.vision.images import ImageError
-from edgekit.vision.preprocess import check_input, prepare
+from edgekit.vision.detection.detector import Detector
+from edgekit.vision.images import ImageError, decode
+from edgekit.vision.preprocess import check_input, prepare, reduced_size
 
 Feeds = dict[str, NDArray[Any]]
+Picture = NDArray[np.uint8]
+_SORTED = ("yolov10",)
+"""Heads of models that sort and suppress their boxes themselves."""
 _MAX_VALUES = 64 << 20
 _SYNTHETIC = 3
 _SEED = 20
@@ -35,14 +41,15 @@ class Subject:
         self.session: Session = open_session(
             package.path(self.variant.file), setting.runtime, options, files_beside(package, self.variant)
         )
-        self.classifier = self._classifier()
-        self.feeds, self.real = self._feeds(samples)
+        self.vision = self._vision()
+        self._samples = samples
+        self.feeds: list[Feeds] = [self._feed(picture) for picture in self._pictures()] or self._made_up()
 
     def run(self, feeds: Feeds) -> list[NDArray[Any]]:
         return self.session.run(feeds)
 
-    def answers(self) -> list[NDArray[np.float32]]:
-        """Every output of every feed as real values. Raises ModelError for NaN, infinity or integers without scale."""
+    def answers(self) -> Answers:
+        """What the model says to every feed. Raises ModelError for NaN, infinity or integers without scale."""
         found = []
         for feeds in self.feeds:
             for array, tensor in zip(self.session.run(feeds), self.session.outputs, strict=True):
@@ -50,46 +57,60 @@ class Subject:
                 if not np.isfinite(values).all():
                     raise ModelError("the model gives values that are not numbers (NaN or infinity)")
                 found.append(values.reshape(-1))
-        return found
+        if not isinstance(self.vision, Detector):
+            return Answers(found)
+        detector = _before_suppression(self.vision)
+        boxes = [detector.detect_image(picture) for picture in self._pictures()]
+        return Answers([] if detector.spec.head in _SORTED else found, boxes)
 
     def close(self) -> None:
         self.session.close()
 
-    def _classifier(self) -> Classifier | None:
+    def _vision(self) -> Classifier | Detector | None:
         manifest = self.package.manifest
+        if manifest.task == "detection":
+            return Detector(self.package, self.variant, self.session)
         if manifest.task != "classification" or manifest.output.kind == "none":
             return None
         return Classifier(self.package, self.variant, self.session)
 
-    def _feeds(self, samples: int) -> tuple[list[Feeds], bool]:
-        if self.classifier is not None:
-            found = []
-            for sample in self.package.manifest.samples[:samples]:
-                try:
-                    data = self.package.path(sample.file).read_bytes()
-                    found.append({self._pixels().name: self.classifier.tensor(data)})
-                except (ImageError, OSError) as error:
-                    raise ModelError(f"the sample {sample.file} cannot be used: {error}") from error
-            if found:
-                return found, True
-        generator = np.random.default_rng(_SEED)
-        return [self._synthetic(generator) for _ in range(_SYNTHETIC)], False
-
-    def _pixels(self) -> TensorInfo:
-        name = self.package.manifest.input.name
-        return next((tensor for tensor in self.session.inputs if tensor.name == name), self.session.inputs[0])
-
-    def _synthetic(self, generator: np.random.Generator) -> Feeds:
-        """A smooth picture with noise where the model takes one as the package says, else values by type alone."""
+    def _pictures(self) -> Iterator[Picture]:
+        """The package's own, else made-up ones; none for a model that takes no pictures."""
         spec = self.package.manifest.input
-        if len(self.session.inputs) == 1:
-            try:
-                check_input(spec, self.session.inputs[0])
-                picture = _picture(generator, spec.height, spec.width, 1 if spec.colour == "grey" else 3)
-                return {self.session.inputs[0].name: prepare(picture, spec, self.session.inputs[0])}
-            except ModelError:
-                pass  # the package describes no picture: the tensors alone say what fits
-        return {tensor.name: _values(generator, tensor) for tensor in self.session.inputs}
+        files = dict.fromkeys(sample.file for sample in self.package.manifest.samples)
+        if self.vision is not None and files:
+            for file in list(files)[: self._samples]:
+                try:
+                    data = self.package.path(file).read_bytes()
+                    yield decode(data, spec.colour, reduce_to=reduced_size(spec))
+                except (ImageError, OSError) as error:
+                    raise ModelError(f"the sample {file} cannot be used: {error}") from error
+            return
+        if len(self.session.inputs) != 1:
+            return
+        try:
+            check_input(spec, self.session.inputs[0])
+        except ModelError:
+            return  # the package describes no picture: the tensors alone say what fits
+        generator = np.random.default_rng(_SEED)
+        for _ in range(_SYNTHETIC):
+            yield _picture(generator, spec.height, spec.width, 1 if spec.colour == "grey" else 3)
+
+    def _feed(self, picture: Picture) -> Feeds:
+        (tensor,) = self.session.inputs
+        return {tensor.name: prepare(picture, self.package.manifest.input, tensor)}
+
+    def _made_up(self) -> list[Feeds]:
+        """Values by type alone."""
+        generator = np.random.default_rng(_SEED)
+        return [{tensor.name: _values(generator, tensor) for tensor in self.session.inputs} for _ in range(_SYNTHETIC)]
+
+
+def _before_suppression(detector: Detector) -> Detector:
+    """The same, but it keeps repeated boxes: which of two is suppressed may hang on the last digit of a score."""
+    spec = msgspec.structs.replace(detector.spec, nms_iou=1.0, max_candidates=MAX_BOXES, max_detections=MAX_BOXES)
+    manifest = msgspec.structs.replace(detector.package.manifest, detection=spec)
+    return Detector(replace(detector.package, manifest=manifest), detector.variant, detector.session)
 
 
 def _variant(package: Package, setting: Setting) -> Variant:
@@ -126,15 +147,3 @@ def _values(generator: np.random.Generator, tensor: TensorInfo) -> NDArray[Any]:
         return generator.random(shape).astype(kind)
     low = max(np.iinfo(kind).min, -128)
     return generator.integers(low, low + 256 if kind.itemsize == 1 else 2, shape, dtype=kind)
-
-
-def save_answers(path: Path, answers: list[NDArray[np.float32]]) -> None:
-    """Write the reference that other settings are compared with."""
-    with path.open("wb") as file:
-        np.savez(file, *answers)
-
-
-def load_answers(path: Path) -> list[NDArray[np.float32]]:
-    """Read a reference. Raises OSError or ValueError."""
-    with np.load(path, allow_pickle=False) as stored:
-        return [stored[f"arr_{index}"] for index in range(len(stored.files))]

@@ -16,7 +16,7 @@ from edged.serve.http import HttpError
 from edged.serve.oip.counters import Counters
 from edged.serve.oip.reply import model_prefix
 from edged.serve.oip.signature import Signature, signature
-from edged.serve.plain_model import Model, PlainModel
+from edged.serve.plain_model import Model, PlainModel, as_model
 from edged.serve.service_runtime import ServiceRuntime
 from edged.serve.statistics import ServiceStatistics
 from edgekit.packages import Package, version_key
@@ -81,11 +81,12 @@ class ServedModel:
 
 
 def of_service(runtime: ServiceRuntime) -> ServedModel | None:
-    """The model of a ready service; its requests wait in the service's lane. None if it has no model."""
-    if runtime.model is None:
+    """The model of a ready service; its requests wait in the service's lane. None if it has no model, or no tensors."""
+    loaded = as_model(runtime.model.vision) if runtime.model is not None else ""
+    if isinstance(loaded, str):
         return None
     service = runtime.service
-    return _served(runtime.model.classifier, service.name, service.priority, service.deadline_ms, runtime.statistics)
+    return _served(loaded, service.name, service.priority, service.deadline_ms, runtime.statistics)
 
 
 def without_service(loaded: Model) -> ServedModel:

@@ -17,7 +17,7 @@ import pytest_asyncio
 from support.models import make_package
 from support.scripted import script, scripted_package
 
-from edged.hardware.bench.server import disagreement
+from edged.hardware.bench.answers import Answers, disagreement, save_answers
 from edged.hardware.bench.timing import Others, quantile, warm_up, window
 from edged.hardware.probing import BenchFailed, ProcessBench
 from edged.hardware.settings import ProbeResult, Setting
@@ -142,7 +142,7 @@ async def test_wrong_numbers_show_against_the_cpu_where_there_are_no_samples(tmp
     assert not unproved.ok and "no samples and no variant for the CPU" in unproved.reason
     floor = Setting(candidate="floor#x", variant="right.json", runtime="fake", provider="npu")
     # The scripted runtime stands for the CPU here, with itself as the reference.
-    from edged.hardware.bench.subject import Subject, save_answers
+    from edged.hardware.bench.subject import Subject
 
     save_answers(reference, Subject(package, floor, "", 8, strict=False).answers())
     right = await probe(bench, fake("same.json"), reference=str(reference), same_file=True)
@@ -334,7 +334,9 @@ def test_quantiles_are_by_nearest_rank() -> None:
 
 
 def test_disagreement_is_a_share_of_the_range() -> None:
-    reference = [np.array([0.0, 10.0], np.float32)]
-    assert disagreement([np.array([0.0, 9.0], np.float32)], reference) == pytest.approx(0.1)
-    assert disagreement([np.array([0.0], np.float32)], reference) == float("inf")
-    assert disagreement([np.array([7.0], np.float32)], [np.array([7.0], np.float32)]) == 0.0
+    def said(*values: float) -> Answers:
+        return Answers([np.array(values, np.float32)])
+
+    assert disagreement(said(0.0, 9.0), said(0.0, 10.0)) == pytest.approx(0.1)
+    assert disagreement(said(0.0), said(0.0, 10.0)) == float("inf")
+    assert disagreement(said(7.0), said(7.0)) == 0.0
