@@ -19,7 +19,7 @@ _MEAN_CHUNK = 64
 """Chunks beyond the free ones must have this many bytes on average: each costs us more than it costs the sender."""
 _HEX = frozenset(string.hexdigits.encode())
 _WORTH_KEEPING = 64 << 10
-_KEPT = 4 << 20
+_KEPT = 2 << 20
 _NOBODY_ELSE = 2  # references to a buffer that only our list and the asking itself know
 
 
