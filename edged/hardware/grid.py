@@ -14,12 +14,14 @@ from edged.hardware.candidates import Candidate
 from edged.hardware.facts import Facts
 from edged.hardware.gate import Accepted
 from edged.hardware.settings import Setting
-from edgekit.packages.manifest import Variant
+from edgekit.packages.manifest import Precision, Variant
 
 MAX_POINTS = 12
 """Settings measured for one model, the first look at each file included."""
 ISOLATED = frozenset((("rknnlite", "npu"), ("hailort", "npu"), ("litert", "edgetpu")))
 """Vendors' libraries that run in a process of their own, so that a crash costs one picture and not the worker."""
+
+_PRECISE: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
 Interpreters = Mapping[tuple[str, str], str]
 """(runtime, provider) -> Python of an environment that has it, where it is not ours."""
@@ -55,6 +57,15 @@ def first_looks(accepted: Sequence[Accepted], cpus: Cpus, interpreters: Interpre
     pairs = [(one, variant) for one in accepted for variant in one.variants]
     pairs.sort(key=lambda pair: (_accelerated(pair[0].candidate), -pair[0].candidate.prior))
     return [(one, _base(one.candidate, variant, cpus, interpreters)) for one, variant in pairs]
+
+
+def in_turn(looks: Sequence[tuple[Accepted, Setting]]) -> list[tuple[Accepted, Setting]]:
+    """The same in the order in which they are proved: on the CPU the most precise file before the others.
+
+    Its answers are what the others are compared with. So an 8-bit file that saturates on this CPU shows, and a float
+    file is not measured by an 8-bit one.
+    """
+    return sorted(looks, key=lambda look: (look[1].accelerated, _PRECISE.index(look[1].precision)))
 
 
 def variations(candidate: Candidate, base: Setting, cpus: Cpus) -> list[Setting]:

@@ -116,22 +116,24 @@ class Search:
 
     async def choose(self, accepted: Sequence[Accepted], *, measure: bool) -> Choice | None:
         cpus = self.around.cpus
-        passed: list[tuple[Candidate, Setting]] = []
-        for one, setting in grid.first_looks(accepted, cpus, self.around.interpreters):
-            if not (passed and self._late()) and await self._probe(one.candidate, setting):
-                passed.append((one.candidate, setting))
+        looks = grid.first_looks(accepted, cpus, self.around.interpreters)
+        proved: set[str] = set()
+        for one, setting in grid.in_turn(looks):
+            if not (proved and self._late()) and await self._probe(one.candidate, setting):
+                proved.add(setting.key)
+        passed = [(one.candidate, setting) for one, setting in looks if setting.key in proved]
         if not passed:
             return None
         if not measure:
             return self._unmeasured(passed)
         default = grid.default_setting(next((s for _, s in passed if not s.accelerated), passed[0][1]), cpus)
-        looks = [look for _, setting in passed if (look := await self._look(setting)) is not None]
-        looks += await self._vary(passed, looks, default)
-        finals = await self._final(self._finalists(looks, default))
-        if not (finals or looks):
+        measured = [look for _, setting in passed if (look := await self._look(setting)) is not None]
+        measured += await self._vary(passed, measured, default)
+        finals = await self._final(self._finalists(measured, default))
+        if not (finals or measured):
             return None
         return choose(
-            finals or looks,
+            finals or measured,
             self.need.objective,
             rate=self.need.rate,
             deadline_ms=self.need.deadline_ms,

@@ -51,6 +51,9 @@ log = logging.getLogger("edged.serve")
 
 T = TypeVar("T")
 
+LOOP_S = 0.0015
+"""So long the event loop may be busy with a few requests that came together; more of them are for the threads, which
+work beside each other but cost half as much again: the interpreter's lock goes from hand to hand."""
 _SWEEP_S = 0.04
 """How often what waits is looked through for jobs that cannot be answered in time any more."""
 _SMOOTHING = 0.1
@@ -247,17 +250,17 @@ class Engine:
             ticket.cancel()
             raise
 
-    def inline(self, lane: str, work: Callable[[], T]) -> Outcome[T] | None:
+    def inline(self, lane: str, work: Callable[[], T], together: int = 1) -> Outcome[T] | None:
         """Run `work` now, in this event loop, if that is quicker for everyone; None: it was not run, so queue it.
 
-        It is when the lane is quick (see `lanes`) and nothing waits, runs or still has to be replied to. Raises what
-        `work` raises.
+        It is when the lane is quick (see `lanes`), nothing waits, runs or still has to be replied to, and what came
+        together will not keep the loop for longer than LOOP_S. Raises what `work` raises.
         """
         scheduler = self._scheduler
         if scheduler.waiting or scheduler.running or self._finished or self._stopped:
             return None
         known = scheduler.lanes.get(lane)
-        if known is None or not known.times.quick:
+        if known is None or not known.times.quick or together * known.times.mean > LOOP_S:
             return None
         started = self._clock()
         try:

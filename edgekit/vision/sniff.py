@@ -18,6 +18,8 @@ MAX_SEGMENTS = 10_000
 
 _EOI, _SOI, _SOS, _TEM = 0xD9, 0xD8, 0xDA, 0x01
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # C4 DHT, C8 reserved, CC DAC are no frame headers
+_MISPLACED = frozenset((_SOI, _EOI, 0x00, *range(0xD0, 0xD8)))  # none of them begins a segment of the header
+_SEGMENT = struct.Struct(">BBH").unpack_from
 _PROGRESSIVE = 0xC2
 _DECODABLE_SOF = frozenset((0xC0, 0xC1, _PROGRESSIVE))  # baseline, extended, progressive: what every decoder reads
 
@@ -58,21 +60,21 @@ def _sniff_jpeg(data: bytes) -> ImageInfo:
     """Walk the marker segments up to the first scan (ITU-T T.81, annex B), then look for the end-of-image marker."""
     size: tuple[int, int] | None = None
     bits_per_block = 2
-    at = 2
+    at, last = 2, len(data) - 4
     for _ in range(MAX_SEGMENTS):
-        while data[at : at + 2] == b"\xff\xff":  # fill bytes may stand before any marker
-            at += 1
-        if len(data) < at + 4:
+        if at > last:
             raise ImageError("the JPEG is cut short: it ends inside its header")
-        if data[at] != 0xFF:
+        prefix, marker, length = _SEGMENT(data, at)
+        while prefix == marker == 0xFF and at < last:  # fill bytes may stand before any marker
+            at += 1
+            prefix, marker, length = _SEGMENT(data, at)
+        if prefix != 0xFF:
             raise ImageError("the JPEG has a broken header: a marker is missing")
-        marker = data[at + 1]
         if marker == _TEM:
             at += 2
             continue
-        if marker in (_SOI, _EOI, 0x00) or 0xD0 <= marker <= 0xD7:
+        if marker in _MISPLACED:
             raise ImageError("the JPEG has a broken header: a marker stands where it must not")
-        length = int.from_bytes(data[at + 2 : at + 4], "big")
         if length < 2:
             raise ImageError("the JPEG has a broken header: a segment is too short")
         if marker in _SOF:

@@ -74,7 +74,7 @@ class Lab:
         self.gone = 0
         self.cancelled = 0
         self.streamed: list[bytes] = []
-        self.alone: list[bool] = []
+        self.together: list[int] = []
         self.release = asyncio.Event()
 
     def admit(self, request: Request) -> None:
@@ -82,7 +82,7 @@ class Lab:
             raise HttpError(404, "Not Found")
 
     def handle(self, request: Request) -> Any:
-        self.alone.append(request.alone)
+        self.together.append(request.together)
         match request.path:
             case "/echo":
                 return Response(200, request.body, "application/octet-stream")

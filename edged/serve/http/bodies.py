@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import string
+import sys
 import zlib
 from collections import deque
 from collections.abc import Callable
@@ -17,6 +18,43 @@ _FREE_CHUNKS = 1024
 _MEAN_CHUNK = 64
 """Chunks beyond the free ones must have this many bytes on average: each costs us more than it costs the sender."""
 _HEX = frozenset(string.hexdigits.encode())
+_WORTH_KEEPING = 64 << 10
+_KEPT = 2 << 20
+_NOBODY_ELSE = 2  # references to a buffer that only our list and the asking itself know
+
+
+class Spares:
+    """Buffers of bodies that are over, for the next body of the same length.
+
+    A steady client sends bodies of one length, and fresh memory for each costs as much as receiving it: the kernel
+    clears every page. Whoever still looks at a body, also through a memoryview or an array, holds a reference to it;
+    such a buffer is not given out.
+    """
+
+    def __init__(self, limit: int = _KEPT) -> None:
+        """`limit`: bytes of all buffers that are known here, in use or not."""
+        self._limit = limit
+        self._known: deque[bytearray] = deque()
+        self._bytes = 0
+
+    def take(self, length: int) -> bytearray | None:
+        """A buffer of this length with whatever it held before, or None. It is not known here any more."""
+        for at in range(len(self._known)):
+            if len(self._known[at]) == length and sys.getrefcount(self._known[at]) == _NOBODY_ELSE:
+                body = self._known[at]
+                del self._known[at]
+                self._bytes -= length
+                return body
+        return None
+
+    def keep(self, body: bytearray) -> None:
+        """Remember the buffer of a body that has come; it may be in use for long."""
+        if not _WORTH_KEEPING <= len(body) <= self._limit:
+            return
+        self._known.append(body)
+        self._bytes += len(body)
+        while self._bytes > self._limit:
+            self._bytes -= len(self._known.popleft())
 
 
 class Chunked:

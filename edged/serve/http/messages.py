@@ -49,15 +49,15 @@ class Request:
     `headers` has lower-case names; the values of a repeated header are joined with ", ". `path` is percent-decoded
     once, except that an encoded slash stays encoded, so that splitting at slashes is safe. `body` is complete and
     decompressed; it is a `bytearray` when it came in several parts and nobody else holds it, so it may be kept.
-    `received` is the monotonic time at which the header was complete. `alone` says that no other request came in the
-    same pass of the event loop. `stream`: the body's chunks as they arrive, only on routes that asked for it.
+    `received` is the monotonic time at which the header was complete. `together` counts the requests that came in the
+    same pass of the event loop, this one included. `stream`: the body's chunks as they arrive, only on routes that
+    asked for it.
     """
 
     __slots__ = (
         "_closers",
         "_query",
         "_responder",
-        "alone",
         "body",
         "chunked",
         "closed",
@@ -71,6 +71,7 @@ class Request:
         "received",
         "stream",
         "target",
+        "together",
     )
 
     def __init__(
@@ -94,7 +95,7 @@ class Request:
         self.received = received
         self.body: bytes | bytearray = b""
         self.stream: AsyncIterator[bytes] | None = None
-        self.alone = False
+        self.together = 1
         self.closed = False
         self._query: dict[str, str] | None = None
         self._closers: list[Callable[[], None]] | None = None

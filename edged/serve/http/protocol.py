@@ -58,11 +58,11 @@ class Connection(Receiving):
 
     # --- answering ----------------------------------------------------------------------------------------------------
 
-    def handle(self, request: Request, alone: bool) -> None:
+    def handle(self, request: Request, together: int) -> None:
         """Give the request to the handler. A reply that is there at once is written at once."""
         if request is not self._request:
             return  # it hung up between two passes of the loop
-        request.alone = alone
+        request.together = together
         try:
             result = self._server.handler(request)
         except Exception as error:

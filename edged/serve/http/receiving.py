@@ -61,7 +61,7 @@ class Receiving(asyncio.BufferedProtocol):
         self._reading = True
 
     @abstractmethod
-    def handle(self, request: Request, alone: bool) -> None:
+    def handle(self, request: Request, together: int) -> None:
         """Give the request to the handler. A reply that is there at once is written at once."""
 
     @abstractmethod
@@ -234,7 +234,7 @@ class Receiving(asyncio.BufferedProtocol):
         self._expect_body(request, not start)
         got = len(start)
         self._hold(got)
-        body = bytearray(min(request.length, max(FIRST_CLAIM, got)))
+        body = self._server.spares.take(request.length) or bytearray(min(request.length, max(FIRST_CLAIM, got)))
         body[:got] = start
         self._body, self._got = body, got
 
@@ -247,6 +247,7 @@ class Receiving(asyncio.BufferedProtocol):
             self._refuse(error)
             return
         if self._got == self._request.length:
+            self._server.spares.keep(self._body)
             self._request.body = self._body
             self._complete(self._request)
 

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from time import monotonic
 
+from edged.serve.http.bodies import Spares
 from edged.serve.http.messages import HttpError, Request, Response, problem
 from edged.serve.http.protocol import Connection
 from edged.serve.http.receiving import Receiving
@@ -77,6 +78,7 @@ class HttpServer:
         self.loop = asyncio.get_running_loop()
         self.scratch = bytearray(RECEIVED_AT_ONCE)
         self.window = memoryview(self.scratch)
+        self.spares = Spares()
         self.held = 0
         """Bytes of request bodies in memory."""
         self.in_flight = 0
@@ -187,9 +189,8 @@ class HttpServer:
     def _pump(self) -> None:
         self._scheduled = False
         batch, self._batch = self._batch, []
-        alone = len(batch) == 1
         for connection, request in batch:
-            connection.handle(request, alone)
+            connection.handle(request, len(batch))
 
     def _sweep(self) -> None:
         now = monotonic()

@@ -210,10 +210,9 @@ class Inference:
     ) -> Response | None:
         """Have `work` done now, if that is quick and nothing else is there, or else in its turn (None)."""
         try:
-            if request.alone:
-                outcome = self._engine.inline(model.lane, work.run)
-                if outcome is not None:
-                    return self._answered(model, work, 0.0, started)
+            outcome = self._engine.inline(model.lane, work.run, request.together)
+            if outcome is not None:
+                return self._answered(model, work, 0.0, started)
 
             def done(result: Outcome[Any] | BaseException) -> None:
                 if isinstance(result, Outcome):

@@ -132,6 +132,23 @@ async def test_a_failing_accelerator_is_remembered_and_the_cpu_runs(
     assert any("failed before and was not tried" in note for note in rerun.notes)
 
 
+@pytest.mark.parametrize(("sharpness", "usable"), [(66.0, True), (100.0, False)])
+async def test_a_file_is_compared_with_a_more_precise_one_and_never_the_other_way(
+    tmp_path: Path, around: Surroundings, sharpness: float, usable: bool
+) -> None:
+    """The 8-bit file stands first in the package, as `cloudd compress` puts it; 60 is what the float file has."""
+    made = make_package(tmp_path / "package", kind="conv")
+    other = make_package(tmp_path / "other", kind="conv", sharpness=sharpness)
+    (made.root / "eight.onnx").write_bytes(other.path("model.onnx").read_bytes())
+    variants = [Variant(file="eight.onnx", precision="int8"), Variant(file="model.onnx")]
+    made = seal_package(made.root, msgspec.structs.replace(made.manifest, variants=variants, files={}))
+    report = await adapt(made, around)
+    assert report.choice is not None
+    refused = {one.setting.variant: one.result.reason for one in report.probes if not one.result.ok}
+    assert list(refused) == ([] if usable else ["eight.onnx"])
+    assert usable or "differ from the CPU's" in refused["eight.onnx"]
+
+
 async def test_an_accelerator_that_throttles_loses_in_the_final(tmp_path: Path, around: Surroundings) -> None:
     made = package(tmp_path, script(latency_ms=0.2, throttle_after_s=0.8, throttle_factor=400.0), work=8)
     _, choice = await search(tmp_path, made, around)

@@ -6,12 +6,38 @@ import asyncio
 import gzip
 import itertools
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edged.serve.http.bodies import BodyStream, Chunked, inflate
+from edged.serve.http.bodies import BodyStream, Chunked, Spares, inflate
 from edged.serve.http.messages import HttpError
+
+
+def test_a_buffer_is_given_out_again_when_nobody_looks_at_it() -> None:
+    spares = Spares(limit=1 << 20)
+    body = bytearray(100_000)
+    spares.keep(body)
+    number = id(body)
+    assert spares.take(100_000) is None, "we hold it"
+    view = np.frombuffer(memoryview(body)[4:], np.uint8)
+    del body
+    assert spares.take(100_000) is None, "the array looks at it"
+    del view
+    assert spares.take(99_999) is None, "another length"
+    again = spares.take(100_000)
+    assert again is not None and id(again) == number
+    assert spares.take(100_000) is None, "it was given out"
+
+
+def test_what_is_kept_is_bounded() -> None:
+    spares = Spares(limit=300_000)
+    for _ in range(5):
+        spares.keep(bytearray(100_000))
+    spares.keep(bytearray(10))
+    spares.keep(bytearray(400_000))
+    assert [spares.take(length) is not None for length in (100_000,) * 4 + (10, 400_000)] == [True] * 3 + [False] * 3
 
 
 def feed(data: bytes, cuts: list[int]) -> tuple[bytes, int, bool]:

@@ -278,17 +278,17 @@ async def test_faults_of_handlers_are_json(caplog: pytest.LogCaptureFixture) -> 
     assert "a bug" in caplog.text
 
 
-async def test_requests_of_one_pass_know_that_they_are_not_alone() -> None:
+async def test_requests_of_one_pass_know_how_many_they_are() -> None:
     async with lab() as it:
         clients = [await it.client() for _ in range(4)]
         await clients[0].ask(get("/x"))
-        assert it.alone == [True]
+        assert it.together == [1]
         # Sent while the loop is kept from looking, so that one pass sees them all.
         for client in clients:
             client.send(get("/x"))
         for client in clients:
             await client.reply()
-        assert it.alone[1:] == [False] * 4
+        assert it.together[1:] == [4] * 4
 
 
 async def test_a_later_reply_and_one_that_nobody_waits_for() -> None:
@@ -385,7 +385,7 @@ async def test_a_client_that_takes_no_reply_is_cut_off() -> None:
             sock.connect(("127.0.0.1", it.port))
             sock.send(get("/parts?size=14000000") + get("/x"))
             await settled("the reply waits", lambda: any(one._stuffed for one in it.server.connections))
-            assert it.alone == [True]  # and the next request waits for it
+            assert it.together == [1]  # and the next request waits for it
             await settled("it was cut off", lambda: not it.server.connections)
 
 
