@@ -15,7 +15,7 @@ MAX_MODELS = 256
 _COUNTERS = (
     "inspected", "edge", "cloud", "degraded", "refused", "shed", "errors", "latency_sum_ms", "runs", "inline_runs",
 )  # fmt: skip
-_TABLES = ("labels", "verdicts", "stage_sums_ms", "not_run")
+_TABLES = ("labels", "verdicts", "regions", "stage_sums_ms", "not_run")
 _MODEL_STATE = frozenset({"name", "version", "pending", "last_at"})
 _MODEL_COUNTERS = tuple(name for name in ModelStatistics.__struct_fields__ if name not in _MODEL_STATE)
 

@@ -82,7 +82,7 @@ def show_left(options: argparse.Namespace) -> int:
                     record.sample_id,
                     record.service,
                     f"{record.reason}, late" if record.late else record.reason,
-                    size(record.bytes),
+                    f"{size(record.bytes)}, {record.regions} regions" if record.regions else size(record.bytes),
                     record.sha256[:12],
                     record.authority[:12],
                     record.outcome or "unknown",

@@ -14,7 +14,7 @@ import msgspec
 
 from edged.capture.folder import NotNow, Refused
 from edged.capture.outputs import Notify, Output
-from edged.collab.regions import clean_label
+from edged.collab.regions import LocalRegions, clean_label
 from edged.serve.engine import Engine, EngineStopped, NotRun, Outcome
 from edged.serve.inspecting import Inspect, Local, local_decision, verdict
 from edged.serve.loading import LoadedModel
@@ -181,6 +181,8 @@ class ServiceRuntime:
             region=list(local.region or ()) if isinstance(local, Classified) else [],
         )
         self.statistics.decided(decision, total_ms, now, self._wall())
+        if isinstance(local, LocalRegions):
+            self.statistics.regions(len(local.candidates), decision)
         self.preview.keep(picture, decision)
         if not patient and self.outputs:
             line = msgspec.json.encode(decision)

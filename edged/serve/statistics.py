@@ -88,6 +88,7 @@ class ServiceStatistics:
         self._recent = LatencyWindow(_RECENT_SLOT_S, _RECENT_SLOTS)
         self._inference = LatencyWindow()
         self._verdicts: Counter[str] = Counter()
+        self._regions: Counter[str] = Counter()
         self._stage_counts: dict[str, list[int]] = {}
         self._stage_sums: dict[str, float] = {}
         self._histogram = [0] * (len(LATENCY_BOUNDS_MS) + 1)
@@ -127,6 +128,11 @@ class ServiceStatistics:
         counts[bisect.bisect_left(STAGE_BOUNDS_MS, milliseconds)] += 1
         self._stage_sums[stage] = self._stage_sums.get(stage, 0.0) + milliseconds
 
+    def regions(self, candidates: int, decision: Decision) -> None:
+        """Count the regions of one decision, for which the edge had so many candidates."""
+        answered = sum(region.decided == "cloud" for region in decision.regions)
+        self._regions.update(candidates=candidates, defects=decision.defects, cloud=answered)
+
     def compared(self, agrees: bool) -> None:
         """Count one cloud answer against the edge's own."""
         self._compared += 1
@@ -160,6 +166,7 @@ class ServiceStatistics:
             latency_counts=list(self._histogram),
             latency_sum_ms=self._latency_sum_ms,
             verdicts=dict(self._verdicts),
+            regions=dict(self._regions),
             recent_p50_ms=recent_p50,
             recent_p99_ms=recent_p99,
             recent_per_s=self._recent.per_s(now),

@@ -63,6 +63,7 @@ def _service_blocks(state: StatusState) -> list[str]:
     dropped: list[Sample] = []
     labels: list[Sample] = []
     verdicts: list[Sample] = []
+    regions: list[Sample] = []
     not_run: list[Sample] = []
     for report in reports:
         for place, number in (("edge", report.edge), ("cloud", report.cloud), ("edge-degraded", report.degraded)):
@@ -71,6 +72,7 @@ def _service_blocks(state: StatusState) -> list[str]:
             dropped.append(({"service": report.name, "why": why}, number))
         labels += [({"service": report.name, "label": label}, number) for label, number in report.labels.items()]
         verdicts += [({"service": report.name, "verdict": word}, number) for word, number in report.verdicts.items()]
+        regions += [({"service": report.name, "what": what}, number) for what, number in report.regions.items()]
         not_run += [({"service": report.name, "why": why}, number) for why, number in report.not_run.items()]
     return [
         _gauge(
@@ -82,6 +84,7 @@ def _service_blocks(state: StatusState) -> list[str]:
         _counter("edged_undecided_total", "Requests that got no decision, by the reason.", dropped),
         _counter("edged_labels_total", "Decisions by label.", labels),
         _counter("edged_verdicts_total", "Decisions by the verdict of the service's rules.", verdicts),
+        _counter("edged_regions_total", "Regions: candidates, defects, and those that the cloud answered.", regions),
         _counter("edged_not_run_total", "Requests whose model was never run, by the reason.", not_run),
         _counter(
             "edged_runs_total",

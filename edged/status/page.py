@@ -97,7 +97,7 @@ def _service_row(service: ServiceState, logged_in: bool) -> list[str]:
         f"<br><span class='soft'>{text(service.priority)}, {text(service.source)}</span>",
         f"<code>{text(report.model or service.model)}</code>",
         badge(report.state, kind) + "".join(f"<br><span class='soft'>{text(note)}</span>" for note in notes),
-        f"{count(report.inspected)}<br><span class='soft'>{labels}</span>{_verdicts(report)}",
+        f"{count(report.inspected)}<br><span class='soft'>{labels}{_regions(report)}</span>{_verdicts(report)}",
         bar([(number / total, colour) for number, colour, _ in shares], words) + f"<span class='soft'>{words}</span>",
         f"{report.offload_share:.0%}",
         "–" if report.agreement is None else f"{report.agreement:.1%}",
@@ -130,6 +130,14 @@ def _verdicts(report: ServiceReport) -> str:
         badge(f"{word} {count(report.verdicts[word])}", kind) for word, kind in kinds.items() if word in report.verdicts
     ]
     return "<br>" + " ".join(shown) if shown else ""
+
+
+def _regions(report: ServiceReport) -> str:
+    """Parts of the pictures, where the service looks at such."""
+    if not report.regions:
+        return ""
+    candidates, defects, cloud = (count(report.regions.get(what, 0)) for what in ("candidates", "defects", "cloud"))
+    return f"<br>{candidates} regions: {defects} defects, {cloud} answered by the cloud"
 
 
 def _facts(title: str, identity: str, facts: list[tuple[str, str]]) -> str:

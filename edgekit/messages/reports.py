@@ -51,6 +51,7 @@ class ServiceReport(Message, frozen=True, kw_only=True):
     latency_counts: list[int] = []  # decisions per bound of LATENCY_BOUNDS_MS, and beyond the last; since start
     latency_sum_ms: float = 0.0
     verdicts: dict[str, int] = {}  # decisions by verdict; empty without rules
+    regions: dict[str, int] = {}  # where decisions have them: candidates, defects, and cloud: those that it answered
     recent_p50_ms: float | None = None  # of the last ten seconds, for the picture over time
     recent_p99_ms: float | None = None
     recent_per_s: float = 0.0  # decisions

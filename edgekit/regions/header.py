@@ -28,7 +28,8 @@ MAX_FOUND = 1024
 """Boxes that one answer may hold."""
 MAX_LABEL = 256
 
-IntBox = tuple[int, int, int, int]
+Int = Annotated[int, Meta(ge=-(1 << 31), lt=1 << 31)]
+IntBox = tuple[Int, Int, Int, Int]
 FloatBox = tuple[float, float, float, float]
 Size = tuple[int, int]
 """Width, height in pixels."""

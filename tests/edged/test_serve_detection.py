@@ -60,6 +60,7 @@ async def test_a_detector_decides_with_boxes_and_the_page_shows_them(plant: Plan
     report = await worker.until(lambda: (r := worker.service("shorts")) and r.inspected == 3 and r)
     assert report.labels == {"short": 1, "nothing": 2}
     assert report.verdicts == {"fail": 1, "pass": 1, "review": 1}
+    assert report.regions == {"candidates": 4, "defects": 2, "cloud": 0}
     assert json.loads(out.read_text().splitlines()[0])["defects"] == 2
 
 

@@ -110,6 +110,7 @@ def worked(name: str = HOSTILE) -> ServiceReport:
     for number in range(40):
         label, verdict = ((HOSTILE, "fail"), ("ok", "pass"), ("ok", "review"))[number % 3]
         statistics.decided(decided(label, verdict, 0.3 * 1.3**number), 0.3 * 1.3**number, 10 + number / 10, 1e9)
+    statistics.regions(12, decided("ok", "pass", 1.0))
     report = statistics.report(name, "m@1", "", 3, 14)
     output = OutputReport(name=HOSTILE, kind="mqtt", delivered=5, waiting=2, dropped=1, failing_since=9.0)
     return ServiceReport(
@@ -134,6 +135,7 @@ def test_the_whole_page_keeps_the_rules_of_the_format() -> None:
     escaped = HOSTILE.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     mine = (("service", escaped),)
     assert samples["edged_verdicts_total", (*mine, ("verdict", "pass"))] == 13
+    assert samples["edged_regions_total", (*mine, ("what", "candidates"))] == 12
     assert samples["edged_not_run_total", (*mine, ("why", "stale"))] == 2
     assert samples["edged_runs_total", (*mine, ("where", "loop"))] == 4
     assert samples["edged_runs_total", (*mine, ("where", "thread"))] == 5

@@ -47,6 +47,14 @@ def test_verdicts_are_counted_in_words() -> None:
     assert "pass 1\u202f200" in html and "review 3" in html and "fail" not in html
 
 
+def test_regions_are_counted_in_words() -> None:
+    assert "regions" not in render(state())
+    report = msgspec.structs.replace(state().services[0].report, regions={"candidates": 1200, "defects": 3})
+    service = msgspec.structs.replace(state().services[0], report=report)
+    html = render(msgspec.structs.replace(state(), services=[service]))
+    assert "1\u202f200 regions: 3 defects, 0 answered by the cloud" in html
+
+
 def test_whatever_comes_from_outside_is_escaped() -> None:
     html = render(state(HOSTILE), logged_in=True)
     for script in SCRIPTS:
