@@ -16,6 +16,20 @@ AT_ONCE = 64
 _LOOK_S = 0.002
 
 
+async def stop_accepting(listening: asyncio.Server) -> None:
+    """Close the server's descriptors of its sockets, and lose none of the connections it has accepted already.
+
+    `Server.close` alone drops those that were accepted a moment ago: asyncio makes their transports in the next pass of
+    the loop, and refuses to for a server that is closed by then (`asyncio.Server._attach`).
+    """
+    loop = asyncio.get_running_loop()
+    for one in listening.sockets:
+        loop.remove_reader(one.fileno())
+    await asyncio.sleep(0)  # the next pass makes their transports,
+    await asyncio.sleep(0)  # and the one after it tells our server of them
+    listening.close()
+
+
 class Leaving:
     """One worker's end. It does not accept any more; what is under way is answered."""
 

@@ -26,7 +26,7 @@ from edged.serve.control import ControlChannel
 from edged.serve.engine import Engine
 from edged.serve.footprint import resident_bytes
 from edged.serve.http import HttpServer
-from edged.serve.leaving import Leaving
+from edged.serve.leaving import Leaving, stop_accepting
 from edged.serve.loading import Loaded, LoadedService, Loader
 from edged.serve.management import Management
 from edged.serve.pictures import is_stream, only_this_machine
@@ -196,7 +196,7 @@ class Worker:
         while not self._draining.is_set():
             self._channel.send(self._report())
             await asyncio.wait([stop], timeout=REPORT_S)
-        listening.close()  # this descriptor only: the socket stays open in the supervisor and the next worker
+        await stop_accepting(listening)  # the socket stays open in the supervisor and the next worker
         for folder in self._folders:
             folder.stop()
         api.pictures.stop()
