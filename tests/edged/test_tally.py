@@ -17,6 +17,7 @@ def report(scale: int, *, name: str = "solder", outputs: int = 1) -> ServiceRepo
         refused=scale, shed=2 * scale, errors=3 * scale, runs=9 * scale, inline_runs=4 * scale,
         labels={"ok": 8 * scale, f"l{scale}": 2 * scale}, verdicts={"pass": 8 * scale, "review": 2 * scale},
         latency_counts=[scale, 0, 9 * scale], latency_sum_ms=1.5 * scale,
+        regions={"asked": 6 * scale, "cloud": scale},
         stage_counts={"infer": [scale, scale]}, stage_sums_ms={"infer": 0.5 * scale},
         not_run={"stale": scale, "full": 0}, p50_ms=float(scale), waiting=scale, last_at=float(scale),
         outputs=[OutputReport(name="/o", kind="csv", delivered=scale, dropped=scale, waiting=scale)] * outputs,
