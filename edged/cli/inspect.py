@@ -92,7 +92,7 @@ def _inspect(connection: http.client.HTTPConnection, path: str, file: Path, seri
 def _row(file: Path, decision: Decision) -> tuple[str, ...]:
     notes = [
         decision.verdict,
-        f"{decision.defects} defects" if decision.defects else "",
+        f"{decision.defects} {'defect' if decision.defects == 1 else 'defects'}" if decision.defects else "",
         f"sent: {decision.sent}" if decision.sent else "",
         "waits in the spool" if decision.spooled else "",
         "certified" if decision.certified else "",

@@ -202,7 +202,7 @@ def _worker(state: StatusState) -> str:
             ("since", age(state.now, worker.since)),
             ("restarts", str(worker.restarts)),
             ("memory", f"worker {megabytes(worker.rss)}, supervisor {megabytes(state.supervisor_rss)}"),
-            ("circuit breaker", breaker),
+            ("circuit breaker", breaker if state.cloud.joined else ""),
             ("inference", f"<code>{text(state.addresses.inference)}</code>"),
         ],
     )
