@@ -1,17 +1,17 @@
-"""A job that takes all the CPU it gets, as training does: `python -m benchmarks.busy_job THREADS`.
+"""A job that takes all the CPU it gets, as training does: `python -m benchmarks.busy_job`.
 
-Each thread trains a small network on random numbers: matrix products forwards and backwards and a walk over all
-weights, so that it fills the vector units and the caches. Prints its number of steps each second; ends with its parent.
+One thread for each CPU that it may use trains a small network on random numbers: matrix products forwards and backwards
+and a walk over all weights, so that it fills the vector units and the caches. Prints its number of steps each second;
+ends with its parent.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 
-# One thread a product: the number of busy threads is what the caller says.
+# One thread a product: the busy threads are those of this program.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_name] = "1"
 
@@ -49,7 +49,7 @@ class Trainer:
 
 
 def main() -> None:
-    trainers = [Trainer(seed) for seed in range(int(sys.argv[1]))]
+    trainers = [Trainer(seed) for seed in range(len(os.sched_getaffinity(0)))]
     for trainer in trainers:
         threading.Thread(target=trainer.train, daemon=True).start()
     parent, before = os.getppid(), 0

@@ -3,13 +3,14 @@
     python -m benchmarks.interference [--quick] [--json FILE]
 
 A real edged with two models; pictures come 60 times a second (latencies count from when they were due), or one after
-the other. Beside it runs nothing ("alone"), or benchmarks/busy_job.py with one thread a core: in a session of its own
-with the low priority that edged gives to the children that measure models ("nice": edged.hardware.bench.manners), or
-in the session of the daemon and in the kernel's idle class ("idle": SCHED_IDLE, which counts only between processes of
-one group). All in turn (A B C A B C). Ratios are taken within a round; a case's figure is the median over the rounds,
-of which those that other processes disturbed are repeated. The goal: p99 beside the job at most 1.2 times p99 alone.
+the other. Beside it runs nothing ("alone"), or benchmarks/busy_job.py: with the manners of a job of edged ("polite": in
+a session of its own, of the lowest niceness, one CPU left to the line: edged.hardware.bench.manners), or with a thread
+on every CPU and only the kernel's idle class to hold it back, in the session of the daemon ("idle": SCHED_IDLE, which
+counts only between processes of one group). All in turn (A B C A B C). Ratios are taken within a round; a case's figure
+is the median over the rounds, of which those that other processes disturbed are repeated. The goal: p99 beside the
+polite job at most 1.2 times p99 alone.
 
-Keys: `p99_ratio` (the worst case, "nice"), `p99_ratio_idle`; per case `case, alone_p50_ms, alone_p99_ms, p50_ratio,
+Keys: `p99_ratio` (the worst case, "polite"), `p99_ratio_idle`; per case `case, alone_p50_ms, alone_p99_ms, p50_ratio,
 p99_ratio, p99_ratio_idle, failed, noise` and how many steps a second the job made: `job_steps, job_steps_idle`. `noise`
 is the share of all CPUs that others (not edged, not the job) took in the worst window of a round.
 """
@@ -33,20 +34,23 @@ from benchmarks.daemons import Edge, Fleet
 from benchmarks.load_generator import Client, Result, run
 from benchmarks.serving_models import MODELS, package
 from benchmarks.serving_targets import OPEN_LOOP_CONNECTIONS, Case, inference_address, set_up
-from edged.hardware.bench.manners import give_way
+from edged.hardware.bench.manners import give_way, leave_a_cpu
 from edged.hardware.bench.timing import Others
-from edged.polite import NICE
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 GOAL = 1.2
 RATE = 60.0
-WAYS = ("alone", "nice", "idle")
+WAYS = ("alone", "polite", "idle")
 CASES = tuple(Case(model, "jpeg", rate=rate) for model in MODELS for rate in (RATE, 0.0))
 _SETTLE_S = 1.0  # until the job has started and trains
 
 
+def _be_polite() -> None:
+    give_way(19)
+    leave_a_cpu()
+
+
 def _be_idle() -> None:
-    os.nice(NICE)
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
@@ -59,12 +63,12 @@ def job(way: str) -> Iterator[list[int]]:
         yield steps
         return
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.busy_job", str(len(os.sched_getaffinity(0)))],
+        [sys.executable, "-m", "benchmarks.busy_job"],
         stdout=subprocess.PIPE,
         text=True,
         cwd=REPOSITORY,
-        start_new_session=way == "nice",
-        preexec_fn=_be_idle if way == "idle" else lambda: give_way(NICE),
+        start_new_session=way == "polite",
+        preexec_fn=_be_idle if way == "idle" else _be_polite,
     )
     try:
         time.sleep(_SETTLE_S)
@@ -98,7 +102,7 @@ def measure(edge: Edge, case: Case, rounds: int, patience: int, seconds: float) 
 
 def _steps(steps: Mapping[str, Sequence[int]]) -> dict[str, float | None]:
     middle = {way: statistics.median(steps[way]) if steps[way] else None for way in WAYS[1:]}
-    return {"job_steps": middle["nice"], "job_steps_idle": middle["idle"]}
+    return {"job_steps": middle["polite"], "job_steps_idle": middle["idle"]}
 
 
 def row(name: str, rounds: Sequence[Mapping[str, Result]]) -> dict[str, Any]:
@@ -114,8 +118,8 @@ def row(name: str, rounds: Sequence[Mapping[str, Result]]) -> dict[str, Any]:
         "case": name,
         "alone_p50_ms": middle(lambda one: one["alone"].percentile_ms(0.5)),
         "alone_p99_ms": middle(lambda one: one["alone"].percentile_ms(0.99)),
-        "p50_ratio": ratio("nice", 0.5),
-        "p99_ratio": ratio("nice", 0.99),
+        "p50_ratio": ratio("polite", 0.5),
+        "p99_ratio": ratio("polite", 0.99),
         "p99_ratio_idle": ratio("idle", 0.99),
         "failed": sum(result.failed + result.unsent for one in rounds for result in one.values()),
     }
@@ -134,7 +138,7 @@ def main(argv: list[str] | None = None) -> int:
     print(report.table(rows))
     print(turns.caution([one["noise"] for one in rows]))
     print(
-        f"\np99 beside the job / alone, worst case: {worst:.3g} nice, {worst_idle:.3g} idle class "
+        f"\np99 beside the job / alone, worst case: {worst:.3g} polite, {worst_idle:.3g} idle class "
         f"(goal <= {GOAL}: {report.format_value(worst <= GOAL)}, {report.format_value(worst_idle <= GOAL)})"
     )
     figures = {"p99_ratio": worst, "p99_ratio_idle": worst_idle, "met": worst <= GOAL, "cases": rows}

@@ -117,7 +117,7 @@ def test_interference_compares_the_windows_of_a_round() -> None:
         one.latencies.extend([ms / 1e3] * 10)
         return one
 
-    rounds = [{"alone": result(2 * s), "nice": result(2.2 * s), "idle": result(4 * s)} for s in (1, 5, 1)]
+    rounds = [{"alone": result(2 * s), "polite": result(2.2 * s), "idle": result(4 * s)} for s in (1, 5, 1)]
     figures = interference.row("x", rounds)
     assert figures["p99_ratio"] == pytest.approx(1.1) and figures["p99_ratio_idle"] == pytest.approx(2.0)
     assert figures["alone_p99_ms"] == pytest.approx(2.0) and figures["failed"] == 0

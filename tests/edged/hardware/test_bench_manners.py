@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
+from edged.hardware.bench.manners import leave_a_cpu
 
 AUTOGROUP = Path("/proc/self/autogroup")
 CODE = (
@@ -46,3 +49,34 @@ def test_the_session_gives_way_too_if_it_is_its_own() -> None:
     # A process of the first session, which is in no group (a container's first command), reads an empty file.
     ours = int(AUTOGROUP.read_text().rpartition("nice ")[2].strip() or 0)
     assert told(7, own_session=False)[1] == ours
+
+
+def allowed_after(tmp_path: Path, before: set[int], capacities: dict[int, int]) -> tuple[int, set[int]]:
+    """What `leave_a_cpu` says and leaves to a thread that had `before`."""
+    for cpu, capacity in capacities.items():
+        (tmp_path / f"cpu{cpu}").mkdir()
+        (tmp_path / f"cpu{cpu}" / "cpu_capacity").write_text(f"{capacity}\n")
+
+    def inside() -> tuple[int, set[int]]:
+        os.sched_setaffinity(0, before)  # of this thread only
+        return leave_a_cpu(tmp_path), os.sched_getaffinity(0)
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(inside).result()
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one CPU only")
+def test_the_strongest_cpu_is_left_to_the_line(tmp_path: Path) -> None:
+    first, second = sorted(os.sched_getaffinity(0))[:2]
+    assert allowed_after(tmp_path, {first, second}, {first: 1024, second: 462}) == (1, {second})
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one CPU only")
+def test_of_equal_cpus_one_is_left(tmp_path: Path) -> None:
+    first, second = sorted(os.sched_getaffinity(0))[:2]
+    assert allowed_after(tmp_path, {first, second}, {}) == (1, {first})
+
+
+def test_the_only_cpu_is_kept(tmp_path: Path) -> None:
+    only = min(os.sched_getaffinity(0))
+    assert allowed_after(tmp_path, {only}, {}) == (1, {only})
