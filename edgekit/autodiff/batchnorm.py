@@ -1,0 +1,107 @@
+"""BatchNormalization in training: with the running statistics (frozen) or with those of the batch.
+
+Frozen behind a convolution it is written into the convolution's weight, in the graph, so that neither direction passes
+over the activations once more: with s = scale / sqrt(var + eps), conv(x, w s) + (bias - mean) s + shift. The gradients
+of weight, scale and shift then follow from the ordinary rules, on tensors of the weight's size.
+
+With the batch's statistics the forward pass is the operator itself in training mode (momentum 0 makes it give the plain
+mean and variance). The backward pass uses the operator once more, as the affine map that it is: Mul and Add over
+channels take 2 to 4 times as long (`research/edge-training.md`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgekit.autodiff.builder import GraphBuilder, Node, Value
+from edgekit.autodiff.rules.reduction import count_of
+from edgekit.autodiff.rules.registry import Gradients, Needs, rule
+
+EPSILON = 1e-5
+MOMENTUM = 0.9
+"""The operator's defaults."""
+
+
+def affine(b: GraphBuilder, x: Value, scale: Value | None, shift: Value | None) -> Value:
+    """x * scale + shift with vectors over the channels (axis 1), in one pass."""
+    channels = x.size(1)
+    zeros, ones = b.constant(np.zeros(channels, np.float32)), b.constant(np.ones(channels, np.float32))
+    return b.emit("BatchNormalization", [x, scale or ones, shift or zeros, zeros, ones], {"epsilon": 0.0})
+
+
+def inverse_deviation(b: GraphBuilder, variance: Value, epsilon: float) -> Value:
+    """1 / sqrt(variance + epsilon), a vector."""
+    return b.emit("Reciprocal", [b.emit("Sqrt", [b.add(variance, b.scalar(epsilon, 1))])])
+
+
+def folded(b: GraphBuilder, norm: Node, weight: Value, bias: Value | None, values: list[Value]) -> tuple[Value, Value]:
+    """Weight and bias of a convolution that does the work of the frozen normalisation behind it as well.
+
+    values: scale, shift, mean and variance of the normalisation.
+    """
+    scale, shift, mean, variance = values
+    factor = b.mul(scale, inverse_deviation(b, variance, float(norm.get("epsilon", EPSILON))))
+    centre = b.emit("Neg", [mean]) if bias is None else b.sub(bias, mean)
+    new_weight = b.mul(weight, b.reshape(factor, [weight.size(0), *[1] * (weight.rank - 1)]))
+    return new_weight, b.add(b.mul(centre, factor), shift)
+
+
+@rule("BatchNormalization")
+def _frozen(b: GraphBuilder, node: Node, g: Value, needs: Needs) -> Gradients:
+    """Frozen, behind something else than a convolution: an affine map with fixed mean and variance."""
+    x, scale, mean, variance = node.input(0), node.input(1), node.input(3), node.input(4)
+    inverse = inverse_deviation(b, variance, float(node.get("epsilon", EPSILON)))
+    axes = [0, *range(2, x.rank)]
+    d_shift = b.reduce_sum(g, axes) if needs[1] or needs[2] else None
+    d_scale = None
+    if needs[1] and d_shift is not None:
+        d_scale = b.mul(b.sub(b.reduce_sum(b.mul(g, x), axes), b.mul(mean, d_shift)), inverse)
+    dx = affine(b, g, b.mul(scale, inverse), None) if needs[0] else None
+    return [dx, d_scale, d_shift if needs[2] else None]
+
+
+class BatchStatistics:
+    """A normalisation with the statistics of the batch: the nodes forward, and its gradient."""
+
+    def __init__(self, b: GraphBuilder, node: Node, values: tuple[Value, Value, Value, Value, Value]) -> None:
+        """Write the forward pass. values: x, scale, shift, running mean and running variance."""
+        self.x, self.scale, self.shift, mean, variance = values
+        x = self.x
+        self._running = (mean, variance)
+        self._epsilon = float(node.get("epsilon", EPSILON))
+        attributes = {"epsilon": self._epsilon, "momentum": 0.0, "training_mode": 1}
+        # onnxruntime writes the statistics over these two inputs, so they must be tensors that nothing else reads.
+        inputs = [x, self.scale, self.shift, b.sub(mean, mean), b.sub(variance, variance)]
+        self.y, self.mean, self.variance = b.emit_many("BatchNormalization", inputs, attributes, count=3, shape=x.shape)
+        self._axes = [0, *range(2, x.rank)]
+        count = count_of(b, x, self._axes)
+        self._count = b.scalar(count, 1) if isinstance(count, float) else b.ranked(count, 1)
+
+    def running(self, b: GraphBuilder, momentum: float) -> tuple[Value, Value]:
+        """The running mean and variance after this batch. The variance is unbiased, as PyTorch keeps it."""
+        mean, variance = self._running
+        unbiased = b.mul(self.variance, b.div(self._count, b.sub(self._count, b.scalar(1.0, 1))))
+        old, new = b.scalar(momentum, 1), b.scalar(1.0 - momentum, 1)
+        return (
+            b.add(b.mul(mean, old), b.mul(self.mean, new)),
+            b.add(b.mul(variance, old), b.mul(unbiased, new)),
+        )
+
+    def backward(self, b: GraphBuilder, g: Value, needs: Needs) -> Gradients:
+        """Gradients of x, scale and shift.
+
+        With r = 1 / deviation and t = sum g (x - mean): d scale = t r, d shift = sum g, and
+        dx = scale r (g - (sum g + (x - mean) r^2 t) / n).
+        """
+        inverse = inverse_deviation(b, self.variance, self._epsilon)
+        d_shift = b.reduce_sum(g, self._axes)
+        along = b.sub(b.reduce_sum(b.mul(g, self.x), self._axes), b.mul(self.mean, d_shift))
+        d_scale = b.mul(along, inverse)
+        dx = None
+        if needs[0]:
+            factor = b.mul(self.scale, inverse)
+            part = b.div(factor, self._count)
+            slope = b.emit("Neg", [b.mul(part, b.mul(d_scale, inverse))])
+            rest = b.emit("Neg", [b.add(b.mul(self.mean, slope), b.mul(part, d_shift))])
+            dx = b.add(affine(b, g, factor, rest), affine(b, self.x, slope, None))
+        return [dx, d_scale if needs[1] else None, d_shift if needs[2] else None]

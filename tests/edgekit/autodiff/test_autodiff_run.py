@@ -1,0 +1,214 @@
+"""A derived step learns on stock onnxruntime, stops and goes on, accumulates, and hands its weights to the model."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from edgekit.autodiff.errors import AutodiffError
+from edgekit.autodiff.manifest import MANIFEST, MODEL_DATA
+from edgekit.autodiff.run import StepRunner
+from edgekit.autodiff.step import build_reestimation, build_step
+from tests.edgekit.autodiff import networks
+from tests.edgekit.autodiff.losses import CrossEntropy, Descent
+
+RNG = np.random.default_rng(11)
+FEEDS: dict[str, Any] = {
+    "x": RNG.normal(size=(8, 3, 16, 16)).astype(np.float32),
+    "labels": RNG.integers(0, 4, 8),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    step = build_step(
+        networks.small(size=16, bn=True), CrossEntropy(), Descent(), batch_norm="train", outputs=["logits"]
+    )
+    step.save(tmp_path / "step")
+    return tmp_path / "step"
+
+
+def logits(path: Path, x: Any) -> Any:
+    return onnxruntime.InferenceSession(str(path)).run(None, {"x": x})[0]
+
+
+def test_a_step_learns_a_batch_by_heart(folder: Path) -> None:
+    runner = StepRunner(folder)
+    losses = [float(runner.step({**FEEDS, "lr": 0.02})["loss"]) for _ in range(40)]
+    assert losses[-1] < 0.1 < losses[0]
+
+
+def test_the_same_steps_give_the_same_states(folder: Path) -> None:
+    one, other = StepRunner(folder), StepRunner(folder)
+    for runner in (one, other):
+        for _ in range(3):
+            runner.step({**FEEDS, "lr": 0.02})
+    assert all(np.array_equal(value, other.states()[name]) for name, value in one.states().items())
+
+
+def test_a_runner_goes_on_from_the_states_of_another(folder: Path) -> None:
+    whole, first = StepRunner(folder), StepRunner(folder)
+    for _ in range(4):
+        whole.step({**FEEDS, "lr": 0.02})
+    for _ in range(2):
+        first.step({**FEEDS, "lr": 0.02})
+    second = StepRunner(folder, states=first.states())
+    for _ in range(2):
+        second.step({**FEEDS, "lr": 0.02})
+    assert all(np.array_equal(value, second.states()[name]) for name, value in whole.states().items())
+
+
+def test_the_written_model_answers_as_the_step_in_training(folder: Path, tmp_path: Path) -> None:
+    build_step(networks.small(size=16, bn=True), CrossEntropy(), Descent(), outputs=["logits"]).save(
+        tmp_path / "frozen"
+    )
+    runner = StepRunner(tmp_path / "frozen")
+    for _ in range(3):
+        runner.step({**FEEDS, "lr": 0.02})
+    written = runner.write_model(tmp_path / "model")
+    expected = runner.step({**FEEDS, "lr": 0.0})["logits"]
+    assert np.allclose(logits(written, FEEDS["x"]), expected, atol=1e-4)
+    assert not np.allclose(logits(tmp_path / "frozen" / "model.onnx", FEEDS["x"]), expected, atol=1e-2)
+    onnx.checker.check_model(str(written))
+
+
+def test_the_written_model_has_the_running_statistics(folder: Path, tmp_path: Path) -> None:
+    runner = StepRunner(folder)
+    before = runner.parameters()
+    for _ in range(3):
+        runner.step({**FEEDS, "lr": 0.0})
+    after = runner.parameters()
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert changed == {one.name for one in runner.manifest.of("batch_norm")}
+    model = onnx.load(runner.write_model(tmp_path / "model"))
+    stored = {one.name: onnx.numpy_helper.to_array(one) for one in model.graph.initializer}
+    assert all(np.array_equal(stored[name], after[name]) for name in after)
+
+
+def test_micro_batches_accumulate_to_the_step_of_the_whole_batch(tmp_path: Path) -> None:
+    model = networks.small(size=16, bn=True)
+    build_step(model, CrossEntropy(), Descent()).save(tmp_path / "whole")
+    build_step(model, CrossEntropy(), Descent(), accumulate=True).save(tmp_path / "parts")
+    whole, parts = StepRunner(tmp_path / "whole"), StepRunner(tmp_path / "parts")
+    for _ in range(2):
+        whole.step({**FEEDS, "lr": 0.02})
+        for start, end in ((0, 5), (5, 8)):
+            piece = {key: value[start:end] for key, value in FEEDS.items()}
+            parts.accumulate(piece, (end - start) / 8)
+        parts.apply({"lr": 0.02})
+    for name, value in whole.parameters().items():
+        assert np.allclose(parts.states()[name], value, atol=1e-5), name
+
+
+def test_an_incomplete_batch_is_not_applied(tmp_path: Path) -> None:
+    build_step(networks.small(size=16), CrossEntropy(), Descent(), accumulate=True).save(tmp_path / "parts")
+    runner = StepRunner(tmp_path / "parts")
+    runner.accumulate(FEEDS, 0.5)
+    with pytest.raises(AutodiffError, match=r"0\.500 of a batch"):
+        runner.apply({"lr": 0.02})
+    runner.discard()
+    assert all(not runner.states()[one.name].any() for one in runner.manifest.of("accumulator"))
+
+
+def test_gradients_alone_are_given_by_name(tmp_path: Path) -> None:
+    build_step(networks.small(size=16), CrossEntropy(), None, "^fc2").save(tmp_path / "grads")
+    fetched, gradients = StepRunner(tmp_path / "grads").gradients(FEEDS)
+    assert set(gradients) == {"fc2.weight", "fc2.bias"}
+    assert gradients["fc2.weight"].shape == (4, 64)
+    assert np.isfinite(fetched["loss"])
+
+
+def test_reestimation_moves_the_running_statistics_to_those_of_new_pictures(tmp_path: Path) -> None:
+    build_reestimation(networks.small(size=16, bn=True), momentum=0.5).save(tmp_path / "again")
+    runner = StepRunner(tmp_path / "again")
+    for _ in range(30):
+        runner.step({"x": FEEDS["x"]})
+    model = onnx.load(runner.write_model(tmp_path / "model"))
+    inner = onnx.ModelProto()
+    inner.CopyFrom(model)
+    first = next(node for node in inner.graph.node if node.op_type == "BatchNormalization")
+    inner.graph.output.append(onnx.helper.make_tensor_value_info(first.input[0], onnx.TensorProto.FLOAT, None))
+    x = onnxruntime.InferenceSession(inner.SerializeToString()).run(None, {"x": FEEDS["x"]})[-1]
+    assert np.allclose(runner.states()[first.input[3]], x.mean((0, 2, 3)), atol=1e-4)
+    assert np.allclose(runner.states()[first.input[4]], x.var((0, 2, 3), ddof=1), rtol=1e-3)
+
+
+def test_a_batch_that_is_not_finite_changes_nothing(folder: Path) -> None:
+    runner = StepRunner(folder)
+    runner.step({**FEEDS, "lr": 0.02})
+    before = runner.states()
+    with pytest.raises(AutodiffError, match="loss is not finite"):
+        runner.step({**FEEDS, "x": np.full_like(FEEDS["x"], np.nan), "lr": 0.02})
+    assert all(np.array_equal(value, runner.states()[name]) for name, value in before.items())
+    assert np.isfinite(runner.step({**FEEDS, "lr": 0.02})["loss"])
+
+
+def test_parameters_that_overflowed_are_neither_kept_nor_written(tmp_path: Path) -> None:
+    build_step(networks.small(size=16), CrossEntropy(), Descent()).save(tmp_path / "step")
+    runner = StepRunner(tmp_path / "step")
+    runner.step({**FEEDS, "x": FEEDS["x"] * np.float32(1e12), "lr": 1e30})
+    with pytest.raises(AutodiffError, match="is not finite: gradients overflowed"):
+        runner.states()
+    with pytest.raises(AutodiffError, match="is not finite"):
+        runner.write_model(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("feeds", "message"),
+    [
+        ({"x": FEEDS["x"], "labels": FEEDS["labels"]}, "needs the input lr; it takes x, labels, lr"),
+        ({**FEEDS, "lr": 0.1, "y": 1}, "has no input y"),
+        ({**FEEDS, "x": FEEDS["x"][:, :2], "lr": 0.1}, r"input x has the shape \[8, 2, 16, 16\]"),
+        ({**FEEDS, "lr": [0.1]}, r"input lr has the shape \[1\]"),
+        ({**FEEDS, "lr": float("nan")}, "input lr is not finite"),
+    ],
+)
+def test_feeds_that_do_not_fit_are_refused_by_name(folder: Path, feeds: dict[str, Any], message: str) -> None:
+    with pytest.raises(AutodiffError, match=message):
+        StepRunner(folder).step(feeds)
+
+
+def test_states_that_do_not_fit_are_refused(folder: Path) -> None:
+    runner = StepRunner(folder)
+    with pytest.raises(AutodiffError, match="no state other"):
+        runner.load({"other": np.zeros(1, np.float32)})
+    with pytest.raises(AutodiffError, match="has the shape"):
+        runner.load({"fc2.bias": np.zeros(5, np.float32)})
+    with pytest.raises(AutodiffError, match="not finite"):
+        runner.load({"fc2.bias": np.full(4, np.inf, np.float32)})
+
+
+def test_damaged_artefacts_are_refused(folder: Path) -> None:
+    with pytest.raises(AutodiffError, match="holds a train step already"):
+        build_step(networks.small(size=16), CrossEntropy(), Descent()).save(folder)
+    data = (folder / MODEL_DATA).read_bytes()
+    (folder / MODEL_DATA).write_bytes(data[:100])
+    with pytest.raises(AutodiffError, match="ends before the values"):
+        StepRunner(folder)
+    (folder / MANIFEST).write_text('{"format": "train-step/1", "kind": "update"}')
+    with pytest.raises(AutodiffError, match="no description of a train step"):
+        StepRunner(folder)
+    (folder / MANIFEST).unlink()
+    with pytest.raises(AutodiffError, match="holds no train step"):
+        StepRunner(folder)
+
+
+def test_running_needs_no_onnx_package(folder: Path) -> None:
+    code = (
+        "import sys; sys.modules['onnx'] = None\n"
+        "from pathlib import Path; import numpy as np\n"
+        "from edgekit.autodiff.run import StepRunner\n"
+        f"r = StepRunner(Path({str(folder)!r}))\n"
+        "x = np.zeros((2, 3, 16, 16), np.float32)\n"
+        "print(float(r.step({'x': x, 'labels': np.array([0, 1]), 'lr': 0.1})['loss']))\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert np.isfinite(float(found.stdout))
