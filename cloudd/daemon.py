@@ -118,7 +118,7 @@ async def serve(settings: Settings, state: Path, announce: Callable[[About], Non
         dashboard_socket = _tcp(inherited.get("dashboard"), settings.dashboard, "dashboard")
         admin_socket = _unix(inherited.get("admin"), config.runtime_dir(state))
         about = _about(settings, state, authority, device_socket, dashboard_socket)
-        operations = Operations(about, fleet, invites, hub, registry, store, on_model=answers.added)
+        operations = Operations(about, fleet, invites, hub, registry, store, pool.load, on_model=answers.added)
 
         device_app = new_app(require_device(fleet))
         device_app.add_routes(enrol.routes(authority, invites, fleet, settings.name, TryLimiter()))

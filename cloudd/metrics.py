@@ -17,7 +17,7 @@ def render(state: DashboardState) -> str:
     """All metrics of one moment. Label values come from devices and are escaped."""
     process = psutil.Process()
     cpu = process.cpu_times()
-    totals = state.totals
+    totals, pool = state.totals, state.answering
     services = [
         ({"device": device.short_id, "service": service.name}, service)
         for device in state.devices
@@ -39,6 +39,12 @@ def render(state: DashboardState) -> str:
         _family("cloudd_devices_online", "gauge", "Devices whose heartbeat is on time.", [({}, totals.online)]),
         _family("cloudd_answers_total", "counter", "Hard samples answered.", [({}, totals.answered)]),
         _family("cloudd_answers_agreed_total", "counter", "Answers that equal the edge's.", [({}, totals.agreed)]),
+        _family("cloudd_answers_waiting", "gauge", "Samples that wait here for an answer.", [({}, pool.waiting)]),
+        _family("cloudd_answers_running", "gauge", "Samples that workers answer now.", [({}, pool.running)]),
+        _family("cloudd_answers_backlog_seconds", "gauge", "Time to answer all that wait.", [({}, pool.backlog_s)]),
+        _family("cloudd_answers_refused_total", "counter", "Samples sent away as busy.", [({}, pool.refused)]),
+        _family("cloudd_answer_workers", "gauge", "Workers that answer.", [({}, pool.workers)]),
+        _family("cloudd_answer_workers_lost_total", "counter", "Workers replaced.", [({}, pool.restarts)]),
         _family("cloudd_device_online", "gauge", "1 while the device's heartbeat is on time.", online),
         _family("cloudd_device_decisions_total", "counter", "Decisions by where they were made.", decided),
         _family("cloudd_device_spooled", "gauge", "Samples that wait on the device for the link.", spooled),

@@ -11,6 +11,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from cloudd.answers.pool import PoolLoad
 from cloudd.answers.store import AnswerStore, StoredAnswer
 from cloudd.config import DEFAULT_TTL_S, MAX_NAME, MAX_TTL_S
 from cloudd.dashboard.state import DashboardState, DeviceView, ModelView, SampleDetail, SampleView, Totals
@@ -104,13 +105,15 @@ class Operations:
         hub: ControlHub,
         registry: Registry,
         store: AnswerStore,
+        pool_load: Callable[[], PoolLoad],
         wall: Callable[[], float] = time.time,
         on_model: Callable[[ModelEntry], None] = lambda entry: None,
     ) -> None:
-        """`on_model` hears of every model that was registered."""
+        """`pool_load` tells how busy the answer workers are, `on_model` hears of every model that was registered."""
         self.about = about
         self._fleet, self._invites, self._hub = fleet, invites, hub
-        self._registry, self._store, self._wall, self._on_model = registry, store, wall, on_model
+        self._registry, self._store, self._pool_load = registry, store, pool_load
+        self._wall, self._on_model = wall, on_model
 
     async def status(self) -> Status:
         """Addresses, health and totals."""
@@ -143,6 +146,7 @@ class Operations:
             devices=views,
             samples=_samples(await self._store.recent(_SHOWN), fleet),
             models=[_model(one) for one in await self._registry.all()],
+            answering=self._pool_load(),
             logged_in=logged_in,
         )
 
@@ -277,6 +281,7 @@ class Operations:
             decided_degraded=sum(one.degraded for one in services),
             spooled=sum(one.spool.items for one in admitted if one.spool is not None),
             answered=counts.answered,
+            compared=counts.compared,
             agreed=counts.agreed,
         )
 
@@ -306,6 +311,8 @@ def _samples(stored: list[StoredAnswer], fleet: list[Device]) -> list[SampleView
             thumbnail=f"/samples/{one.id}.jpg" if one.thumbnail is not None else "",
             regions=one.regions,
             differ=len(one.differing),
+            tail=one.tail,
+            cut=one.cut,
         )
         for one in stored
     ]

@@ -7,9 +7,10 @@ class goes first, and then the earliest deadline. So while two tenants wait, wha
 run at most: a tenant that floods, or calls everything an alarm, gains that much and no more.
 
 A question is refused when it comes if it would be late under this order, by times that were measured, and `Retry-After`
-says when there should be room. When all places are taken, the tenant with most questions gives one up for a tenant that
-has clearly fewer. Samples from a spool, for which nobody waits, have places of their own and are taken only while
-nobody waits, by all workers but one (or by the only one).
+says when there should be room. While nobody else waits it is tried all the same: else a model that was slow once would
+be refused, and so never measured, for ever. When all places are taken, the tenant with most questions gives one up for
+a tenant that has clearly fewer. Samples from a spool, for which nobody waits, have places of their own and are taken
+only while nobody waits, by all workers but one (or by the only one).
 """
 
 from __future__ import annotations
@@ -50,10 +51,11 @@ class NotAdmitted(Exception):
 class Question(Generic[T]):
     """One question as admission sees it; `item` is the caller's.
 
-    `deadline` is a time of the caller's clock, infinite if it has none. `late`: it comes from a spool.
+    `model` names what is timed. `deadline` is a time of the caller's clock, infinite if it has none. `late`: it comes
+    from a spool. `runs`: it takes as long as so many runs of its model.
     """
 
-    __slots__ = ("cost", "deadline", "item", "late", "model", "number", "rank", "state", "tenant")
+    __slots__ = ("cost", "deadline", "item", "late", "model", "number", "rank", "runs", "state", "tenant")
 
     def __init__(
         self,
@@ -64,8 +66,9 @@ class Question(Generic[T]):
         priority: Priority = "inline",
         deadline: float = math.inf,
         late: bool = False,
+        runs: int = 1,
     ) -> None:
-        self.tenant, self.model, self.item, self.late = tenant, model, item, late
+        self.tenant, self.model, self.item, self.late, self.runs = tenant, model, item, late, runs
         self.rank = PRIORITIES.index(priority)
         self.deadline = deadline
         self.number = _NOT_YET  # in the order of coming
@@ -152,10 +155,10 @@ class _Fair(Generic[T]):
             self._known.clear()  # nobody is behind anybody any more
             self._virtual = 0.0
 
-    def ahead_s(self, question: Question[T], run_s: Callable[[str], float]) -> float:
+    def ahead_s(self, question: Question[T], run_s: Callable[[Question[T]], float]) -> float:
         """Model time of what would go before a question that has just come."""
         me, place = self._tenant(question.tenant), _place(question)
-        own = sum(run_s(one.model) for *_, one in me.waiting[: bisect_left(me.waiting, place)])
+        own = sum(run_s(one) for *_, one in me.waiting[: bisect_left(me.waiting, place)])
         ahead = own
         for name, other in self._active.items():
             if name == question.tenant:
@@ -164,7 +167,7 @@ class _Fair(Generic[T]):
             for entry in other.waiting:
                 if used > me.used + own + (FAIR_S if entry < place else -FAIR_S):
                     break
-                used += run_s(entry[-1].model)
+                used += run_s(entry[-1])
             ahead += used - other.used
         return ahead
 
@@ -240,8 +243,8 @@ class Admission(Generic[T]):
 
     def predicted_wait_s(self, question: Question[T], now: float) -> float:
         """Seconds until a worker would take a question that comes now."""
-        ahead = self._live.ahead_s(question, self.run_s)
-        left = [abs(self.run_s(one.model) - (now - since)) for one, since in self._running.items()]
+        ahead = self._live.ahead_s(question, self._all_runs_s)
+        left = [abs(self._all_runs_s(one) - (now - since)) for one, since in self._running.items()]
         free = self.workers - len(left)
         if free > 0 and not ahead:
             return 0.0
@@ -250,7 +253,7 @@ class Admission(Generic[T]):
     def backlog_s(self) -> float:
         """Seconds in which the workers could do all that waits now."""
         waiting = (*self._live.all(), *self._late.all())
-        return sum(self._mean_s(one.model) for one in waiting) / self.workers
+        return sum(map(self._mean_s, waiting)) / self.workers
 
     def run_s(self, model: str) -> float:
         """Seconds that a run of a model is predicted to take."""
@@ -264,7 +267,8 @@ class Admission(Generic[T]):
         if len(self._running) >= self.workers:
             return None
         while (question := self._live.next()) is not None:
-            if now + self._mean_s(question.model) <= question.deadline:
+            in_time = now + self._mean_s(question) <= question.deadline
+            if in_time or (now < question.deadline and self._idle(1)):
                 return self._start(self._live, question, now)
             self._live.remove(question)
             self._drop(question, "the sample waited past its deadline")
@@ -273,15 +277,19 @@ class Admission(Generic[T]):
         self._late_running += 1
         return self._start(self._late, question, now)
 
+    def begun(self, question: Question[T], now: float) -> None:
+        """A question that `take` gave runs from now on: its model had to be loaded, for which nobody is charged."""
+        self._running[question] = now
+
     def done(self, question: Question[T], now: float, measured: bool = True) -> None:
-        """A question that `take` gave has ended. Not `measured`: it failed, and its time says nothing of the model."""
+        """A question that `take` gave has ended. Not `measured`: it failed, or its time says nothing of its model."""
         seconds = max(0.0, now - self._running.pop(question))
         question.state = "over"
         self._late_running -= question.late
         (self._late if question.late else self._live).end(question, seconds - question.cost)
         if measured:
             times = self._times.pop(question.model, None) or ServiceTimes(self._guess_s)
-            times.add(seconds)
+            times.add(seconds / question.runs)
             self._times[question.model] = times
             if len(self._times) > _MODELS:
                 self._times.popitem(last=False)
@@ -289,12 +297,16 @@ class Admission(Generic[T]):
     # --- the rules --------------------------------------------------------------------------------------------------
 
     def _check_deadline(self, question: Question[T], now: float) -> None:
-        answer_s = self.predicted_wait_s(question, now) + self.run_s(question.model)
+        answer_s = self.predicted_wait_s(question, now) + self._all_runs_s(question)
         left_s = question.deadline - now
-        if answer_s > left_s:
+        if answer_s > left_s and not (left_s > 0 and self._idle(0)):
             left_s = max(0.0, left_s)
             text = f"an answer would take {answer_s * 1e3:.0f} ms, and {left_s * 1e3:.0f} ms are left to the deadline"
             raise NotAdmitted(text, answer_s - left_s)
+
+    def _idle(self, waiting: int) -> bool:
+        """Nobody waits for anything, but for so many questions in the queue."""
+        return self._live.count == waiting and all(one.late for one in self._running)
 
     def _make_room(self, question: Question[T]) -> None:
         if self._live.count < self._places:
@@ -313,7 +325,7 @@ class Admission(Generic[T]):
         return mine[-1][-1] if mine and mine[-1][0] > rank else None
 
     def _start(self, queue: _Fair[T], question: Question[T], now: float) -> Question[T]:
-        question.cost = self._mean_s(question.model)
+        question.cost = self._mean_s(question)
         queue.start(question, question.cost)
         question.state = "running"
         self._running[question] = now
@@ -329,9 +341,12 @@ class Admission(Generic[T]):
         own = len(self._live.waiting(tenant))
         return NotAdmitted(f"{self._live.count} samples wait for an answer already, {own} from here", self.backlog_s())
 
-    def _mean_s(self, model: str) -> float:
-        times = self._times.get(model)
-        return times.mean if times is not None else self._guess_s
+    def _all_runs_s(self, question: Question[T]) -> float:
+        return self.run_s(question.model) * question.runs
+
+    def _mean_s(self, question: Question[T]) -> float:
+        times = self._times.get(question.model)
+        return (times.mean if times is not None else self._guess_s) * question.runs
 
 
 def _place(question: Question[T]) -> tuple[int, float, int, Question[T]]:

@@ -1,4 +1,4 @@
-"""What a loaded model says about a picture: the whole of it, or each part that a mosaic shows.
+"""What a loaded model says about a picture: the whole of it, each part that a mosaic shows, or just its features.
 
 A classifier answers each region of a mosaic by its view, a detector each cell by the boxes in it. A detector that gets
 a whole picture answers it as a mosaic of one cell, so that its boxes travel in the same form.
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudd.answers.looks import whole_frame
+from cloudd.answers.tails import Tail
 from edgekit.messages import NOTHING_FOUND, AskModel
 from edgekit.packages import Package
 from edgekit.regions.answers import MATCH, FrameRegion, FrameRule, compare, decide
@@ -41,6 +42,7 @@ from edgekit.vision.pipeline import Pipelined
 _DIGITS = 6  # of scores and margins; more would only lengthen the answer
 
 Model = Classifier | Detector
+Loaded = Model | Tail
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,16 @@ class Judgement:
     differing: tuple[int, ...] = ()  # indices of the regions to which the answer is not the edge's
 
 
-def load(package: Package, options: SessionOptions) -> Model:
-    """Open and prove the package's model. Raises ModelError."""
-    kind = Detector if package.manifest.task == "detection" else Classifier
-    model = kind.load(package, options)
+def load(package: Package, options: SessionOptions, cut: str = "") -> Loaded:
+    """Open and prove the package's model; of a tail package, the tail of this cut. Raises ModelError."""
+    model: Loaded
+    if cut:
+        model = Tail.load(package, cut, options)
+    elif not package.manifest.variants:
+        raise ModelError(f'{package.ref} has the task "{package.manifest.task}" and answers no pictures')
+    else:
+        kind = Detector if package.manifest.task == "detection" else Classifier
+        model = kind.load(package, options)
     try:
         model.prove()
     except BaseException:
@@ -66,12 +74,19 @@ def load(package: Package, options: SessionOptions) -> Model:
     return model
 
 
-def judge(model: Model, ask: AskModel, picture: bytes) -> Judgement:
-    """Answer a picture as `ask` wants it looked at.
+def judge(model: Loaded, ask: AskModel, payload: bytes) -> Judgement:
+    """Answer a picture as `ask` wants it looked at, or features.
 
     Raises ImageError for a bad picture, RegionError if it does not fit its mosaic's header or the model cannot answer
-    parts of a picture, ModelError for a failing model.
+    parts of a picture, FeatureError for features that are not what the tail takes, ModelError for a failing model.
     """
+    if isinstance(model, Tail):
+        said = model.answer(payload)
+        return Judgement(said.label, said.score, said.margin)
+    return _seen(model, ask, payload)
+
+
+def _seen(model: Model, ask: AskModel, picture: bytes) -> Judgement:
     if ask.mosaic is not None:
         return _mosaic(model, picture, ask.mosaic, ask.clean)
     if isinstance(model, Detector):

@@ -1,10 +1,11 @@
-"""What of a picture a model is to look at, and whether an answer fits that; needs neither model nor numpy."""
+"""What a model is to answer, and whether an answer fits that; needs neither model nor numpy."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgekit.messages import HardSample, ModelAnswer
+from edgekit.messages import FeaturesHeader, HardSample, ModelAnswer
+from edgekit.packages import PackageError, split_ref
 from edgekit.regions.header import Cell, MosaicHeader, RegionError, Size, check_answer, check_header
 from edgekit.services import Pipeline
 from edgekit.vision.sniff import sniff
@@ -17,11 +18,22 @@ PART = 16
 
 @dataclass(frozen=True)
 class Look:
-    """The whole picture, a part of it, or the cells of a mosaic; see edgekit.messages.HardSample."""
+    """The whole picture, a part of it, the cells of a mosaic, or features; see edgekit.messages.HardSample."""
 
     pipeline: Pipeline | None = None
     mosaic: MosaicHeader | None = None
     clean: str = ""
+    features: FeaturesHeader | None = None
+
+    @property
+    def cut(self) -> str:
+        """The cut of a tail package that is to answer, "" for pictures."""
+        return self.features.cut if self.features is not None else ""
+
+    @property
+    def kind(self) -> str:
+        """Looks of one kind take a model about as long as each other, for each of `pictures`."""
+        return "regions" if self.mosaic is not None else self.cut
 
     @property
     def pictures(self) -> int:
@@ -52,6 +64,19 @@ def check_mosaic(sample: HardSample, size: Size) -> None:
         raise RegionError(f"the picture has {size[0]}x{size[1]} pixels, its header says {mosaic.size}")
 
 
+def check_features(sample: HardSample) -> None:
+    """Raise PackageError if the sample's features name no tail, RegionError if it says more than features can be."""
+    wanted = sample.features
+    if wanted is None:
+        return
+    if sample.pipeline is not None or sample.mosaic is not None:
+        raise RegionError("it has a pipeline or a mosaic, which belong to pictures")
+    if not 0 < len(wanted.cut) <= MAX_TEXT or not wanted.cut.isprintable():
+        raise RegionError(f"the name of a cut has 1 to {MAX_TEXT} printable characters")
+    if split_ref(wanted.tail, key="features.tail")[1] is None:
+        raise PackageError(f'"features.tail" is "{wanted.tail}", without the version; a head fits one tail only')
+
+
 def check_fit(answer: ModelAnswer, look: Look, picture: bytes) -> None:
     """Raise RegionError if a worker's answer is not about what it was asked. Errors are always about that."""
     if answer.verdict is None:
@@ -59,6 +84,8 @@ def check_fit(answer: ModelAnswer, look: Look, picture: bytes) -> None:
     if look.mosaic is None:
         if answer.mosaic is None and not answer.differing:
             return
+        if look.features is not None:
+            raise RegionError("the answer worker answered something else")
         info = sniff(picture)
         header, tasks = whole_frame((info.width, info.height)), {"detection"}
     else:

@@ -36,6 +36,10 @@ _NONSENSE = (
 _INHERITED = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "EDGED_CRASH_AT")
 
 
+Key = tuple[str, str]
+"""What a worker loads at a time: the directory of a package, and the cut of a tail package or ""."""
+
+
 class WorkerDied(Exception):
     """The worker ended, hung or answered nonsense; it is gone now."""
 
@@ -49,7 +53,8 @@ class Worker:
         self._process, self._reader, self._writer = process, reader, writer
         self._frames = FrameReader(MAX_THUMBNAIL)
         self._tickets = itertools.count(1)
-        self._loaded: OrderedDict[str, str] = OrderedDict()  # package directory -> model, the one used last at the end
+        # By directory, the one used last at the end, and by cut: name@version, and whether it has answered.
+        self._loaded: OrderedDict[str, dict[str, tuple[str, bool]]] = OrderedDict()
 
     @property
     def pid(self) -> int:
@@ -61,14 +66,18 @@ class Worker:
         """It is gone, or going: killed from outside, or by the kernel when memory ran out."""
         return self._process.returncode is not None or self._reader.at_eof()
 
-    def holds(self, directory: str) -> bool:
+    def holds(self, directory: str, cut: str = "") -> bool:
         """It has this model in memory, so a question takes no time to load it, and loading it is not what kills it."""
-        return directory in self._loaded
+        return cut in self._loaded.get(directory, ())
+
+    def has_answered(self, directory: str, cut: str = "") -> bool:
+        """It has answered with this model since it loaded it; the first run can take longer than those that follow."""
+        return self._loaded.get(directory, {}).get(cut, ("", False))[1]
 
     @property
-    def held(self) -> Mapping[str, str]:
-        """The models it has, or had, in memory: package directory -> name@version, the one used last at the end."""
-        return self._loaded
+    def held(self) -> Mapping[Key, str]:
+        """The models it has, or had, in memory, and their name@version; the package used last at the end."""
+        return {(directory, cut): model for directory, cuts in self._loaded.items() for cut, (model, _) in cuts.items()}
 
     @classmethod
     async def start(cls, empty: Path, memory: int, threads: int) -> Worker:
@@ -98,9 +107,12 @@ class Worker:
         return cls(process, reader, writer)
 
     async def ask(
-        self, model: str, directory: str, picture: bytes, timeout: float, look: Look = WHOLE
+        self, model: str, directory: str, payload: bytes, timeout: float, look: Look = WHOLE
     ) -> tuple[ModelAnswer, bytes]:
-        """The answer and the thumbnail. After WorkerDied or a cancellation the worker is gone and must be replaced."""
+        """The answer and the thumbnail; without payload the model is only loaded.
+
+        After WorkerDied or a cancellation the worker is gone and must be replaced.
+        """
         ticket = next(self._tickets)
         try:
             async with asyncio.timeout(timeout):
@@ -111,13 +123,14 @@ class Worker:
                     pipeline=look.pipeline,
                     mosaic=look.mosaic,
                     clean=look.clean,
+                    features=look.features,
                 )
-                self._writer.write(seal(ask, picture))
+                self._writer.write(seal(ask, payload))
                 await self._writer.drain()
                 answer, thumbnail = await self._receive()
             if answer.ticket != ticket:
                 raise WorkerDied("the answer worker mixed up its answers")
-            check_fit(answer, look, picture)
+            check_fit(answer, look, payload)
         except TimeoutError:
             await self.end()
             raise WorkerDied(f"the answer worker did not answer within {timeout:.0f} seconds") from None
@@ -127,7 +140,7 @@ class Worker:
         except BaseException:
             await self.end()
             raise
-        self._note(model, directory, answer)
+        self._note(model, (directory, look.cut), answer)
         return answer, thumbnail
 
     async def end(self) -> int:
@@ -141,12 +154,15 @@ class Worker:
             self._process.kill()
         return await self._process.wait()
 
-    def _note(self, model: str, directory: str, answer: ModelAnswer) -> None:
+    def _note(self, model: str, key: Key, answer: ModelAnswer) -> None:
         """Follow what the worker holds, by its own rule."""
-        if answer.error and directory not in self._loaded:  # not loaded, and something may have made room for it
-            self._loaded.clear()
+        directory, cut = key
+        if answer.error and not self.holds(*key):  # not loaded, and something may have made room for it
+            if directory not in self._loaded:
+                self._loaded.clear()
             return
-        self._loaded[directory] = model
+        answered = answer.verdict is not None or self.has_answered(*key)
+        self._loaded.setdefault(directory, {})[cut] = model, answered
         self._loaded.move_to_end(directory)
         while len(self._loaded) > KEEP_MODELS:
             self._loaded.popitem(last=False)

@@ -1,10 +1,14 @@
-"""Answers at rest: one row a sample, its picture and thumbnail as blobs, and a bound on all of it."""
+"""Answers at rest: one row a sample, its picture and thumbnail as blobs, and a bound on all of it.
+
+Features are not kept: nobody can look at them, and a device sends them where its pictures are not to be anywhere else.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import msgspec
@@ -15,7 +19,7 @@ from sqlalchemy.exc import IntegrityError
 from cloudd.storage import Blobs, Rows, references
 from cloudd.storage.schema import answers
 from edgekit.faults import crash_point
-from edgekit.messages import Answer, HardSample, Verdict
+from edgekit.messages import UNSEEN, Answer, HardSample, Verdict
 from edgekit.regions.header import MosaicAnswer, MosaicHeader
 
 log = logging.getLogger("cloudd.answers")
@@ -54,13 +58,24 @@ class StoredAnswer(msgspec.Struct, frozen=True, kw_only=True):
     thumbnail: str | None
     regions: int  # of a mosaic, 0 of a whole picture
     differing: list[int]  # indices of the regions to which the answer is not the edge's
+    tail: str  # of features: the tail package, name@version, and its cut; "" of a picture
+    cut: str
+
+
+@dataclass(frozen=True)
+class Used:
+    """What answered: a model (name or name@version), or one cut of a tail package."""
+
+    model: str
+    cut: str = ""
 
 
 class Counts(msgspec.Struct, frozen=True):
     """Sums over all stored answers."""
 
     answered: int
-    agreed: int
+    compared: int  # where the edge had said something itself
+    agreed: int  # of these, where it was the same
 
 
 class AnswerStore:
@@ -92,19 +107,24 @@ class AnswerStore:
         self,
         device_id: str,
         sample: HardSample,
-        picture: bytes,
+        picture: bytes | None,
         answer: Answer,
         thumbnail: bytes,
         now: float,
         differing: Sequence[int] = (),
     ) -> Answer:
-        """Store an answer with its picture, durably; returns the one to send.
+        """Store an answer with its picture, durably; returns the one to send. After features there is no picture.
 
         That is `answer`, or the stored one if another cloudd answered the same sample meanwhile. `differing`: the
         regions of a mosaic to which the answer is not the edge's. Raises StorageError.
         """
-        mosaic = sample.mosaic
-        async with self._blobs.putting(picture) as picture_name, self._blobs.putting(thumbnail) as thumbnail_name:
+        mosaic, features = sample.mosaic, sample.features
+        compared = sample.edge.label != UNSEEN
+        same = sample.edge.label == answer.verdict.label if mosaic is None else not differing
+        async with AsyncExitStack() as held:
+            names: Sequence[str | None] = (None, None)
+            if picture is not None:
+                names = [await held.enter_async_context(self._blobs.putting(data)) for data in (picture, thumbnail)]
             crash_point("answer.blob")
             row = {
                 "device_id": device_id,
@@ -118,14 +138,17 @@ class AnswerStore:
                 "compute_ms": answer.compute_ms,
                 "edge": msgspec.to_builtins(sample.edge),
                 "cloud": msgspec.to_builtins(answer.verdict),
-                "agrees": sample.edge.label == answer.verdict.label if mosaic is None else not differing,
-                "picture": picture_name,
-                "thumbnail": thumbnail_name,
-                "bytes": len(picture) + len(thumbnail),
+                "agrees": same or not compared,
+                "picture": names[0],
+                "thumbnail": names[1],
+                "bytes": len(picture) + len(thumbnail) if picture is not None else 0,
                 "regions": len(mosaic.regions()) if mosaic is not None else 0,
                 "differing": list(differing),
                 "mosaic": msgspec.to_builtins(mosaic),
                 "mosaic_answer": msgspec.to_builtins(answer.mosaic),
+                "tail": features.tail if features is not None else "",
+                "cut": features.cut if features is not None else "",
+                "compared": compared,
             }
             try:
                 async with self._rows.writing() as connection:
@@ -169,19 +192,22 @@ class AnswerStore:
             return None, None
         return msgspec.convert(row.mosaic, MosaicHeader | None), msgspec.convert(row.mosaic_answer, MosaicAnswer | None)
 
-    async def models_used(self) -> list[str]:
-        """The models (name@version) that gave the newest answers, the one used last first."""
-        query = select(answers.c.cloud).order_by(answers.c.id.desc()).limit(_LOOKED_AT)
+    async def models_used(self) -> list[Used]:
+        """The models that gave the newest answers, the one used last first."""
+        query = select(answers.c.cloud, answers.c.tail, answers.c.cut).order_by(answers.c.id.desc()).limit(_LOOKED_AT)
         async with self._rows.reading() as connection:
-            verdicts = (await connection.execute(query)).scalars()
-            return list(dict.fromkeys(msgspec.convert(verdict, Verdict).model for verdict in verdicts))
+            rows = await connection.execute(query)
+            used = (Used(row.tail or msgspec.convert(row.cloud, Verdict).model, row.cut) for row in rows)
+            return list(dict.fromkeys(used))
 
     async def counts(self) -> Counts:
         """How many samples were answered, and how often the edge had said the same."""
-        query = select(func.count(), func.count().filter(answers.c.agrees)).select_from(answers)
+        compared = answers.c.compared
+        query = select(
+            func.count(), func.count().filter(compared), func.count().filter(compared, answers.c.agrees)
+        ).select_from(answers)
         async with self._rows.reading() as connection:
-            answered, agreed = (await connection.execute(query)).one()
-        return Counts(answered, agreed)
+            return Counts(*(await connection.execute(query)).one())
 
     async def trim(self) -> int:
         """Bring everything within the retention limits; returns how many pictures were removed."""

@@ -32,9 +32,10 @@ def add(verbs: common.Verbs) -> None:
         "export",
         "Write answered samples into a directory: pictures, and answers.jsonl with one line a sample.",
         _export,
-        "A sample whose picture was already removed by retention is written without one. The parts of a mosaic, and\n"
-        "what a detector found, are in answers.jsonl as edge and cloud have them, in pixels of the full frame; and\n"
-        "with the cloud's labels in coco.json, in pixels of the pictures beside it, for training.",
+        "A sample whose picture was already removed by retention is written without one, and so is one of which only\n"
+        "features came. The parts of a mosaic, and what a detector found, are in answers.jsonl as edge and cloud have\n"
+        "them, in pixels of the full frame; and with the cloud's labels in coco.json, in pixels of the pictures\n"
+        "beside it, for training.",
     )
     export.add_argument("directory", type=Path, metavar="DIRECTORY")
     export.add_argument("--limit", type=common.count, default=1000, metavar="N", help="how many, newest first (1000)")
@@ -54,6 +55,8 @@ def _row(one: dict[str, Any]) -> tuple[str, ...]:
     mark = "" if one["agree"] else "differs"
     if one["regions"]:
         mark = f"{one['differ']} of {one['regions']} regions differ" if one["differ"] else f"{one['regions']} regions"
+    if one["cut"]:
+        mark = f"{mark}, features".removeprefix(", ")
     serial = one["serial"] or "-"
     return (str(one["id"]), when, one["device"], one["service"], serial, one["reason"], edge, cloud, mark)
 

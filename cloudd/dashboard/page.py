@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from cloudd.dashboard.state import DashboardState, DeviceView, ModelView, SampleView
 from edgekit.html import SCRIPT, STYLE, age, badge, bar, button, count, login, megabytes, page, table, text
-from edgekit.messages import ServiceReport, Verdict
+from edgekit.messages import UNSEEN, ServiceReport, Verdict
 
 STYLES = (STYLE,)
 SCRIPTS = (SCRIPT,)
@@ -53,7 +53,7 @@ def _decided(edge: int, cloud: int, degraded: int) -> str:
 
 def _totals(state: DashboardState) -> str:
     totals = state.totals
-    agreement = f", {totals.agreed / totals.answered:.1%} agree with the edge" if totals.answered else ""
+    agreement = f", {totals.agreed / totals.compared:.1%} agree with the edge" if totals.compared else ""
     facts = [
         ("devices", f"{count(totals.online)} online of {count(totals.devices)}"),
         ("services", count(totals.services)),
@@ -123,18 +123,26 @@ def _samples(state: DashboardState) -> str:
 
 
 def _sample_row(sample: SampleView, now: float) -> list[str]:
-    picture = f'<img class="sample" src="{text(sample.thumbnail)}" alt="" loading="lazy">' if sample.thumbnail else ""
+    picture = f'<span class="soft">features<br>cut {text(sample.cut)}</span>' if sample.cut else ""
+    if sample.thumbnail:
+        picture = f'<img class="sample" src="{text(sample.thumbnail)}" alt="" loading="lazy">'
     serial = f'<br><span class="soft">{text(sample.serial)}</span>' if sample.serial else ""
     return [
         picture,
         _opinion(sample.edge, "edge"),
         _opinion(sample.cloud, "cloud", '<span class="soft">least sure region</span><br>' if sample.regions else ""),
-        (badge("agree", "ok") if sample.agree else badge("differ", "warning")) + _parts(sample),
+        _comparison(sample) + _parts(sample),
         text(sample.reason) + (" (late)" if sample.late else ""),
         f"{text(sample.device)}<br>{text(sample.service)}{serial}",
         age(now, sample.answered_at),
         f"{sample.compute_ms:.1f} ms",
     ]
+
+
+def _comparison(sample: SampleView) -> str:
+    if sample.edge.label == UNSEEN:
+        return badge("not compared")
+    return badge("agree", "ok") if sample.agree else badge("differ", "warning")
 
 
 def _parts(sample: SampleView) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from cloudd.answers.pool import PoolLoad
 from edgekit.messages import Level, ServiceReport, SpoolReport, Verdict
 from edgekit.regions.header import MosaicAnswer, MosaicHeader
 
@@ -49,11 +50,13 @@ class SampleView(msgspec.Struct, frozen=True, kw_only=True):
     answered_at: float
     edge: Verdict
     cloud: Verdict
-    agree: bool  # the same label; of a mosaic: in every region
+    agree: bool  # the same label; of a mosaic: in every region; also if `edge` is UNSEEN
     compute_ms: float
     thumbnail: str  # path on this server; "" if there is no picture
     regions: int = 0  # of a mosaic, 0 of a whole picture
     differ: int = 0  # regions to which the answer is not the edge's
+    tail: str = ""  # of features, which are not kept: the tail package, name@version, and its cut
+    cut: str = ""
 
 
 class SampleDetail(SampleView, frozen=True, kw_only=True):
@@ -87,7 +90,8 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     decided_degraded: int
     spooled: int
     answered: int
-    agreed: int  # answers that equal the edge's
+    compared: int  # of these, where the edge had said something itself
+    agreed: int  # and of these, where it was the same
 
 
 class DashboardState(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,4 +110,5 @@ class DashboardState(msgspec.Struct, frozen=True, kw_only=True):
     devices: list[DeviceView]
     samples: list[SampleView]  # newest first
     models: list[ModelView]
+    answering: PoolLoad
     logged_in: bool = False  # this browser may use the buttons

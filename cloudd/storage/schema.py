@@ -20,6 +20,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    true,
 )
 
 metadata = MetaData(
@@ -132,6 +133,9 @@ answers = Table(
     Column("mosaic", JSON(none_as_null=True)),
     # MosaicAnswer; NULL if a whole picture was classified
     Column("mosaic_answer", JSON(none_as_null=True)),
+    Column("tail", Text, nullable=False, server_default=""),  # of features: the tail package, name@version
+    Column("cut", Text, nullable=False, server_default=""),  # and its cut
+    Column("compared", Boolean, nullable=False, server_default=true()),  # false: the edge had said nothing itself
     UniqueConstraint("device_id", "sample_id"),
 )
 Index("ix_answers_device_service", answers.c.device_id, answers.c.service)

@@ -15,10 +15,19 @@ worker     a supervisor of edged and its worker
 
 from __future__ import annotations
 
-from edgekit.messages.answers import Answer, AskModel, HardSample, ModelAnswer, Problem
+from edgekit.messages.answers import (
+    Answer,
+    AskModel,
+    FeaturesHeader,
+    HardSample,
+    ModelAnswer,
+    Problem,
+    packed,
+    unpacked,
+)
 from edgekit.messages.base import PROTOCOL, DecidedAt, Level, Message, SendReason
 from edgekit.messages.control import Desired, Hello, Notice, Report, ToCloud, ToEdge, Welcome
-from edgekit.messages.decisions import NOTHING_FOUND, DecidedRegion, Decision, Verdict
+from edgekit.messages.decisions import NOTHING_FOUND, UNSEEN, DecidedRegion, Decision, Verdict
 from edgekit.messages.joining import AuthorityInfo, Certificate, EnrollRequest, RenewRequest
 from edgekit.messages.models import FileEntry, ModelEntry
 from edgekit.messages.reports import (
@@ -26,12 +35,15 @@ from edgekit.messages.reports import (
     STAGE_BOUNDS_MS,
     ModelStatistics,
     OutputReport,
+    PlanReport,
+    RouteReport,
     ServiceReport,
     SpoolReport,
 )
 from edgekit.messages.worker import (
     Comparison,
     Configure,
+    DispatchChanged,
     Drain,
     Event,
     FromWorker,
@@ -56,6 +68,7 @@ __all__ = [
     "NOTHING_FOUND",
     "PROTOCOL",
     "STAGE_BOUNDS_MS",
+    "UNSEEN",
     "Answer",
     "AskModel",
     "AuthorityInfo",
@@ -66,9 +79,11 @@ __all__ = [
     "DecidedRegion",
     "Decision",
     "Desired",
+    "DispatchChanged",
     "Drain",
     "EnrollRequest",
     "Event",
+    "FeaturesHeader",
     "FileEntry",
     "FromWorker",
     "HardSample",
@@ -86,12 +101,14 @@ __all__ = [
     "ModelWanted",
     "Notice",
     "OutputReport",
+    "PlanReport",
     "Problem",
     "PurgeSpool",
     "Ready",
     "Recalibrate",
     "RenewRequest",
     "Report",
+    "RouteReport",
     "RunSetting",
     "SendReason",
     "ServiceReport",
@@ -104,4 +121,6 @@ __all__ = [
     "Verdict",
     "Welcome",
     "WorkerReport",
+    "packed",
+    "unpacked",
 ]

@@ -13,6 +13,10 @@ from edgekit.regions.header import MAX_REGIONS, FloatBox
 NOTHING_FOUND = "nothing"
 """The label of a Verdict or a Decision when nothing is found. In regions and boxes it is regions.header.NOTHING."""
 
+UNSEEN = "unseen"
+"""The label of `edge` where the device had no time to look at a sample itself: the cloud was asked instead. Its score
+and margin are 0 and say nothing, so such a sample is no disagreement, and no gate learns from it."""
+
 
 class Verdict(Message, frozen=True, kw_only=True):
     """What one model says about one sample."""
@@ -59,4 +63,5 @@ class Decision(Message, frozen=True, kw_only=True):
     verdict: Literal["", "pass", "fail", "review"] = ""  # by the service's rules, of the final label; "" without rules
     region: list[int] = []  # left, top, right, bottom in pixels of what decided at the edge, with a pipeline
     defects: int = 0  # regions with a label that is neither clean nor NOTHING, all of them
+    route: str = ""  # how the answer model was reached: frame, regions, split@CUT, edge-whole; "" if it was not
     regions: Annotated[list[DecidedRegion], Meta(max_length=MAX_REGIONS)] = []  # defects, and what the cloud answered

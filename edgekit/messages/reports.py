@@ -25,6 +25,33 @@ class OutputReport(Message, frozen=True, kw_only=True):
     problem: str = ""  # why it fails now
 
 
+class RouteReport(Message, frozen=True, kw_only=True):
+    """One way to the answer model, as edgekit.planning.explain and assess see it now."""
+
+    name: str  # edge, edge-whole, frame, regions, split@CUT
+    what: str  # the same in words
+    feasible: bool = False
+    chosen: bool = False
+    accuracy: str = "edge"  # exact, equal, edge
+    latency_ms: float = 0.0  # of an asked frame, 95th percentile or so
+    bytes: float = 0.0  # on the uplink, a frame of the line
+    cost: float = 0.0  # by the service's objective, in milliseconds
+    why: str = ""  # it was chosen, or not
+
+
+class PlanReport(Message, frozen=True, kw_only=True):
+    """How a service's asked samples reach the answer model now, and why."""
+
+    route: str  # the name of the chosen one
+    sentence: str
+    reason: str = ""  # what made the planner choose it
+    link: str = ""  # what the plan thinks of the link
+    objective: str = "latency"
+    changes: int = 0  # how often the route has changed since the worker started
+    routes: list[RouteReport] = []  # the chosen one first, then the feasible ones, cheapest first
+    omitted: int = 0  # further routes, all of them worse
+
+
 class ServiceReport(Message, frozen=True, kw_only=True):
     """Reported state of one service."""
 
@@ -62,6 +89,7 @@ class ServiceReport(Message, frozen=True, kw_only=True):
     inline_runs: int = 0  # of these in the event loop itself, without a thread
     outputs: list[OutputReport] = []
     preview: str = ""  # what the newest picture shows and what was decided about it; "" while there is none
+    plan: PlanReport | None = None  # None: nobody is asked, or nothing may leave
 
 
 class ModelStatistics(Message, frozen=True, kw_only=True):

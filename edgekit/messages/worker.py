@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from edgekit.dispatch.policy import DispatchPolicy
 from edgekit.messages.base import Level, Message
 from edgekit.messages.reports import ModelStatistics, ServiceReport, SpoolReport
 
@@ -52,10 +53,17 @@ class Configure(Message, frozen=True, kw_only=True, tag="configure"):
     compare: dict[str, str] = {}  # by service: name@version of its present model, where a new one takes over
     send_fd: int = -1  # inherited: a socket that takes this worker's idle connections when it is drained
     receive_fd: int = -1  # inherited: a socket that brings those of the worker before
+    dispatch: DispatchPolicy | None = None  # where requests go when more comes than can be done; None: all stay here
 
 
 class LinkChanged(Message, frozen=True, kw_only=True, tag="link"):
     link: Link
+
+
+class DispatchChanged(Message, frozen=True, kw_only=True, tag="dispatch"):
+    """`Configure.dispatch` has changed; it holds from the next request on."""
+
+    policy: DispatchPolicy | None
 
 
 class Held(Message, frozen=True, kw_only=True, tag="held"):
@@ -156,5 +164,5 @@ class SettingFailed(Message, frozen=True, kw_only=True, tag="setting-failed"):
     reason: str
 
 
-ToWorker = Configure | LinkChanged | Held | Drain | PurgeSpool | Recalibrate | ModelDone
+ToWorker = Configure | LinkChanged | DispatchChanged | Held | Drain | PurgeSpool | Recalibrate | ModelDone
 FromWorker = Ready | WorkerReport | Event | SettingFailed | ModelWanted

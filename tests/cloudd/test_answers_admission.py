@@ -243,8 +243,9 @@ def test_predictions_follow_what_is_measured() -> None:
         offered(one, ask("a"), now=float(number))
         served(one, 1, run_s=0.2, now=float(number))
     assert one.run_s("large") == pytest.approx(1.15 * 0.2, rel=0.02)
-    with pytest.raises(NotAdmitted):
-        one.offer(ask("a", deadline=100.2), 100.0)
+    offered(one, ask("a", "alarm"), now=100.0)
+    with pytest.raises(NotAdmitted, match="460 ms"):
+        one.offer(ask("a", deadline=100.4), 100.0)
     assert one.run_s("unknown") == RUN_S
 
 
@@ -277,3 +278,60 @@ def test_a_question_nobody_waits_for_any_more_leaves_the_queue() -> None:
 def test_without_worker_or_place_nothing_can_be_answered(workers: int, places: int) -> None:
     with pytest.raises(ValueError, match="1 at least"):
         Admission(workers, places)
+
+
+def test_a_question_that_takes_several_runs_is_predicted_charged_and_measured_as_so_many() -> None:
+    one: Admission[None] = Admission(1, 200, guess_s=RUN_S)
+    large = Question("a", "large", None, runs=4)
+    one.offer(large, 0.0)
+    assert one.predicted_wait_s(ask("b", "audit"), 0.0) == pytest.approx(4 * RUN_S)
+    assert one.backlog_s() == pytest.approx(4 * RUN_S)
+    with pytest.raises(NotAdmitted, match="would take"):
+        one.offer(Question("a", "large", None, runs=4, deadline=0.035), 0.0)
+    assert one.take(0.0) is large and large.cost == pytest.approx(4 * RUN_S)
+    one.done(large, 0.08)
+    assert one.run_s("large") == pytest.approx(1.15 * 0.02)
+
+
+def test_nobody_is_charged_for_the_loading_of_a_model() -> None:
+    one = admission(places=200)
+    offered(one, *(ask("first") for _ in range(9)), *(ask("second") for _ in range(9)))
+    question = one.take(0.0)
+    assert question is not None and question.tenant == "first"
+    one.begun(question, 5.0)
+    one.done(question, 5.0 + RUN_S, measured=False)
+    slack = FAIR_S / RUN_S + 1
+    assert abs(Counter(q.tenant for q in served(one, 10, now=5.1))["first"] - 5) <= slack / 2
+    assert one.run_s("large") == pytest.approx(1.15 * RUN_S)
+
+
+def test_a_model_that_was_slow_once_is_tried_again_when_nobody_else_waits() -> None:
+    one = admission()
+    now = 0.0
+    offered(one, ask("a"))
+    slow = one.take(now)
+    assert slow is not None
+    now += 60.0
+    one.done(slow, now)
+    assert one.run_s("large") > 1.0
+    refused = 0
+    for _ in range(60):
+        now += 1.0
+        offered(one, ask("a", "alarm", now + 0.1), now=now)
+        with pytest.raises(NotAdmitted, match="would take"):  # that one would wait for the first
+            one.offer(ask("a", "alarm", now + 0.1), now)
+        refused += 1
+        assert len(served(one, 9, now=now)) == 1
+        if one.run_s("large") < 0.05:
+            break
+    assert refused < 60
+    offered(one, ask("a", "alarm", now + 0.1), ask("b", "alarm", now + 0.1), now=now)
+
+
+def test_what_is_late_already_is_not_tried_even_if_nobody_else_waits() -> None:
+    one = admission()
+    with pytest.raises(NotAdmitted, match="0 ms are left"):
+        one.offer(ask("a", "alarm", 1.0), 1.0)
+    offered(one, ask("a", "alarm", 1.02), now=1.0)
+    assert one.take(1.03) is None
+    assert [str(error) for _, error in one.dropped] == ["the sample waited past its deadline"]

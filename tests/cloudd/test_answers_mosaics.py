@@ -23,7 +23,7 @@ from cloudd.answers.routes import routes
 from cloudd.answers.store import Retention
 from cloudd.web import DEVICE_ID, new_app
 from edgekit.envelope import seal
-from edgekit.messages import Answer, HardSample, ModelAnswer, Verdict
+from edgekit.messages import Answer, HardSample, ModelAnswer, Verdict, packed
 from edgekit.regions.answers import compare
 from edgekit.regions.cutouts import EXACT, Context, region
 from edgekit.regions.header import FloatBox, MosaicHeader, RegionReason, check_answer
@@ -100,7 +100,7 @@ async def test_a_repeated_mosaic_gets_the_same_answer(here: Cloud) -> None:
     mosaic = cut([(BRIGHT[0], "bright", 0.5), (DARK, "bright", 0.1)])
     first = await here.answers.answer("DEV", question(1, mosaic, "big"), mosaic.encode())
     again = await here.answers.answer("DEV", question(1, mosaic, "big"), mosaic.encode())
-    assert again == replace(first, repeated=True)
+    assert again == replace(first, repeated=True, waited_ms=0.0)
     assert again.mosaic is not None
 
 
@@ -236,7 +236,7 @@ async def test_with_the_picture_goes_what_was_where_in_it_and_a_repeat_stays_a_r
         assert await here.store.mosaic(newest.id) == (mosaic.header, answers[1].mosaic)
         assert await here.store.mosaic(oldest.id) == (None, answers[0].mosaic)
         assert (oldest.regions, oldest.differing) == (2, [11])
-        assert await here.store.find("DEV", "s0") == replace(answers[0], repeated=True)
+        assert await here.store.find("DEV", "s0") == replace(answers[0], repeated=True, waited_ms=0.0)
 
 
 # --- over HTTP ------------------------------------------------------------------------------------------------------
@@ -281,6 +281,30 @@ async def test_a_mosaic_goes_over_http_and_comes_back(here: Cloud) -> None:
         answer = msgspec.json.decode(await reply.read(), type=Answer)
         assert answer.mosaic is not None
         check_answer(mosaic.header, answer.mosaic)
+
+
+async def test_a_packed_header_is_understood_and_refused_like_a_plain_one(here: Cloud) -> None:
+    mosaic = cut([(BRIGHT[0], "bright", 0.5), (DARK, "bright", 0.1)])
+    asked, payload = packed(question(1, mosaic, "big"), mosaic.encode())
+    empty = msgspec.structs.replace(mosaic.header, size=(8, 8))
+    bad, other = packed(msgspec.structs.replace(question(2, mosaic, "big"), mosaic=empty), mosaic.encode())
+    async with served(here) as client:
+        for sent, body, words in (
+            (bad, other, "outside of the mosaic"),
+            (asked, b"x" * asked.packed + mosaic.encode(), "damaged"),
+            (msgspec.structs.replace(asked, packed=1 << 30), payload, "are said to be packed"),
+        ):
+            reply = await client.post("/v1/answers", data=seal(sent, body))
+            assert reply.status == 400 and words in await reply.text()
+        unknown = msgspec.structs.replace(asked, packed=0)  # as a cloudd that does not know it yet sees it
+        assert (await client.post("/v1/answers", data=seal(unknown, payload))).status == 422
+        reply = await client.post("/v1/answers", data=seal(asked, payload))
+        assert reply.status == 200
+        answer = msgspec.json.decode(await reply.read(), type=Answer)
+        assert answer.mosaic is not None
+        check_answer(mosaic.header, answer.mosaic)
+    (kept,) = await here.store.recent(10)
+    assert await here.store.mosaic(kept.id) == (mosaic.header, answer.mosaic)
 
 
 async def test_a_mosaic_that_cannot_be_is_refused_before_any_model_runs(here: Cloud) -> None:

@@ -7,9 +7,10 @@ import re
 import msgspec
 
 from cloudd import metrics
+from cloudd.answers.pool import PoolLoad
 from cloudd.dashboard.page import SCRIPTS, render
 from cloudd.dashboard.state import DashboardState, DeviceView, ModelView, SampleView, Totals
-from edgekit.messages import ServiceReport, SpoolReport, Verdict
+from edgekit.messages import UNSEEN, ServiceReport, SpoolReport, Verdict
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&"
 
@@ -30,12 +31,13 @@ def state(text: str = "north", logged_in: bool = False, samples: int = 1) -> Das
     )  # fmt: skip
     totals = Totals(
         devices=1, online=1, revoked=0, services=1, inspected=50, decided_edge=30, decided_cloud=15, decided_degraded=5,
-        spooled=3, answered=20, agreed=18,
+        spooled=3, answered=30, compared=20, agreed=18,
     )  # fmt: skip
     return DashboardState(
         name=text, version="1", now=100.0, started_at=1.0, device_url="https://127.0.0.1:8440", fingerprint=text,
         advertised=True, health="ok", problems=[], totals=totals, devices=[device], samples=[sample] * samples,
         models=[ModelView(name="m", version="1", digest="ab" * 32, files=3, size=1_500_000)], logged_in=logged_in,
+        answering=PoolLoad(workers=2, running=1, waiting=3, backlog_s=0.5, refused=7, restarts=1),
     )  # fmt: skip
 
 
@@ -55,6 +57,28 @@ def test_a_mosaic_says_how_many_of_its_regions_differ() -> None:
         sample = msgspec.structs.replace(shown.samples[0], regions=regions, differ=differ)
         assert words in render(msgspec.structs.replace(shown, samples=[sample]))
     assert "region" not in render(shown)
+
+
+def test_features_are_shown_by_their_cut_and_what_the_edge_did_not_see_is_not_compared() -> None:
+    shown = state()
+    edge = Verdict(label=UNSEEN, score=0.0, margin=0.0, model="small@1")
+    sample = msgspec.structs.replace(shown.samples[0], thumbnail="", tail="net-tail@1", cut="c<37", edge=edge)
+    html = render(msgspec.structs.replace(shown, samples=[sample]))
+    assert "features<br>cut c&lt;37" in html and "<img" not in html
+    assert "not compared" in html and "differ" not in html
+
+
+def test_metrics_tell_how_busy_the_answer_workers_are() -> None:
+    lines = metrics.render(state()).splitlines()
+    for line in (
+        "cloudd_answers_waiting 3",
+        "cloudd_answers_running 1",
+        "cloudd_answers_backlog_seconds 0.5",
+        "cloudd_answers_refused_total 7",
+        "cloudd_answer_workers 2",
+        "cloudd_answer_workers_lost_total 1",
+    ):
+        assert line in lines, line
 
 
 def test_whatever_comes_from_devices_is_escaped() -> None:
