@@ -249,6 +249,7 @@ class Subjects:
 
 
 def safe_file(subject: Subject) -> str:
-    """The variant that the worker takes without a setting."""
+    """The variant that the worker takes without a setting, "" of a package that has none."""
     variants = subject.found.package.manifest.variants
-    return next((one.file for one in variants if one.target is None and installed(one.runtime)), variants[0].file)
+    ready = [one.file for one in variants if one.target is None and installed(one.runtime)]
+    return next(iter((*ready, *(one.file for one in variants))), "")

@@ -24,6 +24,8 @@ from edgekit.messages import FileEntry, ModelEntry
 from edgekit.packages import MANIFEST_NAME, Package, PackageError, tree
 
 _CHUNK = 1 << 20
+_TAIL = "tail"
+"""The task of what no device is given."""
 
 
 class RegistryError(ValueError):
@@ -57,11 +59,12 @@ class Registry:
     async def add(self, directory: Path) -> ModelEntry:
         """Register the package in `directory`; adding the same package again only makes its files whole again.
 
-        Raises PackageError if it fails a check, RegistryError if another package has its name and version, or
-        StorageError.
+        Raises PackageError if it fails a check, RegistryError if another package has its name and version or if it is
+        the head of a split model whose tail is not here, or StorageError.
         """
         package = await asyncio.to_thread(packages.open_package, directory)
         name, version = package.manifest.name, package.manifest.version
+        await self._check_tail(package)
         async with self._locks[package.ref]:
             present = await self.entry(name, version)
             if present is not None:
@@ -112,12 +115,28 @@ class Registry:
         found.sort(key=lambda model: model.name)
         return found
 
-    async def file_size(self, sha256: str) -> int | None:
-        """Bytes of a file of any registered model; None if no model has a file with this hash."""
+    async def offered(self, name: str, version: str | None = None) -> ModelEntry | None:
+        """As `entry`, for a device: raises RegistryError for the tail of a split model, which stays here."""
+        found = await self.entry(name, version)
+        if found is None:
+            return None
+        query = select(models.c.task).where(models.c.name == found.name, models.c.version == found.version)
         async with self._rows.reading() as connection:
-            size: int | None = await connection.scalar(
-                select(model_files.c.size).where(model_files.c.sha256 == sha256).limit(1)
-            )
+            task = await connection.scalar(query)
+        if task == _TAIL:
+            raise RegistryError(f"{found.name}@{found.version} is the tail of a split model, which stays at cloudd")
+        return found
+
+    async def offered_size(self, sha256: str) -> int | None:
+        """Bytes of a file of any model that devices may have; None if none of those has a file with this hash."""
+        query = (
+            select(model_files.c.size)
+            .join(models)
+            .where(model_files.c.sha256 == sha256, models.c.task != _TAIL)
+            .limit(1)
+        )
+        async with self._rows.reading() as connection:
+            size: int | None = await connection.scalar(query)
         return size
 
     async def materialise(self, entry: ModelEntry) -> Path:
@@ -135,6 +154,27 @@ class Registry:
                 await self._fetch(entry)
             self._verified[ref] = entry.digest
         return target
+
+    async def _check_tail(self, package: Package) -> None:
+        """A head without its tail would send devices' features to nobody."""
+        head = package.manifest.head
+        if head is None:
+            return
+        entry = await self.resolve(head.tail)
+        if entry is None:
+            raise RegistryError(f"the tail of {package.ref}, {head.tail}, is not registered; add that first")
+        data = bytearray()
+        try:
+            async for chunk in self._blobs.stream(entry.digest, 0, _size(entry, MANIFEST_NAME)):
+                data += chunk
+        except KeyError as error:
+            raise StorageError(f"a file of {head.tail} is missing in the blob store: {error}") from None
+        tail = packages.parse_manifest(bytes(data)).tail
+        cuts = {cut.name for cut in head.cuts if not cut.whole}
+        if tail is None or tail.digest != head.digest or not cuts <= {cut.name for cut in tail.cuts}:
+            raise RegistryError(
+                f"{head.tail} is not the tail of {package.ref}: it has other cuts, or is of another model"
+            )
 
     async def _store_files(self, package: Package, held: AsyncExitStack) -> ModelEntry:
         """Put every file as a blob and hold it until the rows name it."""
@@ -210,6 +250,10 @@ def _is_package(directory: Path, digest: str) -> bool:
         return packages.open_package(directory).digest == digest
     except PackageError:
         return False
+
+
+def _size(entry: ModelEntry, path: str) -> int:
+    return next(file.size for file in entry.files if file.path == path)
 
 
 def _same_digest(present: ModelEntry, digest: str) -> None:

@@ -7,7 +7,7 @@ import re
 
 from aiohttp import web
 
-from cloudd.registry.models import Registry
+from cloudd.registry.models import Registry, RegistryError
 from cloudd.storage import StorageError
 from cloudd.storage.blobs import Blobs, is_sha256
 from cloudd.web import HttpProblem, json_response
@@ -26,18 +26,20 @@ def routes(registry: Registry, blobs: Blobs) -> list[web.RouteDef]:
         name, version = request.match_info["name"], request.match_info.get("version")
         try:
             check_name(name)
-            entry = await registry.entry(name, check_version(version) if version is not None else None)
+            entry = await registry.offered(name, check_version(version) if version is not None else None)
         except PackageError as error:
             raise HttpProblem(400, str(error)) from None
+        except RegistryError as error:
+            raise HttpProblem(404, str(error)) from None
         if entry is None:
             raise HttpProblem(404, f"there is no model {name}{'@' + version if version else ''} here")
         return json_response(entry)
 
     async def blob(request: web.Request) -> web.StreamResponse:
         sha256 = request.match_info["sha256"]
-        size = await registry.file_size(sha256) if is_sha256(sha256) else None
+        size = await registry.offered_size(sha256) if is_sha256(sha256) else None
         if size is None:
-            raise HttpProblem(404, "no registered model has a file with this SHA-256")
+            raise HttpProblem(404, "no model for devices has a file with this SHA-256")
         return await _send(request, blobs, sha256, size)
 
     return [

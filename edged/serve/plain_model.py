@@ -52,6 +52,10 @@ class PlainModel:
         Raises ModelError if it cannot be loaded.
         """
         variants = package.manifest.variants
+        if not variants:
+            raise ModelError(
+                f"{package.ref} is the {package.manifest.task} of a split model and serves nothing by itself"
+            )
         variant = next((v for v in variants if v.target is None and installed(v.runtime)), variants[0])
         options = replace(SessionOptions(), declared=declared_input(package.manifest.input))
         session = open_session(package.path(variant.file), variant.runtime, options, files_beside(package, variant))

@@ -278,7 +278,7 @@ def _libraries(examination: Examination) -> Outcome:
             variants = open_package(path, verify=False).manifest.variants
         except PackageError:
             continue  # the check 'models' names it
-        if all(variant.runtime == "litert" for variant in variants):
+        if variants and all(variant.runtime == "litert" for variant in variants):
             wanted["ai_edge_litert"] = f"LiteRT models such as {ref}"
     missing = [f"{name} ({use})" for name, use in wanted.items() if importlib.util.find_spec(name) is None]
     if missing:

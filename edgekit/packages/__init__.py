@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgekit.packages.detection import DetectionSpec, TemplateSpec
+from edgekit.packages.heads import HeadCut, HeadSpec, TailCut, TailSpec
 from edgekit.packages.manifest import (
     MANIFEST_NAME,
     InputSpec,
@@ -24,12 +25,16 @@ from edgekit.packages.store import adopt, find, install, installed, sweep
 __all__ = [
     "MANIFEST_NAME",
     "DetectionSpec",
+    "HeadCut",
+    "HeadSpec",
     "InputSpec",
     "Manifest",
     "OutputSpec",
     "Package",
     "PackageError",
     "ProofSample",
+    "TailCut",
+    "TailSpec",
     "TemplateSpec",
     "Variant",
     "adopt",

@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from edgekit import toml
 from edgekit.packages.detection import DetectionSpec, TemplateSpec, box_fault, fault
+from edgekit.packages.heads import HeadSpec, TailSpec, head_fault, tail_fault
 
 MANIFEST_NAME = "package.toml"
 MAX_MANIFEST = 4 << 20
@@ -87,12 +88,16 @@ class Variant(_Table, frozen=True, kw_only=True):
 
     `target` names the chip that a file was compiled for off the device ("rk3588", "hailo8", "edgetpu"); a file without
     it runs wherever its runtime does. Files of rknnlite and hailort always have one.
+
+    `network` names the network in the file where it is not the model itself, such as a narrower student of it: values of
+    files of one network are equal but for rounding, those of two are not and are never compared.
     """
 
     file: str
     runtime: Runtime = "onnxruntime"
     precision: Precision = "fp32"
     target: str | None = None
+    network: str | None = None
 
 
 class ProofSample(_Table, frozen=True, kw_only=True):
@@ -126,7 +131,9 @@ class Manifest(_Table, frozen=True, kw_only=True):
     output: OutputSpec = OutputSpec()
     detection: DetectionSpec | None = None  # how the output becomes boxes
     template: TemplateSpec | None = None  # None: its defaults
-    variants: list[Variant]
+    head: HeadSpec | None = None  # task "head": the edge's half of a split model
+    tail: TailSpec | None = None  # task "tail": cloudd's half
+    variants: list[Variant] = []  # none for the halves of a split model, else at least one
     samples: list[ProofSample] = []
     files: dict[str, str] = {}  # path -> SHA-256, lower-case hex
 
@@ -175,7 +182,8 @@ def check_manifest(manifest: Manifest) -> None:
             f'{MANIFEST_NAME}: "input.crop" is {crop}; left, top, right and bottom belong there, '
             "as fractions from 0 to 1, with left < right and top < bottom"
         )
-    if not manifest.variants:
+    halves = _check_halves(manifest)
+    if not manifest.variants and not halves:
         raise PackageError(f"{MANIFEST_NAME}: [[variants]] is missing; name at least one model file")
     for index, variant in enumerate(manifest.variants):
         _check_target(variant, f"variants[{index}].target")
@@ -184,6 +192,34 @@ def check_manifest(manifest: Manifest) -> None:
     _check_detection(manifest)
     for _, path in _references(manifest):
         check_path(path)
+
+
+def _check_halves(manifest: Manifest) -> bool:
+    """Whether it is the head or the tail of a split model, which must then be right."""
+    head, tail = manifest.head, manifest.tail
+    for table, spec in (("head", head), ("tail", tail)):
+        if (spec is not None) != (manifest.task == table):
+            raise PackageError(
+                f'{MANIFEST_NAME}: the task is "{manifest.task}" and [{table}] is '
+                f'{"there" if spec is not None else "missing"}; task = "{table}" and [{table}] belong together'
+            )
+    found = head_fault(head) if head is not None else tail_fault(tail) if tail is not None else ""
+    half = head or tail
+    if half is None:
+        return False
+    refs = {f"{manifest.task}.of": half.of} | ({"head.tail": head.tail} if head is not None else {})
+    if manifest.variants:
+        found = f"[[variants]] is there; the files of a {manifest.task} are those of [[{manifest.task}.cuts]]"
+    elif not manifest.labels:
+        found = f'"labels" is missing; a {manifest.task} has the labels of the whole model'
+    elif tail is not None and manifest.samples:
+        found = "[[samples]] is there; a tail never sees a picture"
+    for key, ref in refs.items():
+        if split_ref(ref, key=key)[1] is None:
+            found = f'"{key}" is {toml.show(ref)}; name@version belongs there'
+    if found:
+        raise PackageError(f"{MANIFEST_NAME}: {found}")
+    return True
 
 
 def _check_detection(manifest: Manifest) -> None:
@@ -303,4 +339,8 @@ def _references(manifest: Manifest) -> list[tuple[str, str]]:
         named.append(("labels", manifest.labels))
     if manifest.detection is not None and manifest.detection.priors:
         named.append(("detection.priors", manifest.detection.priors))
+    if manifest.head is not None:
+        named += [(f"head.cuts[{i}].file", cut.file) for i, cut in enumerate(manifest.head.cuts)]
+    if manifest.tail is not None:
+        named += [(f"tail.cuts[{i}].file", cut.file) for i, cut in enumerate(manifest.tail.cuts)]
     return named

@@ -120,6 +120,10 @@ class Classifier:
         Raises ModelError if the file cannot be loaded or does not fit its manifest.
         """
         variants = package.manifest.variants
+        if variant is None and not variants:
+            raise ModelError(
+                f"{package.ref} is the {package.manifest.task} of a split model and serves nothing by itself"
+            )
         chosen = variant or next((v for v in variants if v.target is None and installed(v.runtime)), variants[0])
         told = replace(options or SessionOptions(), declared=declared_input(package.manifest.input))
         session = open_session(package.path(chosen.file), chosen.runtime, told, files_beside(package, chosen))
