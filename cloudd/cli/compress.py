@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from cloudd.cli import common
-from edgekit.packages import PackageError, check_version, open_package, split_ref
+from cloudd.cli import common, making
+from edgekit.packages import PackageError, open_package
 from edgekit.text import printable
 
 if TYPE_CHECKING:
-    from cloudd.compress import Outcome
+    from collections.abc import Sequence
 
-_REGISTER_S = 3600.0
-_NICE = 10  # a host that answers devices goes on answering them
+    from cloudd.compress import Dataset, Outcome
 
 _DETAILS = """\
   cloudd compress ./solder-small --data ./pictures
-  cloudd compress solder-small --data joints.csv --group board --register
+  cloudd compress ./solder-small --data ./pictures --quick
+  cloudd compress solder-small --data joints.csv --group board --train-data ./old-pictures --register
 
 A fifth of the pictures sets the ranges of the 8-bit variants, the others judge: the model and each variant answer the
 same pictures, 500 at least. A variant is kept if, at 95 % confidence, the accuracy falls by at most one point, no class
@@ -31,8 +30,10 @@ is more than two points worse, every answer is usable, and no more would have to
 refused with the reason. The new package is NAME@VERSION in the folder --out; in it compressed/lineage.json says what
 every variant came from and how it was judged.
 
-Variants: u8s8 (8 bits, for x86), s8s8 (8 bits, for Arm), fp16 (for GPUs). How fast they are depends on the device:
-edged times all of them on its own silicon and takes the best. The times shown here are this host's.
+Variants: u8s8 (8 bits, for x86), s8s8 (8 bits, for Arm), fp16 (for GPUs), and two with half the channels in every
+layer, taught to answer as the model does: pruned (float) and pruned-u8s8 (8 bits, for x86). Teaching takes minutes; it
+uses the fifth that does not judge, and --train-data. --quick leaves those two out. How fast a variant is depends on the
+device: edged times all of them on its own silicon and takes the best. The times shown here are this host's.
 
 The pictures are a folder for each label (pictures/LABEL/*.jpg), or a CSV file with the columns file and label. Use
 pictures that the model was not trained on. The daemon need not run for a model in a directory.
@@ -61,9 +62,23 @@ def add(verbs: common.Verbs) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path(), metavar="DIR", help="folder that gets the new package (this folder)"
     )
-    parser.add_argument("--version", type=_version, metavar="VERSION", help="of the new package (1 becomes 1-c1)")
-    parser.add_argument(
+    parser.add_argument("--version", type=making.version, metavar="VERSION", help="of the new package (1 becomes 1-c1)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
         "--variants", type=_kinds, default=None, metavar="LIST", help="what to try, such as u8s8,fp16 (all)"
+    )
+    which.add_argument("--quick", action="store_true", help="try only what needs no training")
+    parser.add_argument(
+        "--train-data",
+        type=Path,
+        metavar="DIR|CSV",
+        help="more pictures to teach with, such as those that the model was trained on; those that judge are left out",
+    )
+    parser.add_argument(
+        "--train-minutes",
+        type=_minutes,
+        metavar="M",
+        help="computing time for a narrower network at most (5); a second, wider one is taught if the first is refused",
     )
     parser.add_argument(
         "--faster-here",
@@ -80,11 +95,16 @@ def _do(args: argparse.Namespace) -> int:
     from cloudd import compress  # the other verbs must not wait for numpy and the runtime
     from edgekit.runtimes import ModelError
 
-    line = _Line()
+    line = making.Line()
     try:
-        package = open_package(_directory(args))
-        os.nice(_NICE)
-        wishes = {"kinds": args.variants, "held_out": args.pictures}
+        package = open_package(making.directory(args))
+        os.nice(making.NICE)
+        wishes = {
+            "kinds": compress.QUICK if args.quick else args.variants,
+            "held_out": args.pictures,
+            "lessons": _lessons(args, package.labels),
+            "seconds": args.train_minutes and args.train_minutes * 60.0,
+        }
         request = compress.Request(
             package=package,
             dataset=compress.read_dataset(args.data, package.labels, args.group),
@@ -101,8 +121,7 @@ def _do(args: argparse.Namespace) -> int:
     finally:
         line.clear()
     if args.register and outcome.package:
-        body = {"path": str(Path(outcome.package).absolute())}
-        common.client(args, _REGISTER_S).post("/models", body)
+        making.register(args, outcome.package)
     if args.json:
         common.show_json(msgspec.to_builtins(outcome))
     else:
@@ -110,13 +129,12 @@ def _do(args: argparse.Namespace) -> int:
     return 0 if outcome.package else 1
 
 
-def _directory(args: argparse.Namespace) -> Path:
-    """Where the package lies: as the user said, or where the daemon keeps the registered model."""
-    directory = Path(args.model)
-    if directory.is_dir() or "/" in args.model:
-        return directory
-    split_ref(args.model)
-    return Path(common.client(args, _REGISTER_S).get(common.path("models", args.model, "directory"))["path"])
+def _lessons(args: argparse.Namespace, labels: Sequence[str]) -> Dataset | None:
+    from cloudd import compress
+
+    if args.train_data is None:
+        return None
+    return compress.read_dataset(args.train_data, labels, "" if args.train_data.is_dir() else args.group)
 
 
 def _show(outcome: Outcome, registered: bool) -> None:
@@ -187,13 +205,6 @@ def _kinds(text: str) -> tuple[str, ...]:
     return names
 
 
-def _version(text: str) -> str:
-    try:
-        return check_version(text)
-    except PackageError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def _pictures(text: str) -> int:
     number = common.count(text)
     if number < 500:
@@ -201,25 +212,11 @@ def _pictures(text: str) -> int:
     return number
 
 
-class _Line:
-    """One line on stderr that is drawn over and over, and only if that is a terminal."""
-
-    def __init__(self) -> None:
-        self._drawn = 0
-        self._on = sys.stderr.isatty()
-
-    def show(self, step: str, done: int, total: int) -> None:
-        """Draw what is done now; `total` 0 means that nobody knows how much of it there is."""
-        if not self._on:
-            return
-        width = max(10, min(40, shutil.get_terminal_size().columns - 40))
-        filled = done * width // total if total else 0
-        text = f"{step:18} [{'#' * filled}{'.' * (width - filled)}] {f'{done} of {total}' if total else ''}"
-        print("\r" + text.ljust(self._drawn), end="", file=sys.stderr, flush=True)
-        self._drawn = len(text)
-
-    def clear(self) -> None:
-        """Remove the line."""
-        if self._drawn:
-            print("\r" + " " * self._drawn + "\r", end="", file=sys.stderr, flush=True)
-            self._drawn = 0
+def _minutes(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0.1 <= number <= 1440.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time from 0.1 to 1440 minutes")
+    return number

@@ -6,10 +6,11 @@ from cloudd.compress.dataset import Dataset, Picture, Split, read_dataset
 from cloudd.compress.errors import CompressError, DatasetError
 from cloudd.compress.lineage import Lineage, read_lineage
 from cloudd.compress.step import Outcome, Request, compress, next_version
-from cloudd.compress.variants import KINDS
+from cloudd.compress.variants import KINDS, QUICK
 
 __all__ = [
     "KINDS",
+    "QUICK",
     "CompressError",
     "Dataset",
     "DatasetError",

@@ -68,10 +68,11 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Split:
-    """The two sides, each in the order of their hashes."""
+    """The two sides, each in the order of their hashes. `training`: the whole side that calibration is taken from."""
 
     calibration: tuple[Picture, ...]
     held_out: tuple[Picture, ...]
+    training: tuple[Picture, ...] = ()
 
 
 def digest(pictures: Iterable[Picture]) -> str:
@@ -83,9 +84,30 @@ def digest(pictures: Iterable[Picture]) -> str:
 def split(pictures: Sequence[Picture], calibration: int, held_out: int) -> Split:
     """A fifth of the pictures calibrates, the others judge; at most as many as said of each, those of lowest hash."""
     placed = sorted((_place(one), one.sha256, one) for one in pictures)
+    own = tuple(one for place, _, one in placed if place < _CALIBRATION_SHARE)
     return Split(
-        tuple(one for place, _, one in placed if place < _CALIBRATION_SHARE)[:calibration],
+        own[:calibration],
         tuple(one for place, _, one in placed if place >= _CALIBRATION_SHARE)[:held_out],
+        own,
+    )
+
+
+def lessons(dataset: Dataset, sides: Split, more: Dataset | None) -> Dataset:
+    """What a variant may learn from: the side of the calibration, and of `more` what resembles no picture that judges.
+
+    Left out of `more` is what has the content or the group of a held-out picture. Nobody looks at the labels.
+    """
+    if more is None:
+        return Dataset(sides.training, dataset.fetch)
+    judges = {one.sha256 for one in sides.held_out}
+    together = {one.group for one in sides.held_out if one.group}
+    own = {one.sha256: one for one in sides.training}
+    others = {
+        one.sha256: one for one in more.pictures if one.sha256 not in judges | own.keys() and one.group not in together
+    }
+    return Dataset(
+        (*own.values(), *others.values()),
+        lambda picture: (more if picture.sha256 in others else dataset).fetch(picture),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,15 +11,13 @@ from numpy.typing import NDArray
 
 from cloudd.compress.dataset import Dataset, Picture
 from cloudd.compress.errors import DatasetError
+from cloudd.derived import Progress
 from edgekit import toml
 from edgekit.gates.paired import Answers
 from edgekit.gates.scores import hardness
 from edgekit.runtimes import ModelError
 from edgekit.vision.classification import Classifier
 from edgekit.vision.images import ImageError
-
-Progress = Callable[[str, int, int], None]
-"""Hears what is done, how much of it is, and of how much."""
 
 _WARM_UP = 3
 

@@ -1,13 +1,7 @@
-"""Where the variants of a package come from: hashes of all that went in, and the verdict on each of them.
-
-The record is a file of the package, so its hash is in the manifest and it travels with the model. It holds no time and
-no place: the same model, pictures and tools give the same record, and so the same package.
-"""
+"""Where the variants of a package come from: hashes of all that went in, and the verdict on each of them."""
 
 from __future__ import annotations
 
-import platform
-from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 import msgspec
@@ -15,7 +9,7 @@ import msgspec
 from cloudd.compress.dataset import Dataset, Split, digest
 from cloudd.compress.errors import CompressError
 from cloudd.compress.maker import Recipe
-from edgekit import VERSION
+from cloudd.derived import Source
 from edgekit.gates.paired import Acceptance
 from edgekit.packages import Package
 from edgekit.packages.manifest import Precision
@@ -24,15 +18,6 @@ FOLDER = "compressed"
 """Of a package: everything that compression made lies in it, and is replaced when the package is compressed again."""
 LINEAGE = f"{FOLDER}/lineage.json"
 _MAX_BYTES = 16 << 20
-
-
-class Source(msgspec.Struct, frozen=True, kw_only=True):
-    """The float model that variants were made from."""
-
-    model: str  # name@version
-    digest: str  # of its package
-    file: str
-    sha256: str
 
 
 class Data(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +29,8 @@ class Data(msgspec.Struct, frozen=True, kw_only=True):
     calibration_digest: str
     held_out: int
     held_out_digest: str
+    training: int = 0  # pictures that kinds which are taught learnt from; 0 where none was tried
+    training_digest: str = ""
 
 
 class Made(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,8 +61,8 @@ class Lineage(msgspec.Struct, frozen=True, kw_only=True):
     variants: list[Made]
 
 
-def data_record(dataset: Dataset, split: Split) -> Data:
-    """The record of a dataset and how it was split."""
+def data_record(dataset: Dataset, split: Split, lessons: Dataset | None) -> Data:
+    """The record of a dataset, how it was split, and what was learnt from."""
     return Data(
         digest=dataset.digest,
         pictures=len(dataset.pictures),
@@ -83,18 +70,9 @@ def data_record(dataset: Dataset, split: Split) -> Data:
         calibration_digest=digest(split.calibration),
         held_out=len(split.held_out),
         held_out_digest=digest(split.held_out),
+        training=len(lessons.pictures) if lessons else 0,
+        training_digest=lessons.digest if lessons else "",
     )
-
-
-def tools() -> dict[str, str]:
-    """Programs that shape a variant, and the kind of processor that it was judged on."""
-    found = {"cloudd": VERSION, "machine": platform.machine()}
-    for name in ("onnx", "onnxruntime", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # a vendor's build under another name
-            found[name] = "unknown"
-    return found
 
 
 def read_lineage(package: Package) -> Lineage | None:
@@ -107,8 +85,3 @@ def read_lineage(package: Package) -> Lineage | None:
         return msgspec.json.decode(package.path(LINEAGE).read_bytes(), type=Lineage, strict=True)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CompressError(f"{LINEAGE} of {package.ref} cannot be read: {error}") from None
-
-
-def write_lineage(lineage: Lineage) -> bytes:
-    """Equal records give equal bytes."""
-    return msgspec.json.format(msgspec.json.encode(lineage), indent=1) + b"\n"

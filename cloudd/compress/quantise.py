@@ -2,7 +2,7 @@
 
 Measured on one thread of a CPU with VNNI: 3.3 times as fast for a ResNet-18, 2.05 times for a MobileNetV2, 0.25 to 0.27
 of the size, against 0.5 to 1.0 times with dynamic quantisation (research/algorithms.md 3.2). The package `onnx` is only
-imported here and in `half`, when a variant is made.
+imported here, in `half` and in `pruned`, when a variant is made.
 """
 
 from __future__ import annotations

@@ -16,12 +16,12 @@ from pathlib import Path
 import msgspec
 
 from cloudd.compress import lineage as record
-from cloudd.compress.dataset import Dataset, Split, split
+from cloudd.compress.dataset import Dataset, Split, lessons, split
 from cloudd.compress.errors import CompressError, DatasetError
-from cloudd.compress.judge import Progress
 from cloudd.compress.lineage import FOLDER, LINEAGE, Lineage, Made
 from cloudd.compress.trial import Speed, Trial
 from cloudd.compress.variants import KINDS
+from cloudd.derived import Progress, float_variant, record_bytes, source_of, tools
 from edgekit import packages
 from edgekit.gates.paired import LIMITS
 from edgekit.packages import Package, PackageError, Variant
@@ -30,6 +30,8 @@ CALIBRATION = 200
 """Pictures that calibrate; ranges hardly move after the first hundred."""
 HELD_OUT = 5_000
 """Pictures that judge: an 8-bit copy that loses and gains half a percent of them has a bound of about 0.2 points."""
+TEACHING_SECONDS = 300.0
+"""What teaching one narrower network may take; there are two of them at most."""
 _FEWEST_CALIBRATION = 16
 _SUFFIX = re.compile(r"(.*)-c(\d{1,6})")
 
@@ -45,6 +47,8 @@ class Request:
     kinds: tuple[str, ...] = tuple(KINDS)
     faster_here: bool = False  # refuse as well what is not faster on this host
     held_out: int = HELD_OUT
+    lessons: Dataset | None = None  # more to learn from than the side of the calibration; what judges is left out of it
+    seconds: float = TEACHING_SECONDS  # of computing for each network that is taught
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,7 +73,8 @@ def next_version(version: str) -> str:
 
 
 def compress(request: Request, progress: Progress = lambda step, done, total: None) -> Outcome:
-    """Carry it out. The same request gives the same package, unless `faster_here` lets the clock have a say.
+    """Carry it out. The same request gives the same package, unless `faster_here` or too few `seconds` for all that a
+    narrower network would be shown let the clock have a say.
 
     Nothing is left behind but the finished package; without an accepted variant there is none. Raises CompressError,
     DatasetError, PackageError (another package of this name and version is there), ModelError if the float model itself
@@ -80,18 +85,25 @@ def compress(request: Request, progress: Progress = lambda step, done, total: No
     source = _float_variant(package)
     sides = _sides(request)
     with tempfile.TemporaryDirectory(prefix="cloudd-compress-") as folder:
-        trial = Trial(package, source, request.dataset, sides, Path(folder), request.faster_here, progress)
-        trial.run([KINDS[name] for name in request.kinds])
+        kinds = [KINDS[name] for name in dict.fromkeys(request.kinds)]
+        learnt = lessons(request.dataset, sides, request.lessons) if any(kind.taught for kind in kinds) else None
+        trial = Trial(
+            package,
+            source,
+            request.dataset,
+            sides,
+            learnt,
+            request.seconds,
+            Path(folder),
+            request.faster_here,
+            progress,
+        )
+        trial.run(kinds)
         lineage = Lineage(
-            source=record.Source(
-                model=package.ref,
-                digest=package.digest,
-                file=source.file,
-                sha256=package.manifest.files[source.file],
-            ),
-            data=record.data_record(request.dataset, sides),
-            tools=record.tools(),
-            variants=list(trial.made.values()),
+            source=source_of(package, source),
+            data=record.data_record(request.dataset, sides, learnt),
+            tools=tools(),
+            variants=[trial.made[kind.name] for kind in kinds],
         )
         accepted = any(made.accepted for made in lineage.variants)
         sealed = str(_seal(request, lineage, trial.files)) if accepted else ""
@@ -114,14 +126,10 @@ def _float_variant(package: Package) -> Variant:
         )
     if LINEAGE not in manifest.files and any(_ours(file) for file in manifest.files):
         raise CompressError(f"{package.ref} has a folder {FOLDER}/ of its own, which compression needs for itself")
-    for variant in manifest.variants:
-        if not _ours(variant.file) and (variant.runtime, variant.precision, variant.target) == (
-            "onnxruntime",
-            "fp32",
-            None,
-        ):
-            return variant
-    raise CompressError(f"{package.ref} has no fp32 variant for onnxruntime to make others from")
+    variant = float_variant(one for one in manifest.variants if not _ours(one.file))
+    if variant is None:
+        raise CompressError(f"{package.ref} has no fp32 variant for onnxruntime to make others from")
+    return variant
 
 
 def _ours(file: str) -> bool:
@@ -157,8 +165,9 @@ def _seal(request: Request, lineage: Lineage, files: dict[str, Path]) -> Path:
             if made.accepted:
                 shutil.copyfile(files[made.kind], staged / made.file)
                 side = front if KINDS[made.kind].leads else back
-                side.append(Variant(file=made.file, precision=made.precision))
-        (staged / LINEAGE).write_bytes(record.write_lineage(lineage))
+                network = made.recipe.network if made.recipe else ""
+                side.append(Variant(file=made.file, precision=made.precision, network=network or None))
+        (staged / LINEAGE).write_bytes(record_bytes(lineage))
         own = [variant for variant in package.manifest.variants if not _ours(variant.file)]
         manifest = msgspec.structs.replace(package.manifest, version=request.version, variants=front + own + back)
         sealed = packages.seal_package(staged, manifest)

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from cloudd.compress import judge, quantise
 from cloudd.compress.dataset import Dataset, Split
 from cloudd.compress.errors import CompressError
-from cloudd.compress.judge import Observed, Progress
+from cloudd.compress.judge import Observed
 from cloudd.compress.lineage import Made
-from cloudd.compress.maker import Materials, Recipe
+from cloudd.compress.maker import Materials, Recipe, Training
 from cloudd.compress.variants import Kind
+from cloudd.derived import Progress, files_of
 from edgekit.gates.paired import Acceptance, accept
 from edgekit.packages import Package, Variant
 from edgekit.runtimes import ModelError, open_session
-from edgekit.runtimes.onnx_reader import read_references
 from edgekit.vision.classification import Classifier
 
 _NO_REMEDY = frozenset(("items", "latency"))
@@ -44,6 +44,8 @@ class Trial:
     source: Variant
     dataset: Dataset
     sides: Split
+    lessons: Dataset | None  # what kinds that are taught learn from
+    seconds: float  # for each network that is taught
     folder: Path  # for the files that are made
     faster_here: bool
     progress: Progress
@@ -54,10 +56,7 @@ class Trial:
     @property
     def source_bytes(self) -> int:
         """Size of the float model, with its external data."""
-        place = PurePosixPath(self.source.file).parent
-        external = read_references(self.package.path(self.source.file)).external
-        files = {self.source.file, *(str(place / name) for name in external)}
-        return sum(self.package.sizes[file] for file in files)
+        return sum(self.package.sizes[file] for file in files_of(self.package, self.source))
 
     def run(self, kinds: Sequence[Kind]) -> None:
         """Make every kind and judge them together; the refused ones that know a more careful way get it, once.
@@ -80,9 +79,23 @@ class Trial:
                     self.progress("calibrating", number, len(self.sides.calibration))
                     yield judge.tensor_of(model, self.dataset, picture)
 
-            materials = Materials(prepared, entry.name, pictures)
+            materials = Materials(prepared, entry.name, pictures, self._training(model))
             self._round(model, materials, kinds, careful=False)
             self._round(model, materials, [kind for kind in kinds if self._may_improve(kind)], careful=True)
+
+    def _training(self, model: Classifier) -> Training | None:
+        if self.lessons is None or not self.lessons.pictures:
+            return None
+        manifest, lessons = self.package.manifest, self.lessons
+        return Training(
+            source=self.package.path(self.source.file),
+            output=manifest.output.name or model.session.outputs[0].name,
+            spec=manifest.input,
+            count=len(lessons.pictures),
+            read=lambda number: lessons.read(lessons.pictures[number]),
+            seconds=self.seconds,
+            progress=self.progress,
+        )
 
     def _may_improve(self, kind: Kind) -> bool:
         made = self.made[kind.name]
@@ -109,7 +122,8 @@ class Trial:
                     candidate.prove()
                 except (CompressError, ModelError) as error:
                     candidates.pop(kind.name, None)
-                    self._note(kind, recipes.get(kind.name), f"refused: {error}", None)
+                    if not careful or kind.name in recipes:  # else the first verdict says more
+                        self._note(kind, recipes.get(kind.name), f"refused: {error}", None)
             if candidates:
                 self._judge(model, candidates, [kind for kind in kinds if kind.name in candidates], recipes)
 

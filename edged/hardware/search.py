@@ -157,7 +157,7 @@ class Search:
             return False
         floor = not setting.accelerated
         own = self._references.get(setting.variant)
-        reference = own or next(iter(self._references.values()), None)
+        reference = own or self._of_the_same_network(setting)
         write = self.directory / f"{len(self._references)}.npz" if floor and own is None else None
         order = Probe(
             setting=setting,
@@ -173,6 +173,12 @@ class Search:
             return True
         self._failed(setting, result.kind, result.reason)
         return False
+
+    def _of_the_same_network(self, setting: Setting) -> Path | None:
+        """The CPU's answers by another file, unless that holds another network: a student answers alike, not equally."""
+        networks = {variant.file: variant.network for variant in self.package.manifest.variants}
+        wanted = networks.get(setting.variant)
+        return next((path for file, path in self._references.items() if networks.get(file) == wanted), None)
 
     async def _look(self, setting: Setting) -> Measurement | None:
         """A short measurement of one setting, alone in its process."""

@@ -16,6 +16,9 @@ GOOD: list[dict[str, Any]] = [
     {"case": "mobilenetv2", "kind": "u8s8", "speedup": 2.1, "size_ratio": 0.27},
     {"case": "solder-large", "kind": "u8s8", "speedup": 1.0, "accuracy_drop": 0.004, "accepted": True},
     {"case": "resnet18", "kind": "s8s8", "speedup": 1.0, "size_ratio": 1.0},
+    {"case": "mobilenetv2", "kind": "pruned-u8s8 0.75", "speedup": 2.1, "size_ratio": 0.18},
+    {"case": "solder-large", "kind": "pruned-u8s8", "speedup": 1.3, "accuracy_drop": 0.004, "accepted": True},
+    {"case": "mobilenetv2", "kind": "pruned 0.75", "speedup": 1.4, "size_ratio": 0.7},
 ]
 
 
@@ -31,6 +34,10 @@ def test_the_verdict_looks_at_what_suits_the_processor() -> None:
         (1, {"size_ratio": 0.28}, "size_ratio_met"),
         (2, {"accuracy_drop": 0.006}, "accuracy_drop_met"),
         (2, {"accepted": False}, "accuracy_drop_met"),
+        (4, {"speedup": 1.9}, "pruned_speedup_met"),
+        (4, {"size_ratio": 0.3}, "pruned_size_ratio_met"),
+        (5, {"accuracy_drop": 0.006}, "pruned_accuracy_drop_met"),
+        (5, {"accepted": False, "accuracy_drop": None}, "pruned_accuracy_drop_met"),
     ],
 )
 def test_a_goal_that_is_missed_shows(row: int, change: dict[str, Any], goal: str) -> None:

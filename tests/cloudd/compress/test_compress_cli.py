@@ -11,6 +11,7 @@ from shutil import copyfile
 import pytest
 
 from cloudd.cli import compress
+from cloudd.compress import distil
 from cloudd.compress.maker import Materials, Recipe
 from cloudd.compress.variants import KINDS, Kind
 from edgekit.packages import Package, open_package
@@ -50,6 +51,30 @@ def test_programs_get_every_number(
     assert said["model"] == "solder-large@9"
     (made,) = said["lineage"]["variants"]
     assert made["accepted"] and made["gate"]["drop_bound"] < 0.01 and said["speeds"]["s8s8"]["p95_ms"] > 0
+
+
+def test_quick_tries_what_needs_no_training(
+    solder: Package, joints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cloudd(solder.root, "--data", joints, "--out", tmp_path, "--quick", "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert [made["kind"] for made in said["lineage"]["variants"]] == ["u8s8", "s8s8", "fp16"]
+    assert said["lineage"]["data"]["training"] == 0
+
+
+def test_more_pictures_to_teach_with_are_on_record_and_none_of_them_judges(
+    solder: Package,
+    joints: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(distil, "SHOWN", 64)
+    monkeypatch.setattr(distil, "_EPOCH", 1)
+    options = ("--variants", "pruned", "--train-data", joints, "--train-minutes", "1", "--json")
+    cloudd(solder.root, "--data", joints, "--out", tmp_path, *options)
+    data = json.loads(capsys.readouterr().out)["lineage"]["data"]
+    assert data["held_out"] + data["training"] == data["pictures"] == 720
 
 
 def test_a_refusal_is_told_with_the_reason_and_leaves_no_package(
@@ -97,6 +122,8 @@ def test_what_is_wrong_is_one_sentence(
     [
         (("--variants", "int4"), "'int4' is no kind of variant; known are u8s8, s8s8, fp16"),
         (("--pictures", "10"), "at least 500 pictures"),
+        (("--quick", "--variants", "u8s8"), "not allowed with argument"),
+        (("--train-minutes", "0"), "is no time from 0.1 to 1440 minutes"),
         (("--version", "a b"), "is no model version"),
         ((), "--data"),
     ],
@@ -115,5 +142,12 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
         cloudd("--help")
     said = capsys.readouterr().out
     assert ended.value.code == 0
-    for needed in ("cloudd compress ./solder-small --data ./pictures", "95 %", "lineage.json", "Exit status", "10 %"):
+    for needed in (
+        "cloudd compress ./solder-small --data ./pictures",
+        "95 %",
+        "lineage.json",
+        "Exit status",
+        "10 %",
+        "--quick",
+    ):
         assert needed in said

@@ -13,7 +13,17 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from cloudd.compress import CompressError, Dataset, Outcome, Request, compress, next_version, read_dataset, read_lineage
+from cloudd.compress import (
+    QUICK,
+    CompressError,
+    Dataset,
+    Outcome,
+    Request,
+    compress,
+    next_version,
+    read_dataset,
+    read_lineage,
+)
 from cloudd.compress.dataset import DatasetError
 from cloudd.compress.lineage import LINEAGE, Made
 from cloudd.compress.maker import Maker, Materials, Recipe
@@ -119,7 +129,7 @@ def bare(solder: Package, tmp_path_factory: pytest.TempPathFactory) -> Package:
 @pytest.fixture(scope="module")
 def done(solder: Package, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
     out = tmp_path_factory.mktemp("out")
-    return compress(Request(solder, dataset, out, "1-c1")), out
+    return compress(Request(solder, dataset, out, "1-c1", kinds=QUICK)), out
 
 
 def test_good_variants_are_kept_in_a_new_package_around_the_float_model(done: tuple[Outcome, Path]) -> None:
@@ -181,7 +191,7 @@ def test_a_damaged_lineage_is_an_error_with_the_file_in_it(done: tuple[Outcome, 
 def test_the_same_request_gives_the_same_package(
     done: tuple[Outcome, Path], solder: Package, dataset: Dataset, tmp_path: Path
 ) -> None:
-    again = compress(Request(solder, dataset, tmp_path, "1-c1"))
+    again = compress(Request(solder, dataset, tmp_path, "1-c1", kinds=QUICK))
     assert open_package(Path(again.package)).digest == open_package(Path(done[0].package)).digest
 
 
@@ -288,6 +298,18 @@ def test_a_refused_kind_gets_its_careful_way_once(
     assert made.accepted and made.recipe is not None and len(made.recipe.kept_in_float) == 2
     package = open_package(tmp_path / "solder-large@2")
     assert package.manifest.files["compressed/tried.onnx"] == made.sha256
+
+
+def test_a_kind_that_knows_no_more_careful_way_for_this_model_keeps_its_first_verdict(
+    bare: Package, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def maker(materials: Materials, target: Path, *, careful: bool) -> Recipe:
+        if careful:
+            raise CompressError("nothing is left to take away")
+        return damaged(other_weights)(materials, target, careful=careful)
+
+    made = try_maker(maker, bare, dataset, tmp_path, monkeypatch, careful=True)
+    assert made.gate is not None and "the accuracy may fall by" in made.reason
 
 
 def test_a_kind_that_cannot_be_made_does_not_stop_the_others(
