@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from cloudd.cli import answers, compress, devices, invite, models, run, status, version
+from cloudd.cli import answers, compress, devices, invite, models, run, split, status, train, version
 from cloudd.client import ClientError
 from cloudd.config import ConfigError
 
-VERBS: tuple[ModuleType, ...] = (run, invite, devices, models, compress, answers, status, version)
+VERBS: tuple[ModuleType, ...] = (run, invite, devices, models, train, compress, split, answers, status, version)
 
 _ABOUT = """\
 cloudd answers the hard samples of edge devices with a larger model, and keeps models and the fleet.
@@ -19,7 +19,9 @@ cloudd answers the hard samples of edge devices with a larger model, and keeps m
   cloudd run                     start it; nothing needs to be configured
   cloudd invite                  print a token and the command that joins a device
   cloudd models add DIRECTORY    register a model package
+  cloudd train --data DIR        make the first model from labelled pictures
   cloudd compress MODEL          make smaller variants that answer as well
+  cloudd split MODEL             cut it in two, for pictures that may not leave their site
   cloudd status                  addresses, health and numbers
 """
 
