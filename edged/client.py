@@ -71,9 +71,13 @@ class Client:
         return self._call("GET", path, reply, None, timeout_s)
 
     def post(
-        self, path: str, reply: type[T], body: msgspec.Struct | str | None = None, timeout_s: float = DEFAULT_TIMEOUT_S
+        self,
+        path: str,
+        reply: type[T],
+        body: msgspec.Struct | str | bytes | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> T:
-        """POST a Struct as JSON, or a text (a service definition) as it is. Raises ApiError or NotRunning."""
+        """POST a Struct as JSON, a text (a service definition) or bytes as they are. Raises ApiError or NotRunning."""
         return self._call("POST", path, reply, body, timeout_s)
 
     def delete(self, path: str, reply: type[T], timeout_s: float = DEFAULT_TIMEOUT_S) -> T:
@@ -88,6 +92,19 @@ class Client:
         finally:
             connection.close()
 
+    def data(self, path: str, limit: int, timeout_s: float = DEFAULT_TIMEOUT_S) -> bytes:
+        """GET bytes as they are, `limit` at most. Raises ApiError or NotRunning."""
+        response, connection = self._request("GET", path, None, timeout_s)
+        try:
+            data = response.read(limit + 1)
+        except (OSError, http.client.HTTPException) as error:
+            raise NotRunning(f"edged went away in the middle of its answer: {error}") from None
+        finally:
+            connection.close()
+        if len(data) > limit:
+            raise ApiError(502, f"edged answered with more than {limit} bytes")
+        return data
+
     def stream(self, path: str, line: type[T], body: msgspec.Struct, timeout_s: float = 600.0) -> Iterator[T]:
         """POST and yield the reply line by line as it comes. Raises ApiError or NotRunning."""
         response, connection = self._request("POST", path, body, timeout_s)
@@ -99,7 +116,9 @@ class Client:
         finally:
             connection.close()
 
-    def _call(self, method: str, path: str, reply: type[T], body: msgspec.Struct | str | None, timeout_s: float) -> T:
+    def _call(
+        self, method: str, path: str, reply: type[T], body: msgspec.Struct | str | bytes | None, timeout_s: float
+    ) -> T:
         response, connection = self._request(method, path, body, timeout_s)
         try:
             return msgspec.json.decode(response.read(MAX_REPLY), type=reply)
@@ -112,11 +131,10 @@ class Client:
             connection.close()
 
     def _request(
-        self, method: str, path: str, body: msgspec.Struct | str | None, timeout_s: float
+        self, method: str, path: str, body: msgspec.Struct | str | bytes | None, timeout_s: float
     ) -> tuple[http.client.HTTPResponse, http.client.HTTPConnection]:
         connection = _UnixConnection(self.path, timeout_s)
-        data = body.encode() if isinstance(body, str) else None if body is None else msgspec.json.encode(body)
-        kind = "application/toml" if isinstance(body, str) else "application/json"
+        data, kind = _encoded(body)
         headers: dict[str, Any] = {"Content-Type": kind} if data is not None else {}
         try:
             connection.request(method, path, data, headers)
@@ -134,6 +152,15 @@ class Client:
         if response.status >= 400:
             raise ApiError(response.status, _error_text(response))
         return response, connection
+
+
+def _encoded(body: msgspec.Struct | str | bytes | None) -> tuple[bytes | None, str]:
+    """The body's bytes and what they are."""
+    if body is None or isinstance(body, bytes):
+        return body, "application/octet-stream"
+    if isinstance(body, str):
+        return body.encode(), "application/toml"
+    return msgspec.json.encode(body), "application/json"
 
 
 def _error_text(response: http.client.HTTPResponse) -> str:

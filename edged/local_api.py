@@ -7,6 +7,7 @@
     GET  /models                        POST /models {path}|{ref} (lines of progress)   DELETE /models/REF
     GET  /spool?limit=&service=         POST /spool/purge {service}
     GET  /spool/left?limit=&service=
+    /samples /datasets                  see edged.samples.routes
 
 A browser cannot reach a unix socket; a request that carries an Origin all the same is refused.
 """
@@ -37,6 +38,9 @@ from edged.api import (
     ServiceText,
 )
 from edged.collab.spool_view import LeftRecord, SpooledSample
+from edged.samples import metrics as sample_metrics
+from edged.samples import routes as sample_routes
+from edged.samples.desk import SampleDesk
 from edged.status import metrics
 from edged.status.hardware import HardwareReport
 from edged.status.server import no_server_header
@@ -56,6 +60,9 @@ PROGRESS_S = 0.25
 
 class Backend(Protocol):
     """What the API needs of the device. Methods raise ApiError."""
+
+    @property
+    def samples(self) -> SampleDesk: ...
 
     def status(self) -> StatusState: ...
     async def doctor(self) -> list[Finding]: ...
@@ -104,6 +111,7 @@ def build(backend: Backend) -> web.Application:
     app.router.add_get("/spool", api.spool)
     app.router.add_get("/spool/left", api.left)
     app.router.add_post("/spool/purge", api.purge)
+    sample_routes.add(app, backend.samples)
     return app
 
 
@@ -149,7 +157,7 @@ class _Api:
         return response
 
     async def metrics(self, request: web.Request) -> web.Response:
-        text = metrics.render(self._backend.status())
+        text = metrics.render(self._backend.status()) + sample_metrics.render(await self._backend.samples.overview())
         return web.Response(body=text.encode(), headers={"Content-Type": metrics.CONTENT_TYPE})
 
     async def join(self, request: web.Request) -> web.Response:

@@ -13,6 +13,7 @@ definition  the tables
 checks      rules that span more than one key
 source      the rules of `[source]`
 regions     the rules of `[regions]`
+split       the rules of `[split]` and of what may leave
 labels      the labels that a definition names
 """
 
@@ -32,8 +33,10 @@ from edgekit.services.definition import (
     RegionGroup,
     Regions,
     Retention,
+    Samples,
     Service,
     Source,
+    Split,
     Tiles,
     VerdictWord,
 )
@@ -54,9 +57,11 @@ __all__ = [
     "RegionGroup",
     "Regions",
     "Retention",
+    "Samples",
     "Service",
     "ServiceError",
     "Source",
+    "Split",
     "Tiles",
     "VerdictWord",
     "check_pipeline",
@@ -80,10 +85,6 @@ def parse_service(text: str, origin: str) -> Service:
     try:
         table = toml.read(text.encode("utf-8", "surrogatepass"), MAX_SERVICE)
         name = table["name"] if isinstance(table.get("name"), str) else ""
-        if table.get("may_leave") == "features":
-            raise toml.TomlError(
-                '"may_leave" is "features"', 'that needs split inference and is reserved; use "raw" or "nothing"'
-            )
         service = toml.convert(table, Service)
         check(service)
     except toml.TomlError as error:

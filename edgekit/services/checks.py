@@ -12,6 +12,7 @@ from edgekit.services.definition import DecisionRules, HardSamples, Pipeline, Se
 from edgekit.services.labels import NAME, NAME_RULE, check_labels
 from edgekit.services.regions import check_regions
 from edgekit.services.source import check_source
+from edgekit.services.split import check_split
 
 
 def check(service: Service) -> None:
@@ -39,6 +40,7 @@ def check(service: Service) -> None:
         raise toml.TomlError('"detection" is set', 'it belongs to task = "detection" only')
     if service.regions is not None:
         check_regions(service, service.regions)
+    check_split(service)
     check_outputs(service.outputs)
 
 

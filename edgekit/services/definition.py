@@ -148,6 +148,25 @@ class Regions(_Table, frozen=True, kw_only=True):
     groups: list[RegionGroup] = []  # mode "risk" only; empty: `hard_samples.risk` for all regions together
 
 
+class Split(_Table, frozen=True, kw_only=True):
+    """The device runs the first part of the answer model itself, and features leave it instead of the picture."""
+
+    heads: Text  # name, or name@version, of the head package that `cloudd split` made of the answer model
+
+
+class Samples(_Table, frozen=True, kw_only=True):
+    """Which pictures stay on the device for learning. They never leave by themselves.
+
+    `asked`: those about which the cloud was asked or differs, and a share `random` of all others. `all`: every one.
+    """
+
+    keep: Literal["asked", "none", "all"] = "asked"
+    random: Share = 0.01  # with "asked": of the pictures that the edge was trusted with
+    quota_mb: Annotated[int, Meta(ge=1, le=16_777_216)] = 1024
+    count: Annotated[int, Meta(ge=1, le=10_000_000)] = 100_000
+    days: Annotated[float, Meta(gt=0.0, le=3650.0)] = 365.0  # what a dataset version names stays longer
+
+
 class Retention(_Table, frozen=True, kw_only=True):
     """How long things are kept."""
 
@@ -165,11 +184,15 @@ class Service(_Table, frozen=True, kw_only=True):
     source: Source = Source()
     # A service without this table asks nobody; one that has the table is calibrated for risk unless it says otherwise.
     hard_samples: HardSamples = HardSamples(mode="off")
-    may_leave: Literal["raw", "nothing"] = "raw"
-    objective: Literal["latency", "throughput", "efficiency"] = "latency"  # what the device's hardware is chosen for
+    may_leave: Literal["raw", "features", "nothing"] = "raw"
+    # What the device's hardware is chosen for, and by which the way of asked samples to the cloud is.
+    objective: Literal["latency", "throughput", "efficiency"] = "latency"
     outputs: list[Output] = []
     retention: Retention = Retention()
+    # A service without this table keeps no pictures; one that has it keeps those that a label would teach most from.
+    samples: Samples = Samples(keep="none")
     pipeline: Pipeline | None = None  # None: the whole picture
     decision: DecisionRules | None = None  # None: labels only, no verdict
     detection: Detection | None = None  # detection only; None: as the model's package says
     regions: Regions | None = None  # None: the whole picture is sent
+    split: Split | None = None  # None: the answer model's head is not on this device

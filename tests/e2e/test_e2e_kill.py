@@ -38,6 +38,7 @@ from tests.support.stage import (
 )
 
 _POINT = re.compile(r"crash_point\(\s*\"([^\"]+)\"")
+_NAMED = re.compile(r'"((?:samples|versions)\.[a-z-]+)"')
 
 
 def joining(template: Template) -> None:
@@ -323,6 +324,9 @@ STORIES: dict[Callable[[Template], None], tuple[str, ...]] = {
     answering: ("answer.worker", "answer.blob", "answer.row"),
 }
 
+ELSEWHERE = ("tests/edged/samples/test_samples_crash.py",)
+"""Tests that kill a process of their own at each of their room's points: no daemon need be up for them."""
+
 
 @pytest.mark.parametrize("story", STORIES, ids=lambda story: story.__name__)
 def test_kill_9_at_every_crash_point(template: Template, story: Callable[[Template], None]) -> None:
@@ -340,7 +344,10 @@ def test_the_table_names_every_crash_point_in_the_code() -> None:
                 literals += len(_POINT.findall(text))
                 found.update(_POINT.findall(text))
     assert calls == literals, "a crash point is named by a literal, or this test cannot see it"
-    assert found == {point for points in STORIES.values() for point in points}
+    walked = {point for points in STORIES.values() for point in points}
+    for file in ELSEWHERE:
+        walked.update(_NAMED.findall((REPOSITORY / file).read_text()))
+    assert found == walked
 
 
 def test_each_story_passes_its_points() -> None:

@@ -1,0 +1,1 @@
+"""Keeps labelled and unlabelled pictures of the plant for learning: sealed, bounded, and never sent by themselves."""
