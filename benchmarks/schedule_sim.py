@@ -54,7 +54,10 @@ MEAN_RUN_S = sum(kind.share * kind.run_s for kind in KINDS)
 
 @dataclass(frozen=True)
 class Scenario:
-    """`load`: work that comes, as a multiple of what one thread does. `cv`: of run times. `down`: share of time."""
+    """`load`: work that comes, as a multiple of what one thread does. `cv`: of run times. `down`: share of time.
+
+    `block`: requests for which the rate stays the same.
+    """
 
     load: float
     down: float = 0.0
@@ -63,6 +66,7 @@ class Scenario:
     requests: int = 60_000
     seed: int = 7
     uplink: Literal["by class", "in order"] = "by class"
+    block: int = BLOCK
 
 
 @dataclass(slots=True)
@@ -111,7 +115,7 @@ def trace(scenario: Scenario) -> list[Request]:
     arrivals, fate = random.Random(scenario.seed), random.Random(scenario.seed + 1)  # two: the CV moves no arrival
     requests, now, hot = [], 0.0, False
     for number in range(scenario.requests):
-        if number % BLOCK == 0:
+        if number % scenario.block == 0:
             hot = arrivals.random() < HOT_SHARE
         now += arrivals.expovariate(scenario.load * scenario.threads / MEAN_RUN_S * (HOT if hot else COLD))
         rank = _pick(arrivals.random())

@@ -23,6 +23,9 @@
     [adapt]
     mode = "background"                 # measure how each model runs best here; "never": all in the safe way
 
+    [dispatch]                          # with this table the cloud also helps when more comes than can be done here
+    offload_above = { inline = 0.5 }    # and every other number of edgekit.dispatch.policy; read again on SIGHUP
+
 Everything has a default, so the file is optional. Flags win over the file.
 """
 
@@ -40,6 +43,7 @@ from msgspec import Meta
 from edged.link.address import cloud_url
 from edged.link.errors import LinkError
 from edgekit import toml
+from edgekit.dispatch.policy import DispatchPolicy
 from edgekit.runtimes.libraries import ROADS, road
 
 MAX_CONFIG = 65_536
@@ -108,6 +112,7 @@ class Config(_Table, frozen=True, kw_only=True):
     cloud: CloudConfig = CloudConfig()
     spool: SpoolConfig = SpoolConfig()
     adapt: AdaptConfig = AdaptConfig()
+    dispatch: DispatchPolicy | None = None  # None: what cannot be done here in time is refused
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,6 +135,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     spool_reserve: int  # bytes
     adapt: AdaptMode = "background"
     interpreters: dict[tuple[str, str], str] = {}  # (runtime, provider) -> path
+    dispatch: DispatchPolicy | None = None
 
     @property
     def socket_path(self) -> Path:
@@ -196,6 +202,7 @@ def load(flags: Flags, environ: Mapping[str, str] = os.environ) -> Settings:
             spool_reserve=config.spool.reserve_mb << 20,
             adapt=config.adapt.mode if flags.adapt is None else "background" if flags.adapt else "never",
             interpreters=_interpreters(config.adapt.interpreters),
+            dispatch=config.dispatch,
         )
     except toml.TomlError as error:
         raise ConfigError(f"{path}: {error}") from None

@@ -32,6 +32,7 @@ from edged.model_desk import ModelDesk
 from edged.models import ModelStore
 from edged.plan import Plan, service_of
 from edged.runner import Runner
+from edged.samples.desk import SampleDesk
 from edged.served import ServedModels
 from edged.spawn import Spawned, empty_directory
 from edged.status import doctor
@@ -39,6 +40,7 @@ from edged.status.hardware import HardwareReport
 from edged.status.history import SAMPLE_S, History, Sample
 from edged.status.machine import MachineSampler
 from edged.status.preview import fetch_preview
+from edged.status.review import Classes, classes_of
 from edged.status.state import (
     Addresses,
     CloudState,
@@ -53,8 +55,9 @@ from edged.store import Database
 from edged.subjects import Outside
 from edged.tokens import MANAGEMENT_TOKEN, secret_token
 from edgekit import VERSION, atomic
-from edgekit.messages import Configure, Held, Link, LinkChanged, PurgeSpool, Recalibrate, Report
-from edgekit.services import ServiceError, dump_service, parse_service
+from edgekit.dispatch.policy import DispatchPolicy
+from edgekit.messages import Configure, DispatchChanged, Event, Held, Link, LinkChanged, PurgeSpool, Recalibrate, Report
+from edgekit.services import Samples, ServiceError, dump_service, parse_service
 
 log = logging.getLogger("edged.device")
 
@@ -80,6 +83,7 @@ class Device:
         """
         state = settings.state_dir
         self._settings, self._addresses = settings, addresses
+        self._dispatch = settings.dispatch
         self.health = Health()
         self._started_at = time.time()
         ballast = Ballast(state / "spool" / "ballast")  # a disk that is full at the start must not stop the daemon
@@ -127,6 +131,13 @@ class Device:
         self._follower = Follower(
             self._desired, self._change, self.health, settings.allow_paths, hosts=settings.allow_hosts
         )
+        self.samples = SampleDesk(
+            state,
+            lambda: self._link.device_id,
+            settings.spool_reserve,
+            self._samples_policy,
+            self._samples_say,
+        )
         self._tasks: list[asyncio.Task[None]] = []
 
     def open(self) -> None:
@@ -152,6 +163,7 @@ class Device:
             "observer": self._observe,
             "history": self._remember,
             "adaptation": self._adaptation.run,
+            "samples": self.samples.run,
         }
         self._tasks = [asyncio.create_task(self._keep_running(name, loop)) for name, loop in loops.items()]
 
@@ -163,6 +175,7 @@ class Device:
         await self._served.stop()
         await self._runner.stop()
         await self._link.stop()
+        await self.samples.close()
         self._database.close()
 
     async def reload(self) -> None:
@@ -174,6 +187,12 @@ class Device:
         self._adaptation.reload()
         self._runner.changed(by_hand=True)
         self._follower.look_again()
+
+    def set_dispatch(self, policy: DispatchPolicy | None) -> None:
+        """Where requests go when more comes than can be done, from the next request on."""
+        if policy != self._dispatch:
+            self._dispatch = policy
+            self._runner.send(DispatchChanged(policy=policy))
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -248,6 +267,15 @@ class Device:
             for name, entry in sorted(self._runner.entries.items())
         ]
 
+    async def classes(self) -> Mapping[str, Classes]:
+        """What people may call the pictures of each service."""
+        packages = self._models.installed()
+        known = [
+            (name, service_of(entry), packages.get(running.ref) if (running := self._runner.running(name)) else None)
+            for name, entry in sorted(self._runner.entries.items())
+        ]
+        return await asyncio.to_thread(lambda: {name: classes_of(service, path) for name, service, path in known})
+
     def service_text(self, name: str) -> ServiceText:
         """The newest definition of one service. Raises ApiError."""
         entry = self._runner.entries.get(name)
@@ -261,7 +289,8 @@ class Device:
         for name in self._runner.entries:
             choice = self._runner.running(name)
             if choice is not None:
-                used.setdefault(choice.ref, []).append(name)
+                for ref in filter(None, (choice.ref, choice.head)):
+                    used.setdefault(ref, []).append(name)
         return self._models.states(used, {state.model for state in self._served.states()})
 
     async def doctor(self) -> list[Finding]:
@@ -373,13 +402,24 @@ class Device:
             if model not in self._runner.missing or not await self._fetcher.wait(model, left):
                 return
 
+    def _samples_say(self, event: Event) -> None:
+        if event.passing:
+            self.health.note(event.level, event.code, event.text)
+        else:
+            self.health.report(event.code, event.level, event.text)
+
+    def _samples_policy(self, name: str) -> Samples:
+        entry = self._runner.entries.get(name)
+        service = service_of(entry) if entry is not None else None
+        return service.samples if service is not None else Samples()
+
     def _configure(self, plan: Plan) -> Configure:
         packages = self._models.installed()
         return Configure(
             state_dir=str(self._settings.state_dir),
             # With the exact model: a last good service may run an older version of what another one means by its name.
-            services=[_pinned(choice.text, choice.ref) for choice in plan.services],
-            packages={choice.ref: str(packages[choice.ref]) for choice in plan.choices},
+            services=[_pinned(choice.text, choice.ref, choice.head) for choice in plan.services],
+            packages={ref: str(packages[ref]) for ref in sorted(plan.packages)},
             link=self._link.link,
             spool_quota=self._settings.spool_quota,
             spool_reserve=self._settings.spool_reserve,
@@ -389,6 +429,7 @@ class Device:
             settings=self._adaptation.settings(plan.services),
             models=list(plan.models),
             management_token=self._management_token,
+            dispatch=self._dispatch,
         )
 
     def _planned(self) -> None:
@@ -458,5 +499,8 @@ class Device:
         return f"there is no service {name[:64]!r} (services: {known})"
 
 
-def _pinned(text: str, ref: str) -> str:
-    return dump_service(msgspec.structs.replace(parse_service(text, "stored definition"), model=ref))
+def _pinned(text: str, ref: str, head: str = "") -> str:
+    service = msgspec.structs.replace(parse_service(text, "stored definition"), model=ref)
+    if service.split is not None and head:
+        service = msgspec.structs.replace(service, split=msgspec.structs.replace(service.split, heads=head))
+    return dump_service(service)

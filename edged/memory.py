@@ -101,7 +101,8 @@ class Memory:
 
     async def verdict(self, choices: Iterable[Choice], packages: Mapping[str, Path], present: Worker | None) -> Verdict:
         """How a worker for these choices can be started now."""
-        return await asyncio.to_thread(self._verdict, [choice.ref for choice in choices], packages, present)
+        refs = [ref for choice in choices for ref in (choice.ref, choice.head) if ref]
+        return await asyncio.to_thread(self._verdict, refs, packages, present)
 
     def _verdict(self, refs: list[str], packages: Mapping[str, Path], present: Worker | None) -> Verdict:
         freed = _own_bytes(present.pid) if present is not None else 0
@@ -164,7 +165,7 @@ def _file_bytes(package: Package) -> int:
     variants = {variant.file for variant in manifest.variants}
     others = {MANIFEST_NAME, manifest.labels, *(sample.file for sample in manifest.samples), *variants}
     beside = sum(size for path, size in package.sizes.items() if path not in others)
-    return max(package.sizes[path] for path in variants) + beside
+    return max((package.sizes[path] for path in variants), default=0) + beside  # of a head package all are beside
 
 
 def _own_bytes(pid: int) -> int:

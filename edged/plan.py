@@ -23,6 +23,7 @@ class Choice(NamedTuple):
     text: str
     ref: str  # name@version of its package
     last_good: bool = False  # it stands in for a newer definition or model that cannot run
+    head: str = ""  # name@version of the head package of its [split], "" without one, or while it is not here
 
     @property
     def key(self) -> str:
@@ -47,9 +48,14 @@ class Plan(NamedTuple):
         return tuple(sorted({choice.ref for choice in self.choices if is_model(choice.name)}))
 
     @property
-    def key(self) -> frozenset[tuple[str, str]]:
+    def packages(self) -> frozenset[str]:
+        """name@version of everything that is run: models, and the heads of services that split."""
+        return frozenset(ref for choice in self.choices for ref in (choice.ref, choice.head) if ref)
+
+    @property
+    def key(self) -> frozenset[tuple[str, str, str]]:
         """Two plans with equal keys run the same."""
-        return frozenset((choice.name, choice.key) for choice in self.choices)
+        return what_runs(self.choices)
 
 
 def make_plan(
@@ -80,10 +86,18 @@ def make_plan(
                     choice = present or _good(entry, packages)
                 trying = True
         if choice is not None:
+            choice, wanted = _with_head(choice, packages)
+            if wanted:
+                missing.add(wanted)
             choices.append(choice)
         else:
             held[entry.name] = report
     return Plan(tuple(choices), frozenset(missing), held)
+
+
+def what_runs(choices: Iterable[Choice]) -> frozenset[tuple[str, str, str]]:
+    """Equal for equal definitions, models and heads."""
+    return frozenset((choice.name, choice.key, choice.head) for choice in choices)
 
 
 def proven(choice: Choice, entry: Entry) -> bool:
@@ -144,6 +158,21 @@ def _choose(entry: Entry, packages: Mapping[str, Path]) -> tuple[Choice | None, 
     if entry.refused_key and entry.refused_key == choice.key:
         return good, "", ServiceReport(name=entry.name, model=ref, state="failed", detail=entry.refused_why)
     return choice, "", ServiceReport(name=entry.name, model=ref, state="loading")
+
+
+def _with_head(choice: Choice, packages: Mapping[str, Path]) -> tuple[Choice, str]:
+    """The choice with its head package, and the reference of one to fetch or "". A service runs without one, too."""
+    if is_model(choice.name):
+        return choice, ""
+    try:
+        split = parse(choice.text).split
+        head = find(split.heads, packages) if split is not None else ""
+    except (ServiceError, PackageError):
+        return choice, ""
+    if head is None:
+        assert split is not None
+        return choice, split.heads
+    return choice._replace(head=head), ""
 
 
 def _good(entry: Entry, packages: Mapping[str, Path]) -> Choice | None:

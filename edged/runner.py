@@ -21,7 +21,7 @@ from edged import comparison
 from edged.desired import Entry, is_model
 from edged.health import Health, WorkerItems
 from edged.memory import Memory
-from edged.plan import Choice, Plan, failures, has_better, make_plan, newcomers, unproven
+from edged.plan import Choice, Plan, failures, has_better, make_plan, newcomers, unproven, what_runs
 from edged.reports import Reports, live_models, live_services
 from edged.spawn import Spawned, spawn, worker_command
 from edged.trouble import Marks, Trouble
@@ -224,7 +224,7 @@ class Runner:
             plan, entries = await self._plan()
             if self.worker is not None and not self.worker.alive:
                 self._bury(self.worker)
-            right = self.worker is not None and plan.key == _key(self._accepted) and not self._swap
+            right = self.worker is not None and plan.key == what_runs(self._accepted.values()) and not self._swap
             if right and not (self._retry_failed and self._failed()):
                 await self._rest(plan)
                 continue
@@ -433,7 +433,3 @@ class Runner:
             await asyncio.wait([change, *futures], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             change.cancel()
-
-
-def _key(choices: dict[str, Choice]) -> frozenset[tuple[str, str]]:
-    return frozenset((choice.name, choice.key) for choice in choices.values())

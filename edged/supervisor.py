@@ -14,6 +14,7 @@ import sqlite3
 import time
 from socket import socket
 
+import msgspec
 from aiohttp import web
 
 from edged import config, local_api, sockets
@@ -102,11 +103,13 @@ async def _start_site(app: web.Application, listener: socket) -> web.AppRunner:
 
 
 async def _reload(device: Device, settings: Settings, flags: Flags) -> None:
-    """SIGHUP: services and models are read again at once; what edged.toml says about sockets needs a restart."""
+    """SIGHUP: services, models and `[dispatch]` are read again at once; the rest of edged.toml needs a restart."""
     systemd.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
     try:
         await device.reload()
-        if await asyncio.to_thread(config.load, flags) != settings:
+        now = await asyncio.to_thread(config.load, flags)
+        device.set_dispatch(now.dispatch)
+        if msgspec.structs.replace(now, dispatch=settings.dispatch) != settings:
             text = f"{settings.config_path} has changed; restart edged to work with it."
             device.health.report("config", "warning", text)
         else:

@@ -12,7 +12,21 @@ from edged.cli.output import EXIT_NOT_RUNNING, EXIT_PROBLEM, Failure, add_state
 from edged.client import NotRunning
 from edgekit import VERSION
 
-VERBS = ("run", "join", "status", "doctor", "adapt", "models", "services", "inspect", "spool", "install", "version")
+VERBS = (
+    "run",
+    "join",
+    "status",
+    "doctor",
+    "adapt",
+    "models",
+    "services",
+    "inspect",
+    "spool",
+    "samples",
+    "datasets",
+    "install",
+    "version",
+)
 """Modules of this package, in the order of --help. Each has `add(subparsers)`."""
 
 _EPILOG = """\

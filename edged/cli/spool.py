@@ -82,7 +82,7 @@ def show_left(options: argparse.Namespace) -> int:
                     record.sample_id,
                     record.service,
                     f"{record.reason}, late" if record.late else record.reason,
-                    f"{size(record.bytes)}, {record.regions} regions" if record.regions else size(record.bytes),
+                    size(record.bytes) + _form(record),
                     record.sha256[:12],
                     record.authority[:12],
                     record.outcome or "unknown",
@@ -92,6 +92,13 @@ def show_left(options: argparse.Namespace) -> int:
             ),
         )
     return EXIT_OK
+
+
+def _form(record: LeftRecord) -> str:
+    """What it was, if no whole picture."""
+    if record.cut:
+        return f", features at {record.cut}"
+    return f", {record.regions} regions" if record.regions else ""
 
 
 def purge(options: argparse.Namespace) -> int:

@@ -68,6 +68,9 @@ def show(state: StatusState) -> None:
             for service in state.services
         ),
     )
+    for service in state.services:
+        if service.report.plan is not None:
+            print(clean(f"{service.name}: {service.report.plan.sentence}"))
 
 
 def _cloud(state: StatusState) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edged.collab.courier import RecordError
@@ -41,11 +41,14 @@ class Asked:
     reason: str = ""
     spooled: bool = False  # the sample is durable on the disk
     cloud_ms: float | None = None  # spent on the network; None: it was not asked
+    head_ms: float | None = None  # spent on the head, or on the whole model here; None: on neither
+    route: str = ""  # by which the answer came
 
     @property
     def timings_ms(self) -> dict[str, float]:
         """For the decision."""
-        return {} if self.cloud_ms is None else {"cloud": self.cloud_ms}
+        spent = {"head": self.head_ms, "cloud": self.cloud_ms}
+        return {stage: took for stage, took in spent.items() if took is not None}
 
 
 class Asker:
@@ -72,7 +75,7 @@ class Asker:
                 self._hub.rejected(header, error)
                 self._keeper.lost(header.sample_id)
                 return Asked(reason=str(error), cloud_ms=spent)
-            return await self._store(Asked(reason=str(error), cloud_ms=spent), header, picture, value, deadline)
+            return await self.keep(Asked(reason=str(error), cloud_ms=spent), header, picture, value, deadline)
         return Asked(answer, cloud_ms=(self._clock() - asked_at) * 1000)
 
     async def _deliver(self, header: HardSample, picture: bytes, deadline: float) -> Answer:
@@ -91,14 +94,14 @@ class Asker:
         self._hub.learn_later(header, answer)
         return answer
 
-    async def _store(self, asked: Asked, header: HardSample, picture: bytes, value: float, deadline: float) -> Asked:
+    async def keep(self, asked: Asked, header: HardSample, picture: bytes, value: float, deadline: float) -> Asked:
         """Keep the sample for later. The answer says `spooled` only if the sample is durable by then."""
         storing = self._hub.store(header, picture, value)
         left = deadline - self._clock() - _REPLY_S
         done, _ = await asyncio.wait([storing], timeout=max(0.0, left))
         if not done:
-            return Asked(reason=f"{asked.reason}; the sample is being stored", cloud_ms=asked.cloud_ms)
+            return replace(asked, reason=f"{asked.reason}; the sample is being stored")
         lost = storing.result()
         if lost:
-            return Asked(reason=f"{asked.reason}; the sample was not stored, because {lost}", cloud_ms=asked.cloud_ms)
-        return Asked(reason=asked.reason, spooled=True, cloud_ms=asked.cloud_ms)
+            return replace(asked, reason=f"{asked.reason}; the sample was not stored, because {lost}")
+        return replace(asked, spooled=True)

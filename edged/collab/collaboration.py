@@ -17,16 +17,20 @@ from edged.collab.collaborator import Collaborator
 from edged.collab.courier import Courier
 from edged.collab.depot import Depot
 from edged.collab.drain import Drain
-from edged.collab.gate_keeper import GateKeeper
+from edged.collab.gate_keeper import GateKeeper, Keeper
 from edged.collab.gate_memory import GateMemory
 from edged.collab.ledger import Ledger
 from edged.collab.mosaics import Mosaics
+from edged.collab.plan.heads import Heads
+from edged.collab.plan.link import LinkWatch
+from edged.collab.plan.service_plan import ServicePlan
 from edged.collab.region_collaborator import FrameCollaborator, RegionCollaborator
 from edged.collab.region_keeper import FrameKeeper, RegionKeeper
 from edged.collab.sealing import Kek, SealError
 from edged.collab.spool import Spool
+from edged.collab.spool_index import Held
 from edged.collab.uplink import Uplink, UplinkError
-from edgekit.messages import Answer, Event, HardSample, Level, Link, SpoolReport
+from edgekit.messages import UNSEEN, Answer, Event, HardSample, Level, Link, SpoolReport
 from edgekit.services import Retention, Service
 
 log = logging.getLogger("edged.collab")
@@ -36,6 +40,7 @@ AnyCollaborator = Collaborator | FrameCollaborator | RegionCollaborator
 
 SAVE_EVERY_S = 10.0
 UPKEEP_EVERY_S = 60.0
+PLAN_EVERY_S = 1.0
 
 
 class Collaboration:
@@ -56,6 +61,7 @@ class Collaboration:
         reserve: int,
         on_event: Callable[[Event], None] = lambda event: None,
         on_compared: Callable[[str, bool], None] = lambda service, agrees: None,
+        on_late: Callable[[HardSample, Answer], None] = lambda header, answer: None,
         credentials: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
@@ -66,15 +72,16 @@ class Collaboration:
         """`quota` and `reserve` are bytes, see Spool. Opens nothing yet.
 
         `on_compared(service, agrees)` hears of each cloud answer that `settle` did not return itself: audits and late
-        ones. `credentials` is systemd's credential directory, default $CREDENTIALS_DIRECTORY. Both callbacks come
+        ones. `credentials` is systemd's credential directory, default $CREDENTIALS_DIRECTORY. All callbacks come
         in the event loop.
+        `on_late(header, answer)` hears of each answer that came after its sample's decision.
         """
         self._state_dir = state_dir
         self._device_id = device_id
         self._quota = quota
         self._reserve = reserve
         self._on_event = on_event
-        self._on_compared = on_compared
+        self._on_compared, self._on_late = on_compared, on_late
         environment = os.environ.get("CREDENTIALS_DIRECTORY")
         self._kek_path = state_dir / "keys" / "kek"
         self._credentials = credentials or (Path(environment) if environment else None)
@@ -95,6 +102,7 @@ class Collaboration:
         self._memory = GateMemory(state_dir / "gate.db", self._executor, wall=wall, make_room=make_room)
         self.breaker = Breaker(clock, rng, breaker, self._breaker_moved)
         self.courier = Courier(self._uplink, self._ledger, self.breaker, clock)
+        self._watch = LinkWatch(self.courier, clock)
         self.drain = Drain(
             self.courier,
             self._depot,
@@ -103,13 +111,14 @@ class Collaboration:
             on_answer=self._late_answer,
             on_rejected=self.rejected,
             on_lost=self._lost,
+            permits=self._permits,
             per_second=drain_per_second,
         )
 
     async def __aenter__(self) -> Collaboration:
         """Open spool and record, and begin to deliver. A disk that does not play along is a health event, no error."""
         await self._depot.open()
-        self._tasks = [asyncio.create_task(self.drain.run()), asyncio.create_task(self._upkeep())]
+        self._tasks = [asyncio.create_task(work) for work in (self.drain.run(), self._upkeep(), self._plan())]
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -128,29 +137,54 @@ class Collaboration:
         self.mosaics.close()
         self._executor.shutdown(wait=False)
 
-    async def add(self, service: Service, edge_model: str) -> AnyCollaborator:
+    async def add(
+        self, service: Service, edge_model: str, heads: Heads | None = None, why_no_heads: str = ""
+    ) -> AnyCollaborator:
         """The collaborator of one service, its gate restored. `edge_model` is name@version of the loaded package.
 
         A RegionCollaborator for a service with regions, a FrameCollaborator for one that sends the whole frames of a
-        detector; both take LocalRegions. Else a Collaborator, which takes a classifier's answer.
+        detector; both take LocalRegions. Else a Collaborator, which takes a classifier's answer; `heads` are what its
+        `[split]` names, or `why_no_heads` says what is wrong with them.
         """
-        collaborator = self._collaborator(service, edge_model)
+        collaborator = self._collaborator(service, edge_model, heads, why_no_heads)
         await collaborator.keeper.restore(await self._depot.run(lambda spool: spool.waiting(service.name)) or ())
-        await self._depot.run(lambda spool: spool.hold(service.name, not collaborator.may_leave))
+        await self._depot.run(lambda spool: spool.hold(service.name, _held(service)))
         self._services[service.name] = collaborator
         self.drain.wake()
         return collaborator
 
-    def _collaborator(self, service: Service, edge_model: str) -> AnyCollaborator:
+    def _collaborator(
+        self, service: Service, edge_model: str, heads: Heads | None, why_no_heads: str
+    ) -> AnyCollaborator:
         clock, rng = self._clock, self._rng
         if service.regions is not None:
             keeper = RegionKeeper(service, edge_model, self._memory)
-            return RegionCollaborator(self, service, keeper, clock=clock, rng=rng)
+            plan = self._plan_of(service, keeper)
+            return RegionCollaborator(self, service, keeper, clock=clock, rng=rng, plan=plan)
         if service.task == "detection":
             frames = FrameKeeper(service, edge_model, self._memory)
-            return FrameCollaborator(self, service, frames, clock=clock, rng=rng)
+            plan = self._plan_of(service, frames)
+            return FrameCollaborator(self, service, frames, clock=clock, rng=rng, plan=plan)
         pictures = GateKeeper(service, edge_model, self._memory)
-        return Collaborator(self, service, pictures, clock=clock, rng=rng)
+        pictures.heads = heads.info if heads is not None else None
+        return Collaborator(
+            self,
+            service,
+            pictures,
+            clock=clock,
+            rng=rng,
+            plan=self._plan_of(service, pictures, heads),
+            heads=heads,
+            why_no_heads=why_no_heads,
+        )
+
+    def _plan_of(self, service: Service, keeper: Keeper, heads: Heads | None = None) -> ServicePlan | None:
+        """None where nobody can be asked."""
+        possible = service.may_leave == "raw" or (service.may_leave == "features" and heads is not None)
+        if not service.hard_samples.asks or not possible:
+            return None
+        info = heads.info if heads is not None else None
+        return ServicePlan(service, self._watch, self._clock, info, lambda: keeper.answered_by)
 
     def set_wanted(self, services: Collection[str]) -> None:
         """Name every service there is, running or not, once those that run have been added.
@@ -172,6 +206,7 @@ class Collaboration:
         elif not was.up or (was.url, was.generation) != (link.url, link.generation):
             self.breaker.link_up()
             self.drain.link_is_new()
+            self._watch.link_is_new()
         self.drain.wake()
 
     async def purge(self, service: str = "") -> int:
@@ -232,9 +267,10 @@ class Collaboration:
     def rejected(self, header: HardSample, error: UplinkError) -> None:
         """cloudd does not take this sample: a health item until it takes one of this service again."""
         if error.status == 404:
+            wanted = header.features.tail if header.features is not None else header.answer_model
             text = (
                 f'{error.text}. The samples of service "{header.service}" wait here; '
-                f'import the model "{header.answer_model}" on cloudd.'
+                f'import the model "{wanted}" on cloudd.'
             )
             self._raise(f"answers.unknown-model.{header.service}", header.service, text)
         else:
@@ -244,6 +280,7 @@ class Collaboration:
     # --- inside ------------------------------------------------------------------------------------------------------
 
     async def _late_answer(self, header: HardSample, answer: Answer) -> None:
+        self._on_late(header, answer)
         await self._learn(header, answer, compare=True)
 
     async def _learn(self, header: HardSample, answer: Answer, compare: bool) -> None:
@@ -252,11 +289,31 @@ class Collaboration:
                 self._raised.discard(code)
                 self._say("ok", code, f'cloudd answers for service "{header.service}" again.')
         collaborator = self._services.get(header.service)
-        if collaborator is None:
+        if collaborator is None or header.edge.label == UNSEEN:
             return
+        if collaborator.plan is not None:
+            collaborator.plan.answered(header, answer)
         agrees = await collaborator.keeper.learn(header, answer)
         if compare and agrees is not None:
             self._on_compared(header.service, agrees)
+
+    def _permits(self, header: HardSample) -> bool:
+        """Whether the present policy of a sample's service lets it leave as it is."""
+        collaborator = self._services.get(header.service)
+        return collaborator is None or collaborator.permits(header)
+
+    async def _plan(self) -> None:
+        """Measure the link as far as somebody needs it, and let every service look at its plan."""
+        while True:
+            await asyncio.sleep(PLAN_EVERY_S)
+            try:
+                plans = [service.plan for service in self._services.values() if service.plan is not None]
+                if plans:
+                    await self._watch.probe()
+                for plan in plans:
+                    plan.look()
+            except Exception:  # a fault of ours must not end the planning for good
+                log.exception("The plans could not be looked at")
 
     async def _upkeep(self) -> None:
         due = self._clock() + UPKEEP_EVERY_S
@@ -324,3 +381,9 @@ class Collaboration:
 
     def _say(self, level: Level, code: str, text: str, *, passing: bool = False) -> None:
         self._on_event(Event(level=level, code=code, text=text, at=self._wall(), passing=passing))
+
+
+def _held(service: Service) -> Held:
+    """What of a service's waiting samples its policy keeps on the device."""
+    kept: dict[str, Held] = {"raw": "none", "features": "pictures", "nothing": "all"}
+    return kept[service.may_leave]

@@ -9,9 +9,13 @@ from msgspec.structs import replace
 
 from edged.collab.asking import Asker
 from edged.collab.gate_keeper import GateKeeper
+from edged.collab.plan.heads import Heads
+from edged.collab.plan.service_plan import ServicePlan
+from edged.collab.ways import Ways
 from edgekit.gates.filters import Seen
 from edgekit.gates.policy import GateStatus
-from edgekit.messages import Answer, Decision, HardSample, Verdict
+from edgekit.messages import Answer, Decision, HardSample, PlanReport, Verdict
+from edgekit.planning.routes import Demand
 from edgekit.services import Service
 
 if TYPE_CHECKING:
@@ -45,10 +49,15 @@ class Settler:
         *,
         clock: Callable[[], float],
         rng: Callable[[], float],
+        plan: ServicePlan | None = None,
     ) -> None:
-        """Made by Collaboration.add. `clock`: monotonic seconds; `rng`: uniform in [0, 1)."""
+        """Made by Collaboration.add. `clock`: monotonic seconds; `rng`: uniform in [0, 1).
+
+        `plan` is None where nobody can be asked.
+        """
         self.service = service
         self.keeper = keeper
+        self.plan = plan
         self._hub = hub
         self._clock = clock
         self._rng = rng
@@ -56,20 +65,63 @@ class Settler:
 
     @property
     def may_leave(self) -> bool:
-        """Whether this service's policy lets pictures leave the device."""
-        return self.service.may_leave == "raw"
+        """Whether this service's policy lets pictures, or what is made of them, leave the device."""
+        return self.service.may_leave != "nothing"
+
+    def permits(self, header: HardSample) -> bool:
+        """Whether the policy lets this sample leave as it is; a picture may have been kept under another one."""
+        return self.service.may_leave == "raw" or (self.may_leave and header.features is not None)
+
+    @property
+    def reticence(self) -> str:
+        """Why nothing of this service is sent, "" if hard samples are."""
+        return "" if self.may_leave else NOTHING_LEAVES
 
     def sentence(self) -> str:
         """The gate's state in one sentence for people."""
-        if not self.may_leave and self.service.hard_samples.asks:
-            return "Nothing may leave the site, so the cloud is never asked and no risk is certified."
+        if self.reticence and self.service.hard_samples.asks:
+            if not self.may_leave:
+                return "Nothing may leave the site, so the cloud is never asked and no risk is certified."
+            return f"No risk is certified: {self.reticence}."
         return self.keeper.sentence()
+
+    def plan_report(self) -> PlanReport | None:
+        """How asked samples reach the answer model now; None where nobody can be asked."""
+        return self.plan.report() if self.plan is not None else None
+
+    def measure(self, demand: Callable[[], Demand]) -> None:
+        """What the line brings, for the plan: asked once a second."""
+        if self.plan is not None:
+            self.plan.demand = demand
 
 
 class Pictures(Settler):
     """Whole pictures, whoever looked at them here. A trusted local answer touches neither network nor disk."""
 
     keeper: GateKeeper
+
+    def __init__(
+        self,
+        hub: Collaboration,
+        service: Service,
+        keeper: GateKeeper,
+        *,
+        clock: Callable[[], float],
+        rng: Callable[[], float],
+        plan: ServicePlan | None = None,
+        heads: Heads | None = None,
+        why_no_heads: str = "",
+    ) -> None:
+        """`heads` are those of `[split]`; None without, and where they cannot be used, for which there is a reason."""
+        super().__init__(hub, service, keeper, clock=clock, rng=rng, plan=plan)
+        self._has_heads, self._why_no_heads = heads is not None, why_no_heads
+        self._ways = Ways(hub, plan, self._asker, keeper, heads, clock) if plan is not None else None
+
+    @property
+    def reticence(self) -> str:
+        if self.service.may_leave == "features" and not self._has_heads:
+            return f"only features may leave the site, and none can be made ({self._why_no_heads})"
+        return super().reticence
 
     def status(self) -> GateStatus:
         """Where the gate stands."""
@@ -101,11 +153,13 @@ class Pictures(Settler):
             serial=serial,
             captured_at=captured_at,
         )
+        if self.plan is not None:
+            self.plan.came(picture)
         if gate.reason is None:
             return decision, None
-        if not self.may_leave:
+        if self._ways is None:
             self.keeper.lost(sample_id)
-            return replace(decision, sent=None, reason=NOTHING_LEAVES), None
+            return replace(decision, sent=None, reason=self.reticence), None
         header = HardSample(
             sample_id=sample_id,
             service=decision.service,
@@ -115,29 +169,24 @@ class Pictures(Settler):
             captured_at=captured_at,
             serial=serial,
             pipeline=self.service.pipeline,
+            priority=self.service.priority,
         )
         if gate.reason == "audit":  # nobody waits for it: the local answer counts
-            self._hub.send_later(header, picture, gate.value)
+            self._ways.later(header, picture, gate.value)
             return decision, None
-        asked = await self._asker.ask(header, picture, gate.value, deadline)
+        asked = await self._ways.ask(header, picture, gate.value, deadline)
+        decision = replace(decision, timings_ms=asked.timings_ms)
         if asked.answer is None:
-            decision = replace(
-                decision,
-                decided="edge-degraded",
-                reason=asked.reason,
-                spooled=asked.spooled,
-                timings_ms=asked.timings_ms,
-            )
-            return decision, None
+            return replace(decision, decided="edge-degraded", reason=asked.reason, spooled=asked.spooled), None
         verdict = asked.answer.verdict
         decision = replace(
             decision,
             label=verdict.label,
             score=verdict.score,
-            decided="cloud",
+            decided="edge" if asked.cloud_ms is None else "cloud",
             model=verdict.model,
             cloud=verdict,
-            timings_ms=asked.timings_ms,
+            route=asked.route,
         )
         return decision, asked.answer
 
@@ -151,7 +200,8 @@ class Collaborator(Pictures):
         """The decision for one sample, before `deadline` (monotonic seconds) whatever network and disk do.
 
         `picture` is the JPEG or PNG as it came, `captured_at` wall-clock seconds. Call it once a sample, in order of
-        arrival. `timings_ms` of the result holds `cloud` if the cloud was asked; the caller adds its own. Never raises.
+        arrival. `timings_ms` of the result holds `cloud` if the cloud was asked, and `head` if a head ran for it or the
+        whole answer model here; the caller adds its own. Never raises.
 
         A filter sees the answer as one box around the whole picture.
         """

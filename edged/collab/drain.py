@@ -62,12 +62,14 @@ class Drain:
         on_answer: Callable[[HardSample, Answer], Awaitable[None]],
         on_rejected: Callable[[HardSample, UplinkError], None],
         on_lost: Callable[[str], None],
+        permits: Callable[[HardSample], bool] = lambda header: True,
         per_second: float = 20.0,
     ) -> None:
         """`may_leave`: names of the services whose samples may leave now (see also `wanted`).
 
         `on_answer` stores an answer durably before the sample is removed; `on_rejected` hears of samples that cloudd
-        does not take, `on_lost` of audits among them.
+        does not take, `on_lost` of audits among them. `permits` has the last word on each sample by itself: a picture
+        that its service's policy keeps here by now is held.
         """
         self._courier = courier
         self._breaker = courier.breaker
@@ -77,6 +79,7 @@ class Drain:
         self._on_answer = on_answer
         self._on_rejected = on_rejected
         self._on_lost = on_lost
+        self._permits = permits
         self._least_rest = 1.0 / per_second
         self._audits: deque[_Parcel] = deque()
         self._audit_bytes = 0
@@ -193,6 +196,9 @@ class Drain:
                     log.warning("A spooled sample cannot be delivered: %s", error)
                     spool.set_aside(sample_id, error)
                     continue
+                if not self._permits(header):
+                    spool.hold(header.service, "pictures" if header.features is None else "all")
+                    continue
                 return _Parcel(msgspec.structs.replace(header, late=True), picture, 0.0, spooled=True)
             return None
 
@@ -243,7 +249,13 @@ class Drain:
             return True
         self._on_rejected(header, error)
         if error.status == 404:
-            self._resting_models[header.answer_model] = self._clock() + UNKNOWN_MODEL_REST_S
+            # An unknown tail says nothing about the model of which it is a part.
+            resting, name = (
+                (self._resting_models, header.answer_model)
+                if header.features is None
+                else (self._resting_samples, header.sample_id)
+            )
+            resting[name] = self._clock() + UNKNOWN_MODEL_REST_S
             if not parcel.spooled:
                 self._shelve(parcel)
             return True

@@ -10,6 +10,7 @@ import msgspec
 
 from edged.collab.commits import CommitError
 from edged.collab.gate_memory import GateMemory, Observation, Recalled, pair_key
+from edged.collab.plan.heads import HeadsInfo
 from edgekit.gates.filter_gate import FilterGate, FilterSettings, FilterSnapshot
 from edgekit.gates.filters import Seen, complete
 from edgekit.gates.policy import Gate, GateDecision, GateSettings, GateSnapshot
@@ -39,10 +40,17 @@ class Keeper(ABC):
         self._pair = f"{seen} {answer_model}"
         self._memory = memory
         self._key = pair_key(service.name, seen, answer_model)
+        self.heads: HeadsInfo | None = None
+        """Of a service that splits: whose answers those to features are."""
         self._answered_by = ""
         self._seq = 0
         self._changed = False
         self._forgetful = False
+
+    @property
+    def answered_by(self) -> str:
+        """name@version of the model on cloudd that has answered, "" while none has."""
+        return self._answered_by
 
     # --- what each kind of gate does in its own way ------------------------------------------------------------------
 
@@ -209,6 +217,12 @@ class GateKeeper(Keeper):
     async def learn(self, header: HardSample, answer: Answer) -> bool | None:
         if header.mosaic is not None:
             return None
+        if header.features is not None:
+            whole = self.heads.answer_of(header, answer) if self.heads is not None else None
+            if whole is None:  # of a head that this service had before
+                self.lost(header.sample_id)
+                return None
+            answer = whole
         differs = self._said(answer) != header.edge.label
         if header.edge.model == self.edge_model and header.pipeline == self._pipeline:
             observation = Observation(

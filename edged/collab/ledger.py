@@ -52,6 +52,14 @@ _MIGRATIONS = [
         BEFORE UPDATE OF seq, at, sample_id, service, reason, late, bytes, sha256, authority, regions ON left_device
         BEGIN SELECT raise(ABORT, 'the record of what left the device is append-only'); END;
     """,
+    """
+    ALTER TABLE left_device ADD COLUMN cut TEXT NOT NULL DEFAULT '';
+    DROP TRIGGER left_device_is_append_only;
+    CREATE TRIGGER left_device_is_append_only
+        BEFORE UPDATE OF seq, at, sample_id, service, reason, late, bytes, sha256, authority, regions, cut
+        ON left_device
+        BEGIN SELECT raise(ABORT, 'the record of what left the device is append-only'); END;
+    """,
 ]
 
 
@@ -80,6 +88,7 @@ class Ledger:
         """
         known = (self._wall(), header.sample_id, header.service, header.reason, header.late, len(picture))
         regions = 0 if header.mosaic is None else len(header.mosaic.regions())
+        cut = "" if header.features is None else header.features.cut
 
         def insert(connection: sqlite3.Connection) -> int:
             row = (
@@ -87,10 +96,11 @@ class Ledger:
                 hashlib.sha256(picture).hexdigest(),
                 authority,
                 regions,
+                cut,
             )  # hashed here: this is not the event loop
             sql = (
-                "INSERT INTO left_device (at, sample_id, service, reason, late, bytes, sha256, authority, regions)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+                "INSERT INTO left_device (at, sample_id, service, reason, late, bytes, sha256, authority, regions,"
+                " cut) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
             )
             return int(connection.execute(sql, row).lastrowid or 0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,8 +11,8 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from edgekit.messages import HardSample
-from edgekit.regions.header import MosaicHeader, Region
-from edgekit.regions.mosaic import compose
+from edgekit.regions.header import MAX_MOSAIC, MosaicHeader, Region
+from edgekit.regions.mosaic import compose, whole
 from edgekit.vision.images import decode
 
 MAX_PENDING = 64 << 20
@@ -30,6 +31,7 @@ class Wanted:
     quality: int  # of the JPEG
     limit: int  # pixels of the mosaic's longer side
     longest: int  # pixels of a cut-out's longer side; a longer one is scaled down
+    frame: bool = False  # the picture itself is sent instead if its mosaic would take as many bytes
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Packed:
     """A mosaic, ready to be sent."""
 
     header: MosaicHeader
-    picture: bytes  # JPEG
+    picture: bytes  # JPEG, or the frame as it came
+    took_ms: float = 0.0  # to decode the frame, cut out and encode
 
     def of(self, header: HardSample) -> HardSample:
         """The sample's header with this mosaic."""
@@ -72,6 +75,11 @@ class Mosaics:
 
 
 def _packed(picture: bytes, wanted: Wanted) -> Packed:
+    started = time.perf_counter()
     regions = wanted.questions()
-    mosaic = compose(decode(picture, "bgr"), regions, wanted.limit, wanted.longest)
-    return Packed(mosaic.header, mosaic.encode(wanted.quality, "bgr"))
+    frame = decode(picture, "bgr")
+    mosaic = compose(frame, regions, wanted.limit, wanted.longest)
+    header, packed = mosaic.header, mosaic.encode(wanted.quality, "bgr")
+    if wanted.frame and len(packed) >= len(picture) and max(frame.shape) <= MAX_MOSAIC:
+        header, packed = whole((frame.shape[1], frame.shape[0]), regions), picture
+    return Packed(header, packed, (time.perf_counter() - started) * 1e3)

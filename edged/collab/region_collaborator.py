@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from edged.collab.asking import Asked, reserve_s
-from edged.collab.collaborator import NOTHING_LEAVES, Pictures, Settler
+from edged.collab.collaborator import Pictures, Settler
 from edged.collab.mosaics import MosaicError, Packed, Wanted
+from edged.collab.plan.service_plan import ServicePlan
 from edged.collab.region_keeper import FrameKeeper, RegionKeeper, found_regions
 from edged.collab.regions import (
     LocalRegions,
@@ -60,12 +61,14 @@ class RegionCollaborator(Settler):
         *,
         clock: Callable[[], float],
         rng: Callable[[], float],
+        plan: ServicePlan | None = None,
     ) -> None:
-        super().__init__(hub, service, keeper, clock=clock, rng=rng)
+        super().__init__(hub, service, keeper, clock=clock, rng=rng, plan=plan)
         assert service.regions is not None, "a service without regions sends whole pictures"
         self._most, self._quality = service.regions.most, service.regions.quality
         self._rule = frame_rule(service)
         tiles = service.pipeline.tiles if service.task == "classification" and service.pipeline is not None else None
+        self._tiles = tiles is not None
         if tiles is not None:  # the cloud is to see each as the edge did
             self._context, self._limit = EXACT, MAX_MOSAIC
             self._longest = max(LONGEST, tiles.width, tiles.height)
@@ -73,7 +76,7 @@ class RegionCollaborator(Settler):
         else:
             self._context, self._limit = Context(service.regions.context), LIMIT
             self._longest = LONGEST
-            rate = service.regions.silent if service.hard_samples.asks and self.may_leave else 0.0
+            rate = service.regions.silent if plan is not None else 0.0
         self._silent = SilentRules(rate=rate)
 
     def status(self) -> GateStatus | ClasswiseStatus:
@@ -106,13 +109,15 @@ class RegionCollaborator(Settler):
             captured_at=captured_at,
         )
         decision = _decided(decision, frame, regions, self._rule.clean)
+        if self.plan is not None:
+            self.plan.came(picture)
         if not sent and not looks:
             return decision
-        if not self.may_leave:
+        if self.plan is None:
             self.keeper.lost(sample_id)
             regions = local_regions(local)
             return _decided(
-                replace(decision, reason=NOTHING_LEAVES), decide(regions, self._rule), regions, self._rule.clean
+                replace(decision, reason=self.reticence), decide(regions, self._rule), regions, self._rule.clean
             )
         decision = replace(decision, sent=_reason(sent))
         packing = self._hub.mosaics.pack(picture, self._wanted(local, sent, looks))
@@ -128,7 +133,9 @@ class RegionCollaborator(Settler):
         merged = merge(local.candidates, gate, packing.result().header, asked.answer.mosaic, self.keeper.clean)
         frame = decide(merged.regions, self._rule)
         cloud = verdict_of(frame, asked.answer.verdict.model)
-        decision = replace(decision, label=cloud.label, score=cloud.score, model=cloud.model, cloud=cloud)
+        decision = replace(
+            decision, label=cloud.label, score=cloud.score, model=cloud.model, cloud=cloud, route="regions"
+        )
         return _decided(decision, frame, merged.regions, self._rule.clean)
 
     # --- sending -----------------------------------------------------------------------------------------------------
@@ -139,6 +146,7 @@ class RegionCollaborator(Settler):
             quality=self._quality,
             limit=self._limit,
             longest=LIMIT if looks else self._longest,
+            frame=self._tiles,
         )
 
     def _header(self, decision: Decision) -> HardSample:
@@ -153,6 +161,7 @@ class RegionCollaborator(Settler):
             captured_at=decision.captured_at,
             serial=decision.serial,
             clean=self.keeper.clean,
+            priority=self.service.priority,
         )
 
     def _questions(self, local: LocalRegions, sent: Mapping[int, GateDecision]) -> list[Region]:
@@ -165,8 +174,12 @@ class RegionCollaborator(Settler):
         return found
 
     async def _ask(self, packing: asyncio.Task[Packed], header: HardSample, value: float, deadline: float) -> Asked:
-        """Ask about the packed regions. What is not packed in time is stored when it is."""
+        """Ask about the packed regions. What is not packed in time is stored when it is; so is what the plan keeps."""
+        assert self.plan is not None, "somebody can be asked"
         left = deadline - self._clock()
+        if self.plan.route().kind == "edge" and self.plan.up and self.plan.chance(left) is None:
+            self._hub.in_background(self._later(packing, header, value, self._hub.store))
+            return Asked(reason=f"the plan keeps it here ({self.plan.why_here}); the sample is being stored")
         done, _ = await asyncio.wait([packing], timeout=max(0.0, left - reserve_s(left)))
         if not done:
             self._hub.in_background(self._later(packing, header, value, self._hub.store))
@@ -176,6 +189,7 @@ class RegionCollaborator(Settler):
         except MosaicError as error:
             self._unpacked(header, error)
             return Asked(reason=str(error))
+        self.plan.packed(packed.took_ms, len(packed.picture))
         return await self._asker.ask(packed.of(header), packed.picture, value, deadline)
 
     async def _later(
@@ -215,8 +229,9 @@ class FrameCollaborator(Pictures):
         *,
         clock: Callable[[], float],
         rng: Callable[[], float],
+        plan: ServicePlan | None = None,
     ) -> None:
-        super().__init__(hub, service, keeper, clock=clock, rng=rng)
+        super().__init__(hub, service, keeper, clock=clock, rng=rng, plan=plan)
         self._rule = frame_rule(service)
 
     async def settle(

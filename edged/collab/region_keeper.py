@@ -15,7 +15,7 @@ from edged.collab.gate_memory import GateMemory, Observation
 from edged.collab.regions import clean_label, frame_rule, verdict_of
 from edgekit.gates.block import BlockState
 from edgekit.gates.classwise import ClasswiseGate, ClasswiseSettings, ClasswiseSnapshot, ClasswiseStatus, Group
-from edgekit.gates.policy import Gate, GateDecision, GateSnapshot, GateStatus
+from edgekit.gates.policy import SAFE_MODE_SAMPLES, Gate, GateDecision, GateSnapshot, GateStatus
 from edgekit.gates.scores import hardness
 from edgekit.messages import Answer, HardSample
 from edgekit.regions.answers import FrameRegion, Outcome, compare, decide
@@ -203,6 +203,8 @@ def _make_gate(service: Service, pair: str, clean: str) -> Gate | ClasswiseGate:
     regions = service.regions
     assert regions is not None, "a service without regions has no gate for them"
     settings = gate_settings(service.hard_samples, pair)
+    # 400 regions may be two frames, which say little about others: as many as the service's own set are needed.
+    settings = msgspec.structs.replace(settings, safe_mode=max(SAFE_MODE_SAMPLES, settings.calibration))
     if not regions.groups:
         return Gate(settings)
     named = {label for group in regions.groups for label in group.labels}

@@ -21,7 +21,7 @@ import msgspec
 from edged.collab.key_watch import KeyWatch
 from edged.collab.sealing import Kek, SealError, WrongKey
 from edged.collab.spool_files import Ballast, SampleFiles, blocks, is_no_space
-from edged.collab.spool_index import MIGRATIONS, UNREADABLE, WAITING, SpoolIndex
+from edged.collab.spool_index import MIGRATIONS, UNREADABLE, WAITING, Held, SpoolIndex
 from edged.store import Database, StoreError, is_corrupt, is_disk_full
 from edgekit.envelope import EnvelopeError, seal, unseal
 from edgekit.faults import crash_point
@@ -228,8 +228,8 @@ class Spool:
             if not self._keys.said:  # else `maintain` counts them
                 self._count_unreadable()
 
-    def hold(self, service: str, held: bool) -> None:
-        """Whether the service's policy keeps its samples here, also when the service is gone."""
+    def hold(self, service: str, held: Held) -> None:
+        """What of the service's samples its policy keeps here, also when the service is gone."""
         with self._lock:
             self._run(lambda: self._index.hold(service, held))
 

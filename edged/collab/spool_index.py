@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Sequence
+from typing import Literal
 
 from edged.collab.key_watch import Unreadable
 from edged.store import Database
@@ -40,7 +41,17 @@ MIGRATIONS = [
     # kek: id of the key that sealed the file, "" if unknown. held: the service's policy let nothing leave at last.
     "ALTER TABLE samples ADD COLUMN kek TEXT NOT NULL DEFAULT '';"
     "ALTER TABLE samples ADD COLUMN held INTEGER NOT NULL DEFAULT 0;",
+    # features: what waits is no picture but what a head made of one.
+    "ALTER TABLE samples ADD COLUMN features INTEGER NOT NULL DEFAULT 0;",
 ]
+
+Held = Literal["none", "pictures", "all"]
+"""What a service's policy keeps on the device."""
+
+_HOLD = """
+    UPDATE samples SET held = CASE ? WHEN 'all' THEN 1 WHEN 'pictures' THEN NOT features ELSE 0 END
+    WHERE service = ? AND held != CASE ? WHEN 'all' THEN 1 WHEN 'pictures' THEN NOT features ELSE 0 END
+"""
 
 _CLOCK_WAS_UNSET = 1.7e9
 """Seconds since the epoch (November 2023). A row older than this program was stored before the clock had been set."""
@@ -85,15 +96,15 @@ class SpoolIndex:
 
     def add(self, header: HardSample, size: int, value: float, kek: str) -> None:
         row = (header.sample_id, header.service, header.answer_model, header.reason, value, header.captured_at)
-        self._insert((*row, self._wall(), size, WAITING, kek))
+        self._insert((*row, self._wall(), size, WAITING, kek, header.features is not None))
 
     def add_unreadable(self, sample_id: str, size: int, kek: str) -> None:
-        self._insert((sample_id, "", "", "", 0.0, 0.0, self._wall(), size, UNREADABLE, kek))
+        self._insert((sample_id, "", "", "", 0.0, 0.0, self._wall(), size, UNREADABLE, kek, False))
 
     def _insert(self, row: tuple[str | float, ...]) -> None:
         with self._database.transaction() as tx:
             tx.execute("DELETE FROM samples WHERE id = ?", row[:1])  # not REPLACE, which would skip the trigger
-            tx.execute("INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)", row)
+            tx.execute("INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?)", row)
         self.refresh()
 
     def count(self, counter: str, n: int) -> None:
@@ -173,9 +184,9 @@ class SpoolIndex:
         rows = self._database.query("SELECT id FROM samples WHERE service = '' AND kek IN ('', ?)", (kek,))
         return [row["id"] for row in rows]
 
-    def hold(self, service: str, held: bool) -> None:
-        """Whether the service's policy keeps its samples here, also when the service is gone."""
-        self._database.execute("UPDATE samples SET held = ? WHERE service = ? AND held != ?", (held, service, held))
+    def hold(self, service: str, held: Held) -> None:
+        """What of the service's samples its policy keeps here, also when the service is gone."""
+        self._database.execute(_HOLD, (held, service, held))
 
     def remove(self, ids: Sequence[str], counter: str | None) -> None:
         """Delete rows; those that were still there are counted under `counter`."""

@@ -29,7 +29,7 @@ class SpooledSample(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LeftRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One picture (or mosaic of a picture's regions) that left the device. Times are seconds since the epoch."""
+    """One picture, or mosaic of its regions, or features of it that left. Times are seconds since the epoch."""
 
     at: float
     sample_id: str
@@ -42,6 +42,7 @@ class LeftRecord(msgspec.Struct, frozen=True, kw_only=True):
     outcome: str  # answered | rejected | unanswered (it may have arrived) | unsent | "" (the power failed meanwhile)
     label: str  # the cloud's answer, "" without one
     regions: int = 0  # it was a mosaic of so many regions; 0: a whole picture
+    cut: str = ""  # it was no picture, but the features of this cut of the answer model
 
 
 def spooled(state_dir: Path, service: str = "", limit: int = 100) -> list[SpooledSample]:

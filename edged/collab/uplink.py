@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import ssl
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 
+from edged.collab.uplink_replies import MAX_TEXT, Kind, check_regions, cloud_ms, is_sane, refusal
+from edged.collab.uplink_replies import UplinkError as UplinkError
+from edged.collab.uplink_turns import Leaving, Turns
 from edgekit.envelope import seal
 from edgekit.identity import IdentityError, client_context, fingerprint, parse_certificate
-from edgekit.messages import Answer, HardSample, Link, Problem
-from edgekit.regions.header import Cell, MosaicHeader, RegionError, check_answer
-from edgekit.vision.sniff import ImageError, sniff
+from edgekit.messages import Answer, HardSample, Link, packed
+from edgekit.regions.header import RegionError
+from edgekit.vision.sniff import ImageError
 
 if TYPE_CHECKING:
     import aiohttp  # a third of a worker's start; imported with the first link, so that others do without
@@ -26,34 +34,30 @@ MAX_PICTURE = 16 << 20
 MAX_REPLY = 512 * 1024
 """Bytes. An answer has a few hundred; one with the most boxes that a mosaic may have, and long labels, 400,000."""
 
+log = logging.getLogger("edged.collab")
+
 _CHUNK = 64 * 1024
+_HEADER = 600  # bytes before a picture, about
 _CONNECTIONS = 8
 _KEEP_ALIVE_S = 75.0
-_LONGEST_REST_S = 300.0  # a `Retry-After` of a day would be an error, not a wish
-_MAX_TEXT = 256
-
-Kind = Literal["down", "timeout", "refused", "busy", "rejected"]
 
 
-class UplinkError(RuntimeError):
-    """No answer. `kind` says what it means for others:
+@dataclass(frozen=True, kw_only=True)
+class Exchange:
+    """One request to cloudd as the link saw it; see `Uplink.observers`."""
 
-    down      no connection, broken off, or a reply that is none: the link's fault
-    timeout   nothing in time: the link's fault
-    refused   cloudd does not accept this device (revoked, or not joined): a person must act
-    busy      cloudd asks for a rest of `retry_after_s`
-    rejected  cloudd works, but not for this sample; `status` is 404 for an unknown model, else it never will
-    """
-
-    def __init__(
-        self, kind: Kind, text: str, *, status: int = 0, retry_after_s: float = 0.0, sent: bool = False
-    ) -> None:
-        super().__init__(text)
-        self.kind = kind
-        self.text = text
-        self.status = status
-        self.retry_after_s = retry_after_s
-        self.sent = sent  # some of the picture may have left
+    size: int
+    """Bytes of the body, without HTTP's and TLS's own; 0: only a health check."""
+    seconds: float
+    """From asking for a connection to the end of the reply, or until it failed or was given up."""
+    outcome: Literal["answered"] | Kind
+    """`answered`: a whole reply of status 200 came; else the kind of the UplinkError."""
+    reused: bool
+    """It went over a kept connection, so `seconds` holds no handshake."""
+    cloud_ms: float
+    """Of `seconds`, what cloudd says it waited and computed; 0 if it said nothing. Its word: check before use."""
+    small: bool
+    """It had no body, so it shows the round trip and not the bandwidth."""
 
 
 @dataclass(eq=False)
@@ -67,17 +71,34 @@ class _Line:
     retired: bool = False
 
 
-_Trace: TypeAlias = SimpleNamespace
+@dataclass(eq=False)
+class _Trace:
+    """What happened to one request so far."""
+
+    reused: bool = False
+    sent: bool = False
+    cloud_ms: float = 0.0
+    leaving: Leaving | None = None
+
+
+_asking: ContextVar[_Trace] = ContextVar("asking")
+"""The request for which this task asks for a connection: aiohttp tells nobody else which one it gets."""
 
 
 class Uplink:
     """The client half of `POST /v1/answers`. Belongs to one event loop."""
 
-    def __init__(self, link: Link) -> None:
-        """Opens nothing yet."""
+    def __init__(self, link: Link, clock: Callable[[], float] = time.monotonic) -> None:
+        """Opens nothing yet. `clock`: seconds; only for what observers are told."""
         self._link = link
         self._line: _Line | None = None
         self._closing: set[asyncio.Task[None]] = set()
+        self._clock = clock
+        self.observers: list[Callable[[Exchange], None]] = []
+        """Each is called in the event loop at the end of every request that had a link, however it ended; one that
+        its caller cancelled is not told. They must be quick; one that raises is logged and harms nobody."""
+        self.turns: Turns | None = None
+        """Who lets one body after the other leave; None: each leaves when it comes."""
         self.bytes = 0
         """Bytes of requests and replies so far, without TLS and TCP headers."""
 
@@ -111,25 +132,53 @@ class Uplink:
         if len(picture) > MAX_PICTURE:
             text = f"the picture has {len(picture)} bytes; cloudd takes {MAX_PICTURE}"
             raise UplinkError("rejected", text, status=413)
-        body = seal(header, picture)
-        reply = await self._request("POST", "/v1/answers", body, timeout_s)
+        end = self._clock() + timeout_s
+        if header.late or header.reason == "audit":
+            header = replace(header, priority="audit")  # nobody waits for it, whatever its service is
+        turns = self.turns
+        if turns is None:
+            return await self._ask(_with_time(header, timeout_s), picture, timeout_s, None)
+        try:
+            async with asyncio.timeout(timeout_s):
+                key = await turns.begin(header, len(picture) + _HEADER)
+        except TimeoutError:
+            raise UplinkError("timeout", f"the uplink was not free within {timeout_s * 1000:.0f} ms") from None
+        try:
+            left = max(0.0, end - self._clock())
+            leaving = Leaving(len(picture), lambda fresh: turns.sent(key, fresh))
+            return await self._ask(_with_time(header, left, timeout_s - left), picture, left, leaving)
+        finally:
+            turns.end(key)
+
+    async def _ask(self, header: HardSample, picture: bytes, timeout_s: float, leaving: Leaving | None) -> Answer:
+        body = seal(*packed(header, picture))
+        reply = await self._request("POST", "/v1/answers", body, timeout_s, _Trace(leaving=leaving))
         try:
             answer = msgspec.json.decode(reply, type=Answer)
         except msgspec.MsgspecError as error:
             raise UplinkError("down", f"cloudd's answer cannot be read ({error})", sent=True) from error
-        if answer.sample_id != header.sample_id or not _is_sane(answer):
+        if answer.sample_id != header.sample_id or not is_sane(answer):
             raise UplinkError("down", "cloudd's answer does not belong to this sample or is no answer", sent=True)
         if header.mosaic is not None and answer.mosaic is None:  # it has answered now, and keeps to that
             raise UplinkError("rejected", "cloudd does not know regions yet and must be updated", sent=True)
         try:
-            _check_regions(header, answer, picture)
+            check_regions(header, answer, picture)
         except (RegionError, ImageError, OverflowError) as error:
             raise UplinkError("down", f"cloudd's answer cannot be used ({error})", sent=True) from error
         return answer
 
-    async def check(self, timeout_s: float) -> None:
-        """Find out whether cloudd can be reached, and leave a warm connection. Raises UplinkError."""
-        await self._request("GET", "/v1/health", None, timeout_s)
+    async def check(self, timeout_s: float) -> bool:
+        """Find out whether cloudd can be reached, and leave a warm connection. Raises UplinkError.
+
+        True if it went over a kept connection, so that it took no handshake.
+        """
+        trace = _Trace()
+        await self._request("GET", "/v1/health", None, timeout_s, trace)
+        return trace.reused
+
+    def renew(self) -> None:
+        """What is connected may be dead: use fresh connections from now on. Requests under way end on the old ones."""
+        self._retire()
 
     async def close(self) -> None:
         """Close every connection."""
@@ -139,12 +188,48 @@ class Uplink:
 
     # --- one request -------------------------------------------------------------------------------------------------
 
-    async def _request(self, method: str, path: str, body: bytes | None, timeout_s: float) -> bytes:
+    async def _request(self, method: str, path: str, body: bytes | None, timeout_s: float, trace: _Trace) -> bytes:
+        """One request, of which the observers are told."""
+        line = self._open()
+        started = self._clock()
+        outcome: Literal["answered"] | Kind = "answered"
+        reply = b""
+        try:
+            reply = await self._reply(line, method, path, body, timeout_s, trace)
+            return reply
+        except UplinkError as error:
+            outcome = error.kind
+            raise
+        except BaseException:  # called off: that says nothing about the link
+            started = math.nan
+            raise
+        finally:
+            if self.observers and not math.isnan(started):
+                self._tell(
+                    Exchange(
+                        size=len(body or b""),
+                        seconds=self._clock() - started,
+                        outcome=outcome,
+                        reused=trace.reused,
+                        cloud_ms=cloud_ms(reply) if reply and body is not None else 0.0,
+                        small=body is None,
+                    )
+                )
+
+    def _tell(self, exchange: Exchange) -> None:
+        for observer in self.observers:
+            try:
+                observer(exchange)
+            except Exception:
+                log.exception("an observer of the uplink failed")
+
+    async def _reply(
+        self, line: _Line, method: str, path: str, body: bytes | None, timeout_s: float, trace: _Trace
+    ) -> bytes:
         import aiohttp
 
-        line = self._open()
-        trace = _Trace(sent=False)
         line.users += 1
+        _asking.set(trace)
         try:
             async with asyncio.timeout(timeout_s):
                 try:
@@ -166,6 +251,8 @@ class Uplink:
             text = str(error) or type(error).__name__
             raise UplinkError("down", f"cloudd cannot be reached ({text})", sent=trace.sent) from error
         finally:
+            if trace.leaving is not None:
+                trace.leaving.stop()
             line.users -= 1
             self._sweep(line)
 
@@ -179,6 +266,8 @@ class Uplink:
             allow_redirects=False,
             trace_request_ctx=trace,
         ) as response:
+            if trace.leaving is not None:
+                trace.leaving.over()
             reply = bytearray()
             async for chunk in response.content.iter_chunked(_CHUNK):
                 self.bytes += len(chunk)
@@ -187,7 +276,7 @@ class Uplink:
                     raise UplinkError("down", f"cloudd's reply exceeds {MAX_REPLY} bytes")
             if response.status == 200:
                 return bytes(reply)
-            raise _refusal(response.status, response.headers.get("Retry-After", ""), bytes(reply))
+            raise refusal(response.status, response.headers.get("Retry-After", ""), bytes(reply))
 
     # --- the session -------------------------------------------------------------------------------------------------
 
@@ -198,7 +287,7 @@ class Uplink:
         if not link.url or not link.identity:
             raise UplinkError("down", "this device has not joined a cloudd")
         if not link.url.startswith("https://"):
-            raise UplinkError("down", f"the address of cloudd must begin with https://, not {link.url[:_MAX_TEXT]!r}")
+            raise UplinkError("down", f"the address of cloudd must begin with https://, not {link.url[:MAX_TEXT]!r}")
         directory = Path(link.identity)
         try:
             context = client_context(directory / "authority.pem", directory / "certificate.pem", directory / "key.pem")
@@ -208,7 +297,7 @@ class Uplink:
         import aiohttp
 
         session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=context, limit=_CONNECTIONS, keepalive_timeout=_KEEP_ALIVE_S),
+            connector=_connector(ssl=context, limit=_CONNECTIONS, keepalive_timeout=_KEEP_ALIVE_S),
             timeout=aiohttp.ClientTimeout(total=None),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"Accept-Encoding": "identity"},
@@ -249,51 +338,24 @@ class Uplink:
             task.add_done_callback(self._closing.discard)
 
 
-def _refusal(status: int, retry_after: str, reply: bytes) -> UplinkError:
-    """What a reply other than 200 means."""
-    try:
-        problem = msgspec.json.decode(reply, type=Problem)
-    except msgspec.MsgspecError:
-        problem = Problem(error="")
-    said = f"cloudd says: {problem.error[:_MAX_TEXT]}" if problem.error else f"cloudd answers with status {status}"
-    if status in (429, 503):
-        return UplinkError("busy", said, status=status, retry_after_s=_rest(retry_after, problem.retry_after_s))
-    if status in (401, 403):
-        return UplinkError("refused", said, status=status)
-    if status in (400, 404, 409, 413, 415, 422):
-        return UplinkError("rejected", said, status=status)
-    return UplinkError("down", said, status=status)
+def _connector(**options: Any) -> aiohttp.TCPConnector:
+    """A connector that tells the body of a request over which connection it leaves."""
+    import aiohttp
+
+    class Telling(aiohttp.TCPConnector):
+        async def connect(self, *arguments: Any, **named: Any) -> Any:
+            connection = await super().connect(*arguments, **named)
+            trace = _asking.get(None)
+            if trace is not None and trace.leaving is not None:
+                trace.leaving.connected(connection.transport, not trace.reused)
+            return connection
+
+    return Telling(**options)
 
 
-def _rest(header: str, said: float | None) -> float:
-    """Seconds of rest that cloudd asks for: the header if it is a number, else the body's, else one second."""
-    wanted = float(header) if header.isascii() and header.isdigit() and len(header) < 10 else said
-    if wanted is None or not math.isfinite(wanted):
-        return 1.0
-    return min(max(wanted, 0.0), _LONGEST_REST_S)
-
-
-def _check_regions(header: HardSample, answer: Answer, picture: bytes) -> None:
-    """Raise RegionError (or ImageError) unless the regions in the answer are those of the sample."""
-    if answer.mosaic is None:
-        return
-    if header.mosaic is not None:
-        check_answer(header.mosaic, answer.mosaic)
-        return
-    if answer.mosaic.task != "detection":
-        raise RegionError("it is about regions, and a whole picture was asked about")
-    info = sniff(picture)
-    frame = (info.width, info.height)
-    whole = Cell(place=(0, 0, *frame), box=(0, 0, *frame), regions=[])
-    check_answer(MosaicHeader(frame=frame, size=frame, cells=[whole]), answer.mosaic)
-
-
-def _is_sane(answer: Answer) -> bool:
-    verdict = answer.verdict
-    return (
-        0 < len(verdict.label) <= _MAX_TEXT
-        and 0 < len(verdict.model) <= _MAX_TEXT
-        and 0.0 <= verdict.score <= 1.0
-        and 0.0 <= verdict.margin <= 1.0
-        and answer.compute_ms >= 0.0
-    )
+def _with_time(header: HardSample, left_s: float, waited_s: float = 0.0) -> HardSample:
+    """The header with the time that its sender still waits; `left_s`, unless its maker knew better before the wait."""
+    if header.late:
+        return replace(header, left_ms=None)
+    left_ms = left_s * 1e3 if header.left_ms is None else max(0.0, header.left_ms - waited_s * 1e3)
+    return replace(header, left_ms=round(left_ms, 1))

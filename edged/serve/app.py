@@ -17,6 +17,7 @@ from edged.serve.management import Management
 from edged.serve.oip import ModelTable, ProtocolApi, RequestError, Unsupported, of_service, without_service
 from edged.serve.pictures import Pictures
 from edged.serve.plain_model import as_model
+from edged.serve.refusals import Kept
 from edged.serve.routes import Answer, Router
 from edged.serve.sample_id import timed_id
 from edged.serve.service_runtime import ServiceFailed, ServiceRuntime
@@ -100,6 +101,8 @@ class Api:
             return problem(HttpError(501, str(error)))
         if isinstance(error, (RequestError, ImageError)):
             return problem(HttpError(400, str(error)))
+        if isinstance(error, Kept):
+            return json_response({"sample_id": error.sample_id, "kept": True, "reason": str(error)}, 202)
         if isinstance(error, NotRun):
             return problem(HttpError(503, str(error), retry_after_s=error.retry_after_s))
         if isinstance(error, EngineStopped):

@@ -11,6 +11,7 @@ What callers must expect, all NotRun except the last, all with a sentence for th
     Overloaded       at once, or later if jobs of a higher class came    it would be late
     DeadlinePassed   at once or later    it is late
     StaleFrame       later      a newer frame of the same stream came
+    Elsewhere        at once or later    only with rules (see `dispatching`): the cloud is to be asked, or the disk
     EngineStopped    at once    the worker is shutting down
 """
 
@@ -24,17 +25,21 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
 
-from edged.serve.lanes import RANK, Entry, LaneCounts, Priority
-from edged.serve.refusals import DeadlinePassed, NotRun, Overloaded, QueueFull, StaleFrame
-from edged.serve.scheduling import Scheduler
+from edged.serve.dispatching import DispatchingScheduler
+from edged.serve.lanes import RANK, LaneCounts, Priority
+from edged.serve.refusals import DeadlinePassed, Elsewhere, NotRun, Overloaded, QueueFull, StaleFrame
+from edged.serve.ticket import Done, EngineStopped, Outcome, Ticket
+from edgekit.dispatch.dispatcher import Dispatcher
+from edgekit.dispatch.policy import Job
 
 __all__ = (
     "DeadlinePassed",
     "Done",
+    "Elsewhere",
     "Engine",
     "EngineStopped",
     "LaneCounts",
@@ -59,54 +64,6 @@ _SWEEP_S = 0.04
 _SMOOTHING = 0.1
 
 
-class EngineStopped(Exception):
-    """The engine takes no more work: the worker is shutting down."""
-
-
-@dataclass(slots=True)
-class Outcome(Generic[T]):
-    """What a job returned and how it got there; times in milliseconds."""
-
-    value: T
-    queue_ms: float
-    run_ms: float
-
-
-Done = Callable[[Outcome[Any] | BaseException], None]
-"""Called once in the event loop: with the outcome, with what `work` raised, or with a NotRun."""
-
-
-class Ticket(Entry):
-    """A job on its way. Its only use for a caller is `cancel`."""
-
-    __slots__ = ("_engine", "done", "ended", "error", "value", "work")
-
-    def __init__(
-        self,
-        engine: Engine,
-        lane: str,
-        rank: int,
-        deadline: float,
-        expires: float,
-        start_by: float,
-        stream: str,
-        work: Callable[[], Any],
-        done: Done,
-    ) -> None:
-        super().__init__(lane, rank, deadline, expires, start_by, stream)
-        self._engine = engine
-        self.work: Callable[[], Any] | None = work
-        self.done: Done | None = done
-        self.value: Any = None
-        self.error: BaseException | None = None
-        self.ended = 0.0
-
-    def cancel(self) -> None:
-        """Nobody wants the answer any more: `done` will not be called, and what still waits will not run."""
-        self.done = None
-        self._engine._cancel(self)
-
-
 class Engine:
     """`threads` model threads. Create and use it on one event loop; `stop` ends the threads."""
 
@@ -121,7 +78,8 @@ class Engine:
     ) -> None:
         """At most `lane_limit` jobs of a class wait in each lane, and `total_limit` in all; `at_once` says how many of
         a lane may run, the others may fill all threads. Raises ValueError if any of them is below 1."""
-        self._scheduler: Scheduler[Ticket] = Scheduler(threads, lane_limit, total_limit, at_once)
+        self._scheduler: DispatchingScheduler[Ticket] = DispatchingScheduler(threads, lane_limit, total_limit, at_once)
+        self.threads = threads
         self._lock = threading.Lock()
         self._idle = threads  # threads that wait for a token and were sent none; under the lock
         self._loop = asyncio.get_running_loop()
@@ -164,6 +122,30 @@ class Engine:
         with self._lock:
             return max(1, math.ceil(self._scheduler.backlog_s(self._clock())))
 
+    # --- the rules of dispatch --------------------------------------------------------------------------------------
+
+    def set_rules(self, rules: Dispatcher[Any] | None) -> None:
+        """Ask these rules where jobs go that cannot start at once; None: all of them stay here, or are refused.
+
+        They belong to the engine from now on: touch them only while `reviewing`.
+        """
+        with self._lock:
+            self._scheduler.rules = rules
+
+    @contextlib.contextmanager
+    def reviewing(self) -> Iterator[None]:
+        """Hold the rules to tell them what happened; then what waits may leave. In the event loop, and not for long."""
+        with self._lock:
+            yield
+            self._scheduler.review(self._clock())
+            self._collect_dropped()
+        self._wake()
+
+    @property
+    def crowded(self) -> bool:
+        """Something waits for a thread."""
+        return self._scheduler.waiting > 0
+
     # --- three ways to have work done -------------------------------------------------------------------------------
 
     def call(
@@ -177,6 +159,8 @@ class Engine:
         stream: str = "",
         may_expire: bool = True,
         timeout_s: float | None = None,
+        job: Job | None = None,
+        returned: bool = False,
     ) -> Ticket:
         """Run `work` in a model thread, then call `done` in the event loop.
 
@@ -184,12 +168,15 @@ class Engine:
         not be answered by then is refused. `timeout_s` is how long the job may wait, whatever its deadline. Of jobs
         with the same non-empty `stream` only the newest waits. Raises QueueFull, Overloaded, DeadlinePassed or
         EngineStopped at once, without calling `done`; `done` gets what happens later. It must not raise.
+
+        `job` is for the rules of dispatch, if there are any: one that may leave may end with Elsewhere. Then the
+        caller has to see to it, and may bring the job back with `returned`: it goes by `Dispatcher.lost` then.
         """
         if self._stopped:
             raise EngineStopped("the worker is shutting down; connect again")
         now = self._clock()
         ticket = Ticket(
-            self,
+            self._cancel,
             lane,
             RANK[priority],
             deadline,
@@ -199,6 +186,9 @@ class Engine:
             work,
             done,
         )
+        if self._scheduler.rules is not None and may_expire:
+            ticket.job = job or Job(lane, priority, now, deadline, 0, may_leave=False)
+            ticket.returned = returned
         with self._lock:
             older = self._scheduler.admit(ticket, now)
             wake = self._idle > 0
@@ -224,6 +214,8 @@ class Engine:
         stream: str = "",
         may_expire: bool = True,
         timeout_s: float | None = None,
+        job: Job | None = None,
+        returned: bool = False,
     ) -> Outcome[T]:
         """As `call`, for coroutines: returns the outcome, and raises what `call` raises or its `done` would get.
 
@@ -242,7 +234,16 @@ class Engine:
                 future.set_exception(result)
 
         ticket = self.call(
-            lane, priority, deadline, work, done, stream=stream, may_expire=may_expire, timeout_s=timeout_s
+            lane,
+            priority,
+            deadline,
+            work,
+            done,
+            stream=stream,
+            may_expire=may_expire,
+            timeout_s=timeout_s,
+            job=job,
+            returned=returned,
         )
         try:
             return await future
@@ -284,6 +285,8 @@ class Engine:
         with self._lock:
             if self._scheduler.cancel(ticket):
                 ticket.work = None  # the picture is freed now, not when the client's last reference goes
+            elif self._scheduler.rules is not None:
+                self._scheduler.rules.cancel(ticket)  # it may have left the queue for the cloud a moment ago
 
     def _sweep(self) -> None:
         with self._lock:

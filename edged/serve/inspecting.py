@@ -95,7 +95,7 @@ def verdict(rules: DecisionRules, decision: Decision, clean: str) -> VerdictWord
     if found:
         words = {rules.verdict(region.label, region.score, region.margin) for region in found}
         return "fail" if "fail" in words else "review" if "review" in words else "pass"
-    final = decision.cloud if decision.decided == "cloud" and decision.cloud is not None else decision.edge
+    final = decision.cloud or decision.edge
     return rules.verdict(final.label, final.score, final.margin)
 
 

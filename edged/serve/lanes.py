@@ -7,7 +7,9 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
-Priority = Literal["alarm", "inline", "audit"]
+from edgekit.dispatch.policy import Job
+from edgekit.dispatch.policy import Priority as Priority
+
 RANK: dict[Priority, int] = {"alarm": 0, "inline": 1, "audit": 2}
 
 INLINE_S = 0.001
@@ -34,6 +36,8 @@ class LaneCounts:
     expired: int = 0
     stale: int = 0
     cancelled: int = 0
+    offloaded: int = 0  # the cloud was asked instead (see `dispatching`)
+    kept: int = 0  # on the disk, for the cloud to answer later
 
 
 class RunTimes:
@@ -82,9 +86,11 @@ class Entry:
         "at_once",
         "charged",
         "expires",
+        "job",
         "key",
         "lane",
         "rank",
+        "returned",
         "sequence",
         "start_by",
         "started",
@@ -99,6 +105,8 @@ class Entry:
         self.arrived = self.started = self.charged = 0.0
         self.state: Literal["new", "waiting", "running", "over"] = "new"
         self.at_once = False  # nothing was ahead of it
+        self.job: Job | None = None  # as the rules of dispatch see it; None: they are not asked
+        self.returned = False  # the cloud was asked already, and its answer is not waited for
 
 
 E = TypeVar("E", bound=Entry)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edged.hardware.settings import Setting
 from edged.serve import settings
 from edged.serve.footprint import Footprint
+from edged.serve.heads import LoadedHeads, load_heads
 from edged.serve.inspecting import Inspect, Vision, inspector
 from edged.serve.plain_model import Model, PlainModel, as_model
 from edged.serve.settings import Failed, Unusable
@@ -41,6 +42,8 @@ class LoadedService:
     failure: str = ""
     setting: Setting | None = None  # that it runs with; None: in the safe way
     inspect: Inspect | None = None  # what it does with each picture, where it has a model
+    heads: LoadedHeads | None = None  # of its [split]
+    why_no_heads: str = ""  # what is wrong with them: the service runs without
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,7 @@ class Loader:
     _loaded: dict[tuple[str, str], LoadedModel | Unusable | str] = field(default_factory=dict)
     _used: dict[str, Setting] = field(default_factory=dict)
     _hung: set[str] = field(default_factory=set)
+    _heads: dict[tuple[str | None, str, str], LoadedHeads | str] = field(default_factory=dict)
 
     def load_all(self, texts: list[str]) -> list[LoadedService]:
         """Load every service. A bad one fails alone; a definition that cannot even be parsed raises ServiceError."""
@@ -153,7 +157,21 @@ class Loader:
             inspect = inspector(service, found.vision)
         except (ModelError, PackageError, OSError) as error:
             return LoadedService(service, None, f"the model {found.ref} cannot be used by this service: {error}")
-        return LoadedService(service, found, setting=setting, inspect=inspect)
+        loaded = LoadedService(service, found, setting=setting, inspect=inspect)
+        if service.split is None:
+            return loaded
+        heads = self._split(service, setting)
+        return replace(loaded, why_no_heads=heads) if isinstance(heads, str) else replace(loaded, heads=heads)
+
+    def _split(self, service: Service, setting: Setting | None) -> LoadedHeads | str:
+        """Once for each way to run it; and for each answer model, to which it must belong."""
+        assert service.split is not None
+        directory = self.packages.get(service.split.heads)
+        key = (directory, service.hard_samples.answer_model, setting.key if setting is not None else "")
+        if key not in self._heads:
+            with self.footprint.of(directory or service.split.heads):
+                self._heads[key] = load_heads(service, directory, setting)
+        return self._heads[key]
 
     def _model(self, directory: str, setting: Setting | None) -> LoadedModel | Unusable | str:
         key = (directory, setting.key if setting is not None else "")
@@ -175,6 +193,8 @@ def _load_model(directory: Path, setting: Setting | None, state_dir: Path) -> Lo
         package = open_package(directory, verify=True)
     except (PackageError, OSError) as error:
         return f"the package in {directory} cannot be used: {error}"
+    if not package.manifest.variants:
+        return f"{package.ref} is a {package.manifest.task} of a split model and no model by itself"
     try:
         vision = settings.load(package, setting, state_dir)
     except Unusable as error:
@@ -193,6 +213,8 @@ def _load_plain(directory: Path) -> Model | str:
     except (PackageError, OSError) as error:
         return f"the package in {directory} cannot be used: {error}"
     manifest = package.manifest
+    if not manifest.variants:
+        return f"{package.ref} is a {manifest.task} of a split model and no model by itself"
     try:
         if manifest.task == "detection" or (manifest.task == "classification" and manifest.output.kind != "none"):
             return as_model(settings.load(package, None, Path()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 
 class NotRun(Exception):
     """The job was not run and can be tried again after `retry_after_s` whole seconds. HTTP: 503 with Retry-After."""
@@ -35,6 +37,23 @@ class DeadlinePassed(NotRun):
     def __init__(self, lane: str, waited_ms: float, retry_after_s: int = 1) -> None:
         super().__init__(f"{lane} is overloaded: the request waited {waited_ms:.0f} ms, past its deadline")
         self.retry_after_s = retry_after_s
+
+
+class Elsewhere(NotRun):
+    """Not here: the cloud is to be asked now ("offload"), or the sample goes to the disk for later ("spool")."""
+
+    def __init__(self, place: Literal["offload", "spool"], key: object, message: str) -> None:
+        """`key`: of the job, as the dispatcher knows it."""
+        super().__init__(message)
+        self.place, self.key = place, key
+
+
+class Kept(NotRun):
+    """The sample is on the disk, and the cloud answers it when there is time. Not to be sent again. HTTP: 202."""
+
+    def __init__(self, sample_id: str, message: str) -> None:
+        super().__init__(message)
+        self.sample_id = sample_id
 
 
 class StaleFrame(NotRun):

@@ -24,7 +24,7 @@ from bisect import bisect_left, insort
 from collections.abc import Mapping
 from typing import Generic, TypeVar
 
-from edged.serve.lanes import RANK, Entry, Lane, Queue
+from edged.serve.lanes import RANK, Entry, Lane, LaneCounts, Queue
 from edged.serve.refusals import DeadlinePassed, NotRun, Overloaded, QueueFull
 
 E = TypeVar("E", bound=Entry)
@@ -175,7 +175,7 @@ class Scheduler(Generic[E]):
                         wait = self._wait(entry, queue.lane, now)
                         answer = wait + queue.lane.times.mean
                         if now + answer > entry.expires:
-                            reason = Overloaded(entry.lane, answer, entry.expires - now, _seconds(answer))
+                            reason = Overloaded(entry.lane, answer, entry.expires - now, whole_seconds(answer))
                     if reason is not None:
                         self._remove(entry)
                         self._drop(entry, reason)
@@ -200,8 +200,16 @@ class Scheduler(Generic[E]):
             return
         limit = self._lane_limit
         if len(queue.entries) >= limit or self.waiting >= self._places[entry.rank]:
+            self._no_place(entry, now)
             lane.counts.full += 1
-            raise QueueFull(entry.lane, min(limit, self.waiting), _seconds(self.backlog_s(now)))
+            raise QueueFull(entry.lane, min(limit, self.waiting), whole_seconds(self.backlog_s(now)))
+        self._check_deadline(entry, lane, now)
+
+    def _no_place(self, entry: E, now: float) -> None:
+        """Raises what becomes of a job that finds no place, unless it is refused."""
+
+    def _check_deadline(self, entry: E, lane: Lane[E], now: float) -> None:
+        """Raises the reason not to let this job wait, although there is a place."""
         if min(entry.expires, entry.start_by) == math.inf:
             return
         wait = self._wait(entry, lane, now)
@@ -217,7 +225,7 @@ class Scheduler(Generic[E]):
             lane.times.forget()
             return
         lane.counts.overloaded += 1
-        raise Overloaded(entry.lane, answer, min(left, entry.start_by - now), _seconds(answer - left))
+        raise Overloaded(entry.lane, answer, min(left, entry.start_by - now), whole_seconds(answer - left))
 
     def _wait(self, entry: E, lane: Lane[E], now: float) -> float:
         """Seconds until this job should start, whether it waits already or not."""
@@ -238,10 +246,10 @@ class Scheduler(Generic[E]):
                     slack = FAIR_S + mean
                     work += min(max(earlier, behind - slack), max(0.0, behind + slack), queue.work())
         running = [self._remaining(lane, now) for lane in self.lanes.values() if lane.running]
-        wait = _until_free(work, [left for one in running for left in one], self.threads)
+        wait = until_free(work, [left for one in running for left in one], self.threads)
         wait *= self.threads / self._left_over(rank, now)
         if lane.limit < self.threads:
-            wait = max(wait, _until_free(ahead, self._remaining(lane, now), lane.limit))
+            wait = max(wait, until_free(ahead, self._remaining(lane, now), lane.limit))
         return wait
 
     @staticmethod
@@ -298,7 +306,7 @@ class Scheduler(Generic[E]):
 
     def _late(self, entry: E, now: float) -> NotRun | None:
         if now > entry.expires or now > entry.start_by:
-            return DeadlinePassed(entry.lane, (now - entry.arrived) * 1000, _seconds(self.backlog_s(now)))
+            return DeadlinePassed(entry.lane, (now - entry.arrived) * 1000, whole_seconds(self.backlog_s(now)))
         return None
 
     def _hopeless(self, entry: E, now: float) -> NotRun | None:
@@ -306,7 +314,7 @@ class Scheduler(Generic[E]):
         late = self._late(entry, now)
         mean = self.lanes[entry.lane].times.mean
         if late is None and self.waiting and now + mean > entry.expires:
-            return Overloaded(entry.lane, mean, entry.expires - now, _seconds(self.backlog_s(now)))
+            return Overloaded(entry.lane, mean, entry.expires - now, whole_seconds(self.backlog_s(now)))
         return late
 
     # --- bookkeeping ------------------------------------------------------------------------------------------------
@@ -323,12 +331,15 @@ class Scheduler(Generic[E]):
             del self._streams[entry.lane, entry.stream]
 
     def _drop(self, entry: E, reason: NotRun) -> None:
-        counts = self.lanes[entry.lane].counts
+        self._not_run(self.lanes[entry.lane].counts, reason)
+        self.dropped.append((entry, reason))
+
+    def _not_run(self, counts: LaneCounts, reason: NotRun) -> None:
+        """Count why a job that was taken, or had a place, does not run."""
         if isinstance(reason, DeadlinePassed):
             counts.expired += 1
         else:
             counts.overloaded += 1
-        self.dropped.append((entry, reason))
 
     def _count(self, lane: Lane[E], seconds: float, now: float) -> None:
         lane.times.add(seconds, now)
@@ -345,7 +356,7 @@ class Scheduler(Generic[E]):
         self._loads[rank] += seconds / _LOAD_S
 
 
-def _until_free(work: float, left: list[float], servers: int) -> float:
+def until_free(work: float, left: list[float], servers: int) -> float:
     """Seconds until one of `servers` is free for a new job, when those that are busy for `left` share `work` first."""
     left = sorted(left)
     left[:0] = [0.0] * (servers - len(left))
@@ -358,6 +369,6 @@ def _until_free(work: float, left: list[float], servers: int) -> float:
     return free_at
 
 
-def _seconds(time: float) -> int:
+def whole_seconds(time: float) -> int:
     """For Retry-After: whole seconds, at least 1 and at most 60."""
     return max(1, min(60, math.ceil(time))) if time < math.inf else 60

@@ -15,14 +15,19 @@ import msgspec
 from edged.capture.folder import NotNow, Refused
 from edged.capture.outputs import Notify, Output
 from edged.collab.regions import LocalRegions, clean_label
-from edged.serve.engine import Engine, EngineStopped, NotRun, Outcome
+from edged.serve.engine import Elsewhere, Engine, EngineStopped, NotRun, Outcome
 from edged.serve.inspecting import Inspect, Local, local_decision, verdict
 from edged.serve.loading import LoadedModel
+from edged.serve.offloading import Flight, Offloader
 from edged.serve.preview import Preview
+from edged.serve.refusals import Kept
 from edged.serve.sample_id import timed_id
 from edged.serve.settings import Watch
 from edged.serve.statistics import ServiceStatistics
-from edgekit.messages import NOTHING_FOUND, Decision, OutputReport, ServiceReport
+from edged.serve.unseen import cloud_decision, may_leave, unseen
+from edgekit.dispatch.policy import Job
+from edgekit.messages import NOTHING_FOUND, Answer, Decision, HardSample, OutputReport, PlanReport, ServiceReport
+from edgekit.planning.routes import Demand
 from edgekit.runtimes import ModelError
 from edgekit.services import Service
 from edgekit.vision.classification import Classified
@@ -60,6 +65,14 @@ class Settles(Protocol[_Said]):
         """Where the gate stands, for people."""
         ...
 
+    def plan_report(self) -> PlanReport | None:
+        """How asked samples reach the answer model now; None where nobody can be asked."""
+        ...
+
+    def measure(self, demand: Callable[[], Demand]) -> None:
+        """What the line brings, for that plan: asked once a second."""
+        ...
+
 
 class ServiceRuntime:
     """A service that is ready, or failed with a reason. Use it on the event loop."""
@@ -77,7 +90,13 @@ class ServiceRuntime:
         watch: Watch | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
+        offloader: Offloader | None = None,
+        keep: Callable[[Decision, bytes], None] = lambda decision, picture: None,
     ) -> None:
+        """`keep` is offered every decided picture, for learning.
+
+        Without `offloader` every picture is looked at here, whatever the engine's rules say.
+        """
         self.service, self.model, self.failure = service, model, failure
         self.outputs = outputs
         self.preview = Preview(service.decision, clean_label(service))
@@ -86,7 +105,13 @@ class ServiceRuntime:
         self._engine, self._collaborator, self._notify = engine, collaborator, notify
         self._clock, self._wall = clock, wall
         self._watch = watch
+        self._offloader = offloader
+        self._keep = keep
+        self._may_leave = may_leave(service)
         self._settling: set[asyncio.Task[Decision]] = set()
+        self._cores = float(len(os.sched_getaffinity(0)))
+        if collaborator is not None:
+            collaborator.measure(lambda: self.statistics.demand(self._cores, self._clock()))
         self._model_troubled = False
 
     @property
@@ -109,22 +134,32 @@ class ServiceRuntime:
         Of pictures with the same `stream` only the newest waits for the model; the others get StaleFrame.
 
         The decision also goes to the outputs, except for a `patient` caller, which records it itself and is never
-        dropped for being late. Raises ServiceFailed, ImageError, ModelError, NotRun, EngineStopped.
+        dropped for being late. Raises ServiceFailed, ImageError, ModelError, NotRun, EngineStopped. By the rules of
+        dispatch, if there are any, the cloud may decide instead of the model here; a picture that is kept on the disk
+        for it is a Kept.
+
         A caller that is cancelled before the model has answered takes its picture back; after that the decision is
         finished and recorded without it.
         """
         if self.model is None or self._collaborator is None or self._inspect is None:
             raise ServiceFailed(f"{self.name} cannot run: {self.failure}")
         received = self._clock()
+        job = None if patient else self._job(picture, received, deadline)
         try:
-            outcome = await self._engine.submit(
-                self.name,
-                self.service.priority,
-                deadline,
-                partial(self._inspect, picture),
-                stream=stream,
-                may_expire=not patient,
-            )
+            outcome = await self._look(picture, deadline, stream, patient, job)
+        except Elsewhere as away:
+            header = unseen(self.service, self.model.ref, sample_id, captured_at, serial, deadline - received)
+            assert job is not None, "jobs that the rules do not know stay here"
+            try:
+                found = await self._elsewhere(away, header, picture, job)
+            except Kept:
+                raise
+            except NotRun:
+                self.statistics.shed += 1
+                raise
+            if isinstance(found, Decision):
+                return self._finish(found, picture, received, patient)
+            outcome = found
         except NotRun:
             self.statistics.shed += 1
             raise
@@ -171,24 +206,101 @@ class ServiceRuntime:
                 serial=serial,
                 captured_at=captured_at,
             )
+        decision = msgspec.structs.replace(
+            decision,
+            timings_ms={"queue": outcome.queue_ms, **local.timings_ms, **decision.timings_ms},
+            region=list(local.region or ()) if isinstance(local, Classified) else [],
+        )
+        candidates = len(local.candidates) if isinstance(local, LocalRegions) else None
+        return self._finish(decision, picture, received, patient, candidates)
+
+    def _finish(
+        self, decision: Decision, picture: bytes, received: float, patient: bool, candidates: int | None = None
+    ) -> Decision:
+        """Judge, count, show and record what was decided. `candidates`: of a frame of regions."""
         now = self._clock()
         total_ms = (now - received) * 1000
-        timings = {"queue": outcome.queue_ms, **local.timings_ms, **decision.timings_ms, "total": total_ms}
+        timings = {**decision.timings_ms, "total": total_ms}
         decision = msgspec.structs.replace(
             decision,
             timings_ms={name: round(value, 3) for name, value in timings.items()},
             verdict=self._verdict(decision),
-            region=list(local.region or ()) if isinstance(local, Classified) else [],
         )
         self.statistics.decided(decision, total_ms, now, self._wall())
-        if isinstance(local, LocalRegions):
-            self.statistics.regions(len(local.candidates), decision)
+        if candidates is not None:
+            self.statistics.regions(candidates, decision)
         self.preview.keep(picture, decision)
+        self._keep(decision, picture)
         if not patient and self.outputs:
             line = msgspec.json.encode(decision)
             for output in self.outputs.values():
                 output.write(decision, line)
         return decision
+
+    # --- elsewhere ----------------------------------------------------------------------------------------------------
+
+    def _job(self, picture: bytes, received: float, deadline: float) -> Job | None:
+        """The request as the rules of dispatch see it; None: there are no rules."""
+        if self._offloader is None or self._offloader.policy is None:
+            return None
+        leaves = self._may_leave and self._offloader.takes(self.name)
+        return Job(self.name, self.service.priority, received, deadline, len(picture), leaves)
+
+    async def _look(
+        self, picture: bytes, deadline: float, stream: str, patient: bool, job: Job | None, returned: bool = False
+    ) -> Outcome[Local]:
+        """Have the model here look at it."""
+        assert self._inspect is not None
+        return await self._engine.submit(
+            self.name,
+            self.service.priority,
+            deadline,
+            partial(self._inspect, picture),
+            stream=stream,
+            may_expire=not patient,
+            job=job,
+            returned=returned,
+        )
+
+    async def _elsewhere(
+        self, away: Elsewhere, header: HardSample, picture: bytes, job: Job
+    ) -> Outcome[Local] | Decision:
+        """What the rules of dispatch want, until somebody has decided. Raises Kept, and what the engine raises."""
+        assert self._offloader is not None
+        while away.place == "offload":
+            asked_at = self._clock()
+            left_ms = round(max(0.0, job.deadline - asked_at) * 1e3, 1)
+            header = msgspec.structs.replace(header, left_ms=left_ms)
+            flight = self._offloader.send(away.key, header, picture, job.deadline)
+            try:
+                found = await flight.outcome() or await self._here_or_there(flight, picture, job)
+            except Elsewhere as again:
+                away = again
+                continue
+            finally:
+                flight.forget()
+            if isinstance(found, Answer):
+                return cloud_decision(self.service, header, found, (self._clock() - asked_at) * 1e3)
+            return found
+        lost = await self._offloader.keep(header, picture, job.deadline)
+        if lost:
+            raise NotRun(f"{away}, but it was not stored, because {lost}")
+        raise Kept(header.sample_id, f"{away}; it waits on the disk for the cloud")
+
+    async def _here_or_there(self, flight: Flight, picture: bytes, job: Job) -> Outcome[Local] | Answer:
+        """Look at it here after all, unless the answer that is not waited for any more comes first."""
+        here = asyncio.create_task(self._look(picture, job.deadline, "", False, job, returned=True))
+        waiting: set[asyncio.Task[Any]] = {here, flight.task} if flight.alive else {here}
+        try:
+            while True:
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                if here.done():
+                    return here.result()
+                if (answer := flight.answer()) is not None:
+                    return answer
+                waiting = {here}
+        finally:
+            here.cancel()
 
     async def inspect_file(self, picture: bytes, *, sample_id: str, captured_at: float, serial: str) -> Decision:
         """`inspect` for the folder source, where nobody waits. Raises Refused, or NotNow if it can be tried again."""
@@ -234,7 +346,7 @@ class ServiceRuntime:
         gate = self._collaborator.sentence()
         report = self.statistics.report(self.name, self.model.ref, gate, waiting, self._clock())
         counts = self._engine.counts(self.name)
-        not_run = {why: getattr(counts, why) for why in ("full", "overloaded", "expired", "stale", "cancelled")}
+        not_run = {why: getattr(counts, why) for why in ("full", "overloaded", "expired", "stale", "cancelled", "kept")}
         return msgspec.structs.replace(
             report,
             not_run=not_run,
@@ -242,6 +354,7 @@ class ServiceRuntime:
             inline_runs=counts.inline_runs,
             preview=self.preview.text,
             outputs=self._output_reports(),
+            plan=self._collaborator.plan_report(),
         )
 
     def _output_reports(self) -> list[OutputReport]:

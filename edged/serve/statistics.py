@@ -6,7 +6,8 @@ import bisect
 import math
 from collections import Counter, deque
 
-from edgekit.messages import LATENCY_BOUNDS_MS, STAGE_BOUNDS_MS, Decision, ServiceReport
+from edgekit.messages import LATENCY_BOUNDS_MS, STAGE_BOUNDS_MS, UNSEEN, Decision, ServiceReport
+from edgekit.planning.routes import Demand
 
 SHARE_WINDOW = 1000
 """The offload share is that of the last 1,000 samples."""
@@ -87,6 +88,8 @@ class ServiceStatistics:
         self._window = LatencyWindow()
         self._recent = LatencyWindow(_RECENT_SLOT_S, _RECENT_SLOTS)
         self._inference = LatencyWindow()
+        self._working = LatencyWindow()  # decode and infer
+        self._before = LatencyWindow()  # and the queue before them
         self._verdicts: Counter[str] = Counter()
         self._regions: Counter[str] = Counter()
         self._stage_counts: dict[str, list[int]] = {}
@@ -108,7 +111,7 @@ class ServiceStatistics:
             self._offloaded_count -= self._offloaded[0]
         self._offloaded.append(offloaded)
         self._offloaded_count += offloaded
-        if decision.cloud is not None:
+        if decision.cloud is not None and decision.edge.label != UNSEEN:
             self.compared(decision.cloud.label == decision.edge.label)
         if decision.verdict:
             self._verdicts[decision.verdict] += 1
@@ -119,6 +122,9 @@ class ServiceStatistics:
                 self._took(stage, decision.timings_ms[stage])
         if "infer" in decision.timings_ms:
             self._inference.add(decision.timings_ms["infer"], now)
+            working = decision.timings_ms["infer"] + decision.timings_ms.get("decode", 0.0)
+            self._working.add(working, now)
+            self._before.add(working + decision.timings_ms.get("queue", 0.0), now)
         self._histogram[bisect.bisect_left(LATENCY_BOUNDS_MS, total_ms)] += 1
         self._latency_sum_ms += total_ms
         self._last_at = wall
@@ -137,6 +143,18 @@ class ServiceStatistics:
         """Count one cloud answer against the edge's own."""
         self._compared += 1
         self._agreed += agrees
+
+    def demand(self, cores: float, now: float) -> Demand:
+        """What the line brings, for the planner; `cores` serve it. Before the first decision every sample is asked."""
+        (before_ms,) = self._before.percentiles((0.95,), now)
+        (working_ms,) = self._working.percentiles((0.5,), now)
+        return Demand(
+            frames_per_s=self._recent.per_s(now),
+            asked_share=self._offloaded_count / len(self._offloaded) if self._offloaded else 1.0,
+            before_ms=before_ms or 0.0,
+            cpu_ms=working_ms or 0.0,
+            cores=cores,
+        )
 
     def report(self, name: str, model: str, gate: str, waiting: int, now: float) -> ServiceReport:
         """The service's report; `now` is the monotonic clock that `decided` was given."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import random
 import signal
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,24 +22,33 @@ from edged.capture.camera import CameraSource
 from edged.capture.folder import FolderSource
 from edged.capture.outputs.opening import Outputs
 from edged.collab.collaboration import Collaboration
+from edged.samples.keeper import SampleKeeper
+from edged.samples.opening import open_store
+from edged.samples.store import SampleStore
 from edged.serve import settings as run_settings
 from edged.serve.app import Api
 from edged.serve.comparison import compare
 from edged.serve.control import ControlChannel
 from edged.serve.engine import Engine
 from edged.serve.footprint import resident_bytes
+from edged.serve.heads import EngineHeads
 from edged.serve.http import HttpServer
 from edged.serve.leaving import Leaving, stop_accepting
 from edged.serve.loading import Loaded, LoadedService, Loader
 from edged.serve.management import Management
+from edged.serve.offloading import Offloader
 from edged.serve.pictures import is_stream, only_this_machine
 from edged.serve.service_runtime import ServiceRuntime
 from edged.spawn import empty_directory
 from edgekit.envelope import EnvelopeError
 from edgekit.messages import (
+    Answer,
     Comparison,
     Configure,
+    DispatchChanged,
     Drain,
+    Event,
+    HardSample,
     Held,
     LinkChanged,
     ModelDone,
@@ -47,7 +59,7 @@ from edgekit.messages import (
     WorkerReport,
 )
 from edgekit.packages import installed
-from edgekit.services import CAMERAS, ServiceError
+from edgekit.services import CAMERAS, Samples, ServiceError
 
 log = logging.getLogger("edged.serve")
 
@@ -109,7 +121,10 @@ class Worker:
         self._management = Management(configure.management_token, channel.send)
         self._draining = draining
         self._link = configure.link
+        self._policy = configure.dispatch
+        self._offloader: Offloader | None = None
         self._collaboration: Collaboration | None = None
+        self._keeper: SampleKeeper | None = None
         self._services: dict[str, ServiceRuntime] = {}
         self._outputs: Outputs | None = None
         self._folders: list[FolderSource | CameraSource] = []  # whatever brings pictures by itself
@@ -128,6 +143,12 @@ class Worker:
                     self._link = message.link
                     if self._collaboration is not None:
                         self._collaboration.set_link(message.link)
+                    if self._offloader is not None:
+                        self._offloader.link_changed()
+                elif isinstance(message, DispatchChanged):
+                    self._policy = message.policy
+                    if self._offloader is not None:
+                        self._offloader.set_policy(message.policy)
                 elif self._early is None:
                     await self._act(message)
                 else:
@@ -173,6 +194,12 @@ class Worker:
             run_settings.engine_threads(self._configure.threads, used, len(loaded.services) + len(loaded.alone)),
             at_once={name: setting.workers for name, setting in used.items()},
         )
+        assert self._collaboration is not None
+        offloader = self._offloader = Offloader(engine, self._collaboration)
+        offloader.set_policy(self._policy)
+        keeper = self._keeper = self._keep_samples(loaded)
+        keeping = asyncio.create_task(keeper.run()) if keeper.wanted else None
+        beating = asyncio.create_task(offloader.run())
         for entry in loaded.services:
             self._services[entry.service.name] = await self._runtime(entry, engine)
         early, self._early = self._early or [], None
@@ -207,6 +234,11 @@ class Worker:
         if watching:
             await asyncio.wait(watching, timeout=max(0.1, until - loop.time()))
         await self._finish(engine, watching)
+        if keeping is not None:
+            keeping.cancel()
+        await asyncio.wait([asyncio.create_task(keeper.close())], timeout=FLUSH_S)
+        beating.cancel()
+        await offloader.close()
 
     async def _finish(self, engine: Engine, watching: set[asyncio.Task[None]]) -> None:
         """Everything is answered: settle, flush and close what is below, each within bounds."""
@@ -232,7 +264,33 @@ class Worker:
             reserve=configure.spool_reserve,
             on_event=self._channel.send,
             on_compared=self._compared,
+            on_late=self._late,
         )
+
+    def _keep_samples(self, loaded: Loaded) -> SampleKeeper:
+        """Pictures of the services with `[samples]` stay for learning."""
+        configure, loop = self._configure, asyncio.get_running_loop()
+        policies = {entry.service.name: entry.service.samples for entry in loaded.services}
+
+        def tell(event: Event) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended: nobody listens any more
+                loop.call_soon_threadsafe(self._channel.send, event)
+
+        def opener() -> SampleStore:
+            return open_store(
+                Path(configure.state_dir),
+                configure.device_id,
+                lambda name: policies.get(name, Samples()),
+                configure.spool_reserve,
+                tell,
+                time.time,
+            )
+
+        return SampleKeeper(opener, policies, random.random, self._channel.send, time.time)
+
+    def _late(self, header: HardSample, answer: Answer) -> None:
+        if self._keeper is not None:
+            self._keeper.answered(header, answer)
 
     def _compared(self, service: str, agrees: bool) -> None:
         """An audit or a late answer arrived; `settle` never saw it."""
@@ -277,7 +335,13 @@ class Worker:
     async def _runtime(self, entry: LoadedService, engine: Engine) -> ServiceRuntime:
         assert self._collaboration is not None
         service = entry.service
-        collaborator = await self._collaboration.add(service, entry.model.ref) if entry.model else None
+        heads = EngineHeads(entry.heads, engine, service) if entry.heads is not None else None
+        if entry.why_no_heads:
+            text = f"{service.name} runs without a split: {entry.why_no_heads}."
+            self._channel.notify("warning", f"split:{service.name}", text)
+        collaborator = (
+            await self._collaboration.add(service, entry.model.ref, heads, entry.why_no_heads) if entry.model else None
+        )
         outputs = self._open_outputs().of(service)  # of a failed service too: what waits in a queue still goes out
         runtime = ServiceRuntime(
             service,
@@ -289,6 +353,8 @@ class Worker:
             outputs,
             self._channel.notify,
             run_settings.Watch(service.name, entry.setting, self._channel.send),
+            offloader=self._offloader,
+            keep=self._keeper.offer if self._keeper is not None else lambda decision, picture: None,
         )
         if entry.model is not None and service.source.kind == "folder":
             self._folders.append(

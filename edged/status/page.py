@@ -11,6 +11,7 @@ from edged.status.charts import history_card
 from edged.status.hardware_page import hardware_card
 from edged.status.history import Sample
 from edged.status.outputs_page import outputs_card
+from edged.status.plan_page import plan_card
 from edged.status.state import CloudState, ServiceState, StatusState, WorkerState
 from edgekit.html import SCRIPT, STYLE, age, badge, bar, button, count, login, megabytes, page, table, text
 from edgekit.messages import ServiceReport
@@ -24,17 +25,21 @@ def render(
     logged_in: bool = False,
     history: Mapping[str, Sequence[Sample]] | None = None,
     steady: float = 0.0,
+    waiting: int = 0,
 ) -> str:
     """The page for a browser; with buttons for an operator who has logged in. Touches nothing outside its arguments.
 
-    `history` has each service's last ten minutes, and `steady` is the present time of its clock.
+    `history` has each service's last ten minutes, and `steady` is the present time of its clock. `waiting` samples wait
+    for a label.
     """
     main = "".join(
         (
             _verdict(state),
             _services(state, logged_in),
+            _review(waiting),
             _pictures(state),
             history_card(history or {}, steady),
+            plan_card(state),
             outputs_card(state),
             f'<div class="grid">{_cloud(state.cloud, state.now)}{_spool(state)}{_worker(state)}{_machine(state)}</div>',
             hardware_card(state.hardware, state.now),
@@ -104,6 +109,14 @@ def _service_row(service: ServiceState, logged_in: bool) -> list[str]:
         milliseconds,
         text(report.gate or service.hard_samples) + again,
     ]
+
+
+def _review(waiting: int) -> str:
+    """What a person can do for the models; nothing while there is nothing to do."""
+    if not waiting:
+        return ""
+    what = "1 sample waits" if waiting == 1 else f"{count(waiting)} samples wait"
+    return f'<section class="card" id="review">{what} for a label. <a href="/review">Review</a></section>'
 
 
 def _pictures(state: StatusState) -> str:

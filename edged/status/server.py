@@ -1,16 +1,19 @@
 """The page port: the status page, its JSON, the metrics, and the few writes that a page may do.
 
     GET  /              the page            GET  /state.json, /metrics
-    POST /login         form field `token`  POST /logout
+    POST /login         form fields `token`, `next`         POST /logout
     GET  /preview/NAME.jpg  the newest picture of a service, with its decision drawn on it
     POST /api/services/NAME/recalibrate     POST /api/spool/purge (field or JSON key `service`)
+    /review and what is below it: see edged.status.review_routes
 
-Reads are open on loopback. A page that listens elsewhere shows nothing without the token. Writes always need the token,
-as `Authorization: Bearer` or as the cookie of a login, and must not come from another origin. See edgekit.webguard.
+Reads are open on loopback, but for the review page. A page that listens elsewhere shows nothing without the token.
+Writes always need the token, as `Authorization: Bearer` or as the cookie of a login, and must not come from another
+origin. See edgekit.webguard.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -22,20 +25,26 @@ from aiohttp import web
 
 from edged.api import ApiError, Done, Problem, PurgeBody
 from edged.config import Address
-from edged.status import metrics
+from edged.samples import metrics as sample_metrics
+from edged.samples.desk import SampleDesk
+from edged.status import metrics, review_routes
 from edged.status.history import Sample
+from edged.status.review import Classes, Review
 from edged.status.state import StatusState
 from edgekit.webguard import LOOPBACK_HOSTS, PageGuard, Refusal, security_headers
 
 log = logging.getLogger("edged.page")
 
 MAX_BODY = 16_384
-"""Bytes. No write of the page carries more than a service name."""
+"""Bytes. No write of the page carries more than a service name; a label has a bound of its own."""
 COOKIE = "edged-page"
-_LOGIN = """<!doctype html><html lang="en"><meta charset="utf-8"><title>edged</title>
+_LOGIN = """<!doctype html><html lang="en"><meta charset="utf-8"><title>edged</title><link rel="icon" href="data:,">
 <h1>edged</h1><p>This page needs the page token: the file <code>page-token</code> in the daemon's state directory.</p>
-<form method="post" action="/login"><label>Token <input type="password" name="token" autocomplete="current-password">
+<form method="post" action="/login"><input type="hidden" name="next" value="NEXT">
+<label>Token <input type="password" name="token" autocomplete="current-password">
 </label> <button>Log in</button></form></html>"""
+_PAGES = ("/", review_routes.PATH)
+"""Where a login may come from, and leads back to."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -43,6 +52,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Backend(Protocol):
     """What the page needs of the supervisor."""
 
+    @property
+    def samples(self) -> SampleDesk: ...
+    async def classes(self) -> Mapping[str, Classes]: ...
     def status(self) -> StatusState: ...
     def history(self) -> tuple[Mapping[str, Sequence[Sample]], float]: ...
     async def preview(self, name: str) -> bytes: ...
@@ -74,7 +86,8 @@ def build(backend: Backend, token: str, address: Address, hosts: Iterable[str]) 
     """The application behind the page port. `token` is the page token, `address` where the port listens."""
     # One cookie name a port: browsers share cookies between all ports of a host.
     guard = PageGuard(token, f"{COOKIE}-{address.port}", allowed_hosts(address, hosts))
-    page = _Page(backend, guard, open_reads=is_loopback(address))
+    review = Review(backend.samples, backend.classes)
+    page = _Page(backend, guard, review, open_reads=is_loopback(address))
     app = web.Application(client_max_size=MAX_BODY, middlewares=[page.protect])
     app.on_response_prepare.append(no_server_header)
     app.router.add_get("/", page.show)
@@ -85,12 +98,13 @@ def build(backend: Backend, token: str, address: Address, hosts: Iterable[str]) 
     app.router.add_post("/logout", page.logout)
     app.router.add_post("/api/services/{name}/recalibrate", page.recalibrate)
     app.router.add_post("/api/spool/purge", page.purge)
+    review_routes.add(app, review, page.device)
     return app
 
 
 class _Page:
-    def __init__(self, backend: Backend, guard: PageGuard, open_reads: bool) -> None:
-        self._backend, self._guard, self._open_reads = backend, guard, open_reads
+    def __init__(self, backend: Backend, guard: PageGuard, review: Review, open_reads: bool) -> None:
+        self._backend, self._guard, self._review, self._open_reads = backend, guard, review, open_reads
 
     @web.middleware
     async def protect(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -101,7 +115,8 @@ class _Page:
             if request.path == "/login"
             else self._guard.check(request.method, request.headers, peer)
         )
-        if refusal is None and not self._open_reads and request.path != "/login":
+        closed = not self._open_reads or review_routes.is_review(request.path)
+        if refusal is None and closed and request.path != "/login":
             refusal = self._check_read(request, peer)
         response: web.StreamResponse
         if refusal is not None:
@@ -121,7 +136,7 @@ class _Page:
         return response
 
     def _check_read(self, request: web.Request, peer: str) -> Refusal | None:
-        """Away from loopback reading needs the token too."""
+        """Away from loopback reading needs the token too, and so do the samples everywhere."""
         if self._guard.logged_in(request.headers):
             return None
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
@@ -130,8 +145,8 @@ class _Page:
         return Refusal(401, "this page needs the page token: log in, or send it as 'Authorization: Bearer TOKEN'")
 
     def _refuse(self, request: web.Request, refusal: Refusal) -> web.Response:
-        if refusal.status == 401 and request.method == "GET" and request.path == "/":
-            return web.Response(status=401, text=_LOGIN, content_type="text/html")
+        if refusal.status == 401 and request.method == "GET" and request.path in _PAGES:
+            return web.Response(status=401, text=_LOGIN.replace("NEXT", request.path), content_type="text/html")
         response = _problem(refusal.status, refusal.text)
         if refusal.retry_after_s:
             response.headers["Retry-After"] = str(max(1, round(refusal.retry_after_s)))
@@ -142,7 +157,9 @@ class _Page:
     async def show(self, request: web.Request) -> web.Response:
         from edged.status import page  # nobody may ever look, and the supervisor's memory is counted
 
-        html = page.render(self._backend.status(), self._guard.logged_in(request.headers), *self._backend.history())
+        state = self._backend.status()
+        waiting = await self._review.waiting(service.name for service in state.services)
+        html = page.render(state, self._guard.logged_in(request.headers), *self._backend.history(), waiting)
         response = web.Response(text=html, content_type="text/html")
         response.headers.update(security_headers(page.STYLES, page.SCRIPTS))
         return response
@@ -152,7 +169,14 @@ class _Page:
 
     async def metrics(self, request: web.Request) -> web.Response:
         text = metrics.render(self._backend.status())
+        with contextlib.suppress(ApiError):  # the health list says why there are none
+            text += sample_metrics.render(await self._backend.samples.overview())
         return web.Response(body=text.encode(), headers={"Content-Type": metrics.CONTENT_TYPE})
+
+    def device(self) -> tuple[str, str]:
+        """Its name and its id."""
+        state = self._backend.status()
+        return state.name, state.device_id
 
     async def preview(self, request: web.Request) -> web.Response:
         picture = await self._backend.preview(request.match_info["name"])
@@ -163,9 +187,9 @@ class _Page:
         refusal = self._guard.login(str(form.get("token", "")), request.remote or "unknown")
         if refusal is not None:
             return self._refuse(request, refusal)
-        return web.Response(
-            status=303, headers={"Location": "/", "Set-Cookie": self._guard.session_cookie(request.secure)}
-        )
+        wanted = str(form.get("next", ""))
+        cookie = self._guard.session_cookie(request.secure)
+        return web.Response(status=303, headers={"Location": wanted if wanted in _PAGES else "/", "Set-Cookie": cookie})
 
     async def logout(self, request: web.Request) -> web.Response:
         return web.Response(status=303, headers={"Location": "/", "Set-Cookie": self._guard.logout_cookie()})

@@ -28,6 +28,8 @@ from edgekit.dispatch.uplink import UplinkAccount
 K = TypeVar("K", bound=Hashable)
 
 _RTT_WEIGHT = 0.1
+_RTT_DEVIATIONS = 2.0  # mean deviations above the mean: the 95th percentile, about
+_RTT_DEVIATION = 0.2  # of the mean, before any was measured
 _LONGEST_WAIT_S = 300.0  # a cloud that says a day is in error
 
 
@@ -60,6 +62,7 @@ class Dispatcher(Generic[K]):
         self.policy = policy
         self.uplink = uplink
         self.rtt_s = rtt_s
+        self._rtt_deviation_s = _RTT_DEVIATION * rtt_s
         self._threads = threads
         self._services: dict[str, _Service] = {}
         self._flights: dict[K, _Flight] = {}
@@ -73,6 +76,10 @@ class Dispatcher(Generic[K]):
         Raises ValueError for a guess that is no time. A job of a service that was never named is a KeyError.
         """
         self._services[name] = _Service(ServiceTimes(here_s), ServiceTimes(there_s))
+
+    def knows(self, service: str) -> bool:
+        """Whether `service` was called for this one."""
+        return service in self._services
 
     def times(self, service: str) -> tuple[ServiceTimes, ServiceTimes]:
         """The measured runs of a service here and in the cloud."""
@@ -103,7 +110,9 @@ class Dispatcher(Generic[K]):
         policy, (wait, told_at) = self.policy, self._cloud_wait
         run = self._services[job.service].there.predicted(policy.cloud_run_factor, policy.steady_cv)
         # A queue that nobody asks about is taken to get shorter, or an hour-old "full" would forbid asking for ever.
-        return policy.rtt_factor * self.rtt_s + max(0.0, wait - (now - told_at)) + run
+        # On a steady link the factor would promise alarms less than it can keep.
+        rtt = min(policy.rtt_factor * self.rtt_s, self.rtt_s + _RTT_DEVIATIONS * self._rtt_deviation_s)
+        return rtt + max(0.0, wait - (now - told_at)) + run
 
     # --- decisions --------------------------------------------------------------------------------------------------
 
@@ -153,9 +162,9 @@ class Dispatcher(Generic[K]):
             flight.due = now + self.policy.overdue_factor * self.uplink.sending_s(flight.job.size) + self.rtt_s
         return key
 
-    def sent(self, key: K, now: float) -> None:
+    def sent(self, key: K, now: float, measured: bool = True) -> None:
         """The message of this job has left the device (see `uplink`)."""
-        self.uplink.sent(key, now)
+        self.uplink.sent(key, now, measured)
         self._alive(now)
         if (flight := self._flights.get(key)) is not None:
             flight.left = now
@@ -178,6 +187,10 @@ class Dispatcher(Generic[K]):
         self._alive(now)
         self._give_up([key])
         self._cloud_waits(retry_after_s, now)
+
+    def cancel(self, key: K) -> None:
+        """Nobody waits for this job's answer any more, or it could not be sent. A key that is not here is ignored."""
+        self._give_up([key])
 
     def ran_here(self, service: str, seconds: float) -> None:
         """A run on this device ended."""
@@ -229,4 +242,6 @@ class Dispatcher(Generic[K]):
 
     def _round_trip(self, seconds: float) -> None:
         if 0.0 <= seconds < math.inf:
-            self.rtt_s += _RTT_WEIGHT * (seconds - self.rtt_s)
+            off = seconds - self.rtt_s
+            self.rtt_s += _RTT_WEIGHT * off
+            self._rtt_deviation_s += _RTT_WEIGHT * (abs(off) - self._rtt_deviation_s)

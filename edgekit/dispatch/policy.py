@@ -62,7 +62,7 @@ class DispatchPolicy(msgspec.Struct, frozen=True, kw_only=True):
     hopeless: Endings = Endings()
     run_factor: float = 1.15  # times the mean of the runs
     steady_cv: float = 0.3  # runs that vary more (standard deviation / mean) are predicted by their 95th percentile
-    rtt_factor: float = 1.4  # times the mean round trip
+    rtt_factor: float = 1.4  # times the mean round trip, at most: less if it varies little
     cloud_run_factor: float = 1.2  # times the mean of the cloud's runs
     overdue_factor: float = 1.5  # times its prediction: an answer that takes longer is not waited for
 

@@ -83,12 +83,15 @@ class UplinkAccount(Generic[K]):
         self._sending, self._began = message, now
         return message.key
 
-    def sent(self, key: K, now: float) -> None:
-        """The message that `begin` gave has left the device. Another key is of a message forgotten meanwhile."""
+    def sent(self, key: K, now: float, measured: bool = True) -> None:
+        """The message that `begin` gave has left the device. Another key is of a message forgotten meanwhile.
+
+        Not `measured`: its time holds more than its bytes (a handshake), and says nothing about the bandwidth.
+        """
         message = self._sending
         if message is None or message.key != key:
             return
-        if message.size >= _LEAST_BYTES:
+        if measured and message.size >= _LEAST_BYTES:
             sample = min(max((now - self._began) / message.size, _FASTEST), _SLOWEST)
             self._s_per_byte += _WEIGHT * (sample - self._s_per_byte)
         self.classes[message.priority].sent += message.size

@@ -29,14 +29,19 @@ from edgekit.gates.policy import State
 from edgekit.messages import Decision, Level, TroubleKind
 from edgekit.packages import (
     DetectionSpec,
+    HeadCut,
+    HeadSpec,
     InputSpec,
     Manifest,
     OutputSpec,
     ProofSample,
+    TailCut,
+    TailSpec,
     TemplateSpec,
     Variant,
     parse_manifest,
 )
+from edgekit.secagg.policy import Policy
 from edgekit.services import (
     DecisionRules,
     Detection,
@@ -46,8 +51,10 @@ from edgekit.services import (
     RegionGroup,
     Regions,
     Retention,
+    Samples,
     Service,
     Source,
+    Split,
     Tiles,
     parse_service,
 )
@@ -115,6 +122,8 @@ def test_every_toml_example_is_what_the_daemons_accept(text: str) -> None:
         toml.convert(table, Config)
     elif table.keys() <= set(Settings.__struct_fields__):
         toml.convert(table, Settings)
+    elif table.keys() == {"federation"}:
+        toml.convert(table["federation"], Policy)
     elif "head" in table.get("detection", {}):  # a part of a package
         shipped = tomllib.loads((REPOSITORY / "examples/models/solder-small/package.toml").read_text("utf-8"))
         toml.convert({**shipped, **table}, Manifest)
@@ -140,17 +149,23 @@ def test_the_documented_manifest_is_the_one_that_ships() -> None:
         ("service-definition.md", "### `[hard_samples.parameters]`", FilterParameters),
         ("service-definition.md", "### `[[outputs]]`", Output),
         ("service-definition.md", "### `[retention]`", Retention),
+        ("service-definition.md", "### `[samples]`", Samples),
         ("service-definition.md", "### `[pipeline]`", Pipeline),
         ("service-definition.md", "### `[pipeline.tiles]`", Tiles),
         ("service-definition.md", "### `[decision]`", DecisionRules),
         ("service-definition.md", "### `[detection]`", Detection),
         ("service-definition.md", "### `[regions]`", Regions),
         ("service-definition.md", "### `[[regions.groups]]`", RegionGroup),
+        ("service-definition.md", "### `[split]`", Split),
         ("model-package.md", "## package.toml", Manifest),
         ("model-package.md", "### `[input]`", InputSpec),
         ("model-package.md", "### `[output]`", OutputSpec),
         ("model-package.md", "### `[detection]`", DetectionSpec),
         ("model-package.md", "### `[template]`", TemplateSpec),
+        ("model-package.md", "### `[head]`", HeadSpec),
+        ("model-package.md", "### `[[head.cuts]]`", HeadCut),
+        ("model-package.md", "### `[tail]`", TailSpec),
+        ("model-package.md", "### `[[tail.cuts]]`", TailCut),
         ("model-package.md", "### `[[variants]]`", Variant),
         ("model-package.md", "### `[[samples]]`", ProofSample),
         ("http-api.md", "### The decision", Decision),
@@ -204,7 +219,7 @@ def test_every_setting_is_documented(file: str, struct: type[msgspec.Struct]) ->
         'name = "x"\nmodel = "a"\n[hard_samples]',
         'name = "x"\nmodel = "a"\n[hard_samples]\nmode = "filter"\nfilter = "ibt"',
         'name = "x"\nmodel = "a"\n[hard_samples]\nmode = "filter"\nfilter = "IBT"\nparameters = {threshold = 0.9}',
-        'name = "x"\nmodel = "a"\nmay_leave = "features"',
+        'name = "x"\nmodel = "a"\nmay_leave = "features"\n[hard_samples]\nanswer_model = "b"',
         'name = "x"\nmodel = "a"\n[[outputs]]\npath = "rel.jsonl"',
         'name = "x"\nmodel = "a"\ntask = "detection"\n[regions]\nclean = "good"',
         'name = "x"\nmodel = "a"\n[regions]\nclean = "good"',

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from edgekit.envelope import unseal
 from edgekit.identity import Authority, IdentityStore, generate_key, make_csr, peer_device_id, save_key, server_context
-from edgekit.messages import Answer, HardSample, Link, Problem, Verdict
+from edgekit.messages import Answer, HardSample, Link, Problem, Verdict, unpacked
 from edgekit.regions.header import MosaicAnswer, check_header
 from edgekit.vision.sniff import sniff
 
@@ -89,7 +89,7 @@ class FaultyCloud:
             return self._reset(request)
         body = await request.read()
         head, picture = unseal(body)
-        header = msgspec.json.decode(head, type=HardSample)
+        header, picture = unpacked(msgspec.json.decode(head, type=HardSample), picture)
         if header.mosaic is not None:
             check_header(header.mosaic)
             info = sniff(picture)

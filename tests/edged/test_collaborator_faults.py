@@ -44,11 +44,13 @@ async def test_a_misbehaving_cloud_costs_no_more_than_the_deadline_and_loses_not
         assert all(d.decided == "edge-degraded" and d.label == "ok" and d.reason for d in decisions)
         # On a loaded machine the disk may be slower than the time that is kept for it; then the answer says so.
         assert all(d.spooled or d.reason.endswith("is being stored") for d in decisions), [d.reason for d in decisions]
-        assert hub.breaker_state != "closed"
+        planned = any("the plan keeps it here" in d.reason for d in decisions)  # before the breaker had enough of it
+        assert planned or hub.breaker_state != "closed"
         started = time.monotonic()
         decision = await line.one(HARD, deadline_s=5.0)
-        assert time.monotonic() - started < 0.5, "an open breaker does not wait for the network"
-        assert "cannot be reached" in decision.reason and "cloud" not in decision.timings_ms
+        assert time.monotonic() - started < 0.5, "neither an open breaker nor the plan waits for the network"
+        assert "cannot be reached" in decision.reason or "the plan keeps it here" in decision.reason
+        assert "cloud" not in decision.timings_ms
         bench.cloud.received.clear()
         bench.cloud.answered.clear()
         bench.cloud.mode = "answer"

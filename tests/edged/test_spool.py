@@ -353,7 +353,7 @@ def test_samples_of_removed_services_leave_unless_they_are_held_and_expire(tmp_p
     bench = Bench(tmp_path)
     for sample_id, service in (("a", "solder"), ("b", "gone"), ("c", "private"), ("d", "waits")):
         put(bench, sample_id, service=service)
-    bench.spool.hold("private", True)
+    bench.spool.hold("private", "all")
     assert bench.spool.next(["gone"]) == "b" and bench.spool.next(["private"]) is None
     offered = []
     while (sample_id := bench.spool.next(["solder"], wanted=["solder", "waits"])) is not None:
@@ -361,7 +361,7 @@ def test_samples_of_removed_services_leave_unless_they_are_held_and_expire(tmp_p
         bench.spool.done(sample_id)
     assert offered == ["a", "b"]
     assert states(tmp_path) == {"c": "held", "d": "waiting"}
-    bench.spool.hold("private", False)
+    bench.spool.hold("private", "none")
     assert bench.spool.next([], wanted=["waits"]) == "c"
     bench.now += 31 * 86_400
     assert bench.spool.expire_others(["waits"], days=30.0) == 1

@@ -32,6 +32,12 @@ def state(text: str = "solder") -> StatusState:
     )  # fmt: skip
 
 
+def test_the_page_says_how_many_samples_wait_and_is_silent_without_any() -> None:
+    assert "1\u202f000 samples wait for a label" in render(state(), waiting=1000)
+    assert "1 sample waits for a label" in render(state(), waiting=1)
+    assert "/review" not in render(state())
+
+
 def test_the_numbers_are_on_the_page() -> None:
     html = render(state())
     for expected in ("1\u202f234", "19%", "98.1%", "1.5 / 4.2 ms", "5.0 MB of 10.0 MB", "10 days left", "connected"):

@@ -7,7 +7,7 @@ import hashlib
 import http.client
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -16,9 +16,11 @@ from support.edged import Edged
 
 from edged.api import ApiError, Done
 from edged.config import Address
+from edged.samples.desk import SampleDesk
 from edged.sockets import address_of, listen_tcp
 from edged.status import metrics, server
 from edged.status.history import Sample
+from edged.status.review import Classes
 from edged.status.state import (
     Addresses,
     CloudState,
@@ -32,6 +34,7 @@ from edged.status.state import (
 )
 from edged.tokens import secret_token
 from edgekit.messages import ServiceReport, SpoolReport
+from edgekit.services import Samples
 
 TOKEN = "t" * 43
 
@@ -68,8 +71,12 @@ def example_state() -> StatusState:
 class Backend:
     """Remembers what was asked of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, state_dir: Path = Path("/nowhere")) -> None:
         self.done: list[str] = []
+        self.samples = SampleDesk(state_dir, lambda: "DEVICE", 0, lambda name: Samples(), lambda event: None)
+
+    async def classes(self) -> Mapping[str, Classes]:
+        return {"solder": Classes(labels=["good", "bridge"]), "board": Classes(task="detection", labels=["open"])}
 
     def status(self) -> StatusState:
         return example_state()
@@ -111,7 +118,7 @@ class Page:
             connection.putheader("Content-Length", str(len(body)))
         connection.endheaders(body.encode() if body else None)
         response = connection.getresponse()
-        text = response.read().decode()
+        text = response.read().decode(errors="replace")
         connection.close()
         return response.status, {name.lower(): value for name, value in response.getheaders()}, text
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
-from edged.collab.uplink import MAX_PICTURE, Uplink, UplinkError
+from edged.collab.uplink import MAX_PICTURE, Exchange, Uplink, UplinkError
 from edgekit.identity import Authority, fingerprint
 from edgekit.messages import HardSample, Link, Verdict
 from tests.edged.collab_cloud import FaultyCloud, Wire, black_hole, free_port, make_link, running, silent_listener
@@ -51,7 +52,8 @@ async def fails(uplink: Uplink, within: float = WAIT + 0.3) -> UplinkError:
 async def test_an_answer_comes_back_over_mutual_tls_and_bytes_are_counted(cloud: FaultyCloud, uplink: Uplink) -> None:
     answer = await uplink.ask(header(), PICTURE, 5.0)
     assert answer.verdict.label == "bad" and not answer.repeated
-    assert cloud.pictures["S1"] == PICTURE and cloud.received == [header()]
+    assert cloud.pictures["S1"] == PICTURE
+    assert [replace(one, left_ms=None) for one in cloud.received] == [header()]
     assert None not in cloud.devices
     assert len(PICTURE) < uplink.bytes < len(PICTURE) + 2000
     assert uplink.authority() == fingerprint(cloud.authority.certificate)
@@ -198,3 +200,115 @@ async def test_a_new_certificate_takes_over_while_an_old_request_ends_in_peace(
     assert old_line.session.closed and uplink._line is not old_line
     uplink.set_link(msgspec.structs.replace(uplink.link, up=False))
     assert uplink._line is not None, "a hint alone does not drop the connection"
+
+
+# --- what others hear of a request --------------------------------------------------------------------------------
+
+
+async def test_observers_hear_of_every_request_and_how_it_ended(cloud: FaultyCloud, uplink: Uplink) -> None:
+    seen: list[Exchange] = []
+
+    def broken(exchange: Exchange) -> None:
+        raise RuntimeError("an observer's own fault")
+
+    uplink.observers += [broken, seen.append]
+    await uplink.check(5.0)
+    await uplink.ask(header(), PICTURE, 5.0)
+    cloud.mode = "busy 3"
+    await fails(uplink)
+    cloud.mode = "hang"
+    await fails(uplink)
+    assert [(one.outcome, one.small, one.reused) for one in seen] == [
+        ("answered", True, False), ("answered", False, True), ("busy", False, True), ("timeout", False, True),
+    ]  # fmt: skip
+    assert seen[0].size == 0 and all(len(PICTURE) < one.size < len(PICTURE) + 1000 for one in seen[1:])
+    assert [one.cloud_ms for one in seen] == [0.0, 1.0, 0.0, 0.0]
+    assert 0 < seen[1].seconds < WAIT <= seen[3].seconds
+
+
+async def test_a_request_that_is_called_off_says_nothing_about_the_link(cloud: FaultyCloud, uplink: Uplink) -> None:
+    seen: list[Exchange] = []
+    uplink.observers.append(seen.append)
+    cloud.mode = "hang"
+    task = asyncio.create_task(uplink.ask(header(), PICTURE, 5.0))
+    await asyncio.sleep(0.2)
+    task.cancel()
+    await asyncio.wait([task])
+    assert seen == []
+
+
+async def test_what_leaves_says_how_long_its_sender_waits(cloud: FaultyCloud, uplink: Uplink) -> None:
+    await uplink.ask(header(), PICTURE, 5.0)
+    await uplink.ask(replace(header("S2"), left_ms=70.0, priority="alarm"), PICTURE, 5.0)
+    await uplink.ask(replace(header("S3"), late=True, priority="alarm"), PICTURE, 5.0)
+    await uplink.ask(replace(header("S4"), reason="audit", priority="alarm"), PICTURE, 5.0)
+    said = [(one.priority, one.left_ms) for one in cloud.received]
+    assert said == [("inline", 5000.0), ("alarm", 70.0), ("audit", None), ("audit", 5000.0)]
+
+
+# --- one body at a time -------------------------------------------------------------------------------------------
+
+
+class OneByOne:
+    """Lets bodies go in the order of coming, and notes what happens."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.events: list[str] = []
+
+    async def begin(self, header: HardSample, size: int) -> object:
+        await self.lock.acquire()
+        self.events.append(f"begin {header.sample_id}")
+        return header.sample_id
+
+    def sent(self, key: object, fresh: bool) -> None:
+        self.events.append(f"sent {key}")
+        self.lock.release()
+
+    def end(self, key: object) -> None:
+        self.events.append(f"end {key}")
+        if f"sent {key}" not in self.events:
+            self.lock.release()
+
+
+async def test_a_body_waits_for_the_one_before_to_leave_and_not_for_its_answer(
+    cloud: FaultyCloud, uplink: Uplink
+) -> None:
+    turns = uplink.turns = OneByOne()
+    cloud.delay = 0.3
+    began = time.monotonic()
+    await asyncio.gather(*(uplink.ask(header(name), PICTURE, 5.0) for name in ("S1", "S2", "S3")))
+    assert time.monotonic() - began < 0.8
+    order = [event for event in turns.events if not event.startswith("end")]
+    assert order == ["begin S1", "sent S1", "begin S2", "sent S2", "begin S3", "sent S3"]
+    assert all(turns.events.index(f"sent {name}") < turns.events.index("end S1") for name in ("S1", "S2", "S3"))
+
+
+async def test_a_body_has_left_only_when_the_other_host_has_acknowledged_it(tmp_path: Path, cloud: FaultyCloud) -> None:
+    async with Wire(cloud.port) as wire:
+        uplink = Uplink(make_link(tmp_path, f"https://127.0.0.1:{wire.port}", cloud.authority))
+        turns = uplink.turns = OneByOne()
+        await uplink.check(5.0)
+        wire.cut()
+        with pytest.raises(UplinkError):
+            await uplink.ask(header(), PICTURE * 100, 0.4)  # more than all buffers of this machine take
+        assert turns.events == ["begin S1", "end S1"]
+        await uplink.close()
+
+
+async def test_a_body_whose_turn_does_not_come_in_time_is_a_timeout(uplink: Uplink) -> None:
+    turns = uplink.turns = OneByOne()
+    await turns.lock.acquire()
+    error = await fails(uplink)
+    assert error.kind == "timeout" and not error.sent and "not free" in str(error)
+    assert turns.events == []
+
+
+async def test_renewed_connections_are_fresh_ones(cloud: FaultyCloud, uplink: Uplink) -> None:
+    seen: list[Exchange] = []
+    uplink.observers.append(seen.append)
+    await uplink.check(5.0)
+    uplink.renew()
+    await uplink.check(5.0)
+    await uplink.check(5.0)
+    assert [one.reused for one in seen] == [False, False, True]

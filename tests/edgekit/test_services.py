@@ -112,7 +112,6 @@ def test_entropy_needs_two_classes() -> None:
         (MINIMAL + '[source]\nkind = "folder"', '"source.path" is ""'),
         (MINIMAL + '[source]\npath = "/in"', '"source.path" is set'),
         (MINIMAL + '[source]\nkind = "folder"\npath = "/in"\npattern = "../*"', '"source.pattern"'),
-        (MINIMAL + 'may_leave = "features"', "reserved"),
         (MINIMAL + "[hard_samples]\n", '"hard_samples.answer_model" is missing'),
         (MINIMAL + 'hard_samples = {answer_model = "A B"}', "no model name"),
         (

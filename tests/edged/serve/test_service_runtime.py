@@ -33,6 +33,12 @@ class Broken:
     def sentence(self) -> str:
         return ""
 
+    def plan_report(self) -> None:
+        return None
+
+    def measure(self, *_: object) -> None:
+        """It plans nothing."""
+
 
 async def test_the_edges_own_boxes_stand_when_the_policy_fails(tmp_path: Path) -> None:
     package = make_detector(tmp_path / "cells")

@@ -11,6 +11,8 @@ from edgekit.dispatch.uplink import UplinkAccount
 RUN_S: dict[Priority, float] = {"alarm": 0.025, "inline": 0.04, "audit": 0.06}
 DEADLINE: dict[Priority, float] = {"alarm": 0.1, "inline": 0.3, "audit": 5.0}
 RTT_S = 0.03
+TRIP_S = RTT_S * (1 + 2 * 0.2 * 0.9)
+"""As predicted after one heartbeat: two deviations above the mean; they began with 0.2 of it and fell by a tenth."""
 
 
 def dispatcher(policy: DispatchPolicy | None = None, *, up: bool = True) -> Dispatcher[str]:
@@ -37,13 +39,13 @@ def test_the_prediction_adds_backlog_sending_round_trip_wait_and_run() -> None:
     one = dispatcher()
     cloud = one.cloud(job("inline"), 0.0)
     assert cloud is not None and cloud.backlog_s == 0.0
-    assert cloud.total_s == pytest.approx(0.02 + 1.4 * 0.03 + 1.2 * 0.04 / 6)
+    assert cloud.total_s == pytest.approx(0.02 + TRIP_S + 1.2 * 0.04 / 6)
     one.offload("ahead", job("inline"))
     cloud = one.cloud(job("inline"), 0.0)
     assert cloud is not None and cloud.backlog_s == pytest.approx(0.02)
-    assert cloud.total_s == pytest.approx(0.04 + 1.4 * 0.03 + 1.2 * 0.04 / 6)
+    assert cloud.total_s == pytest.approx(0.04 + TRIP_S + 1.2 * 0.04 / 6)
     alarm = one.cloud(job("alarm"), 0.0)
-    assert alarm is not None and alarm.total_s == pytest.approx(0.02 + 1.4 * 0.03 + 1.2 * 0.025 / 6)  # it goes first
+    assert alarm is not None and alarm.total_s == pytest.approx(0.02 + TRIP_S + 1.2 * 0.025 / 6)  # it goes first
 
 
 def test_nothing_is_offloaded_before_the_link_is_known_to_be_up() -> None:
@@ -79,7 +81,7 @@ def test_an_overdue_answer_without_a_sign_of_life_makes_the_link_suspect_and_tak
     assert one.overdue(stuck - 0.001) == [] and one.usable
     assert one.overdue(stuck) == ["sending", "waiting"]
     assert not one.usable and one.arrives(job(), 9.0, stuck).place == "local"
-    assert one.next_check == pytest.approx(0.02 + 1.5 * (1.4 * 0.03 + 1.2 * 0.04 / 6))
+    assert one.next_check == pytest.approx(0.02 + 1.5 * (TRIP_S + 1.2 * 0.04 / 6))
     assert one.overdue(one.next_check) == ["silent"]
     one.heartbeat(0.5, RTT_S)
     assert one.usable
@@ -179,3 +181,33 @@ def test_an_alarm_on_the_edge_of_its_deadline_leaves_early() -> None:
     one = dispatcher()
     assert one.arrives(job("alarm"), 0.05, 0.0).place == "local"
     assert one.arrives(job("alarm"), 0.06, 0.0).place == "offload"  # 60 + 29 ms: over 85 ms, and the cloud is sooner
+
+
+def test_a_steady_link_is_promised_its_round_trip_and_an_unsteady_one_no_more_than_the_factor() -> None:
+    steady, unsteady = dispatcher(), dispatcher()
+    for beat in range(100):
+        steady.heartbeat(0.0, RTT_S)
+        unsteady.heartbeat(0.0, RTT_S * (0.2 if beat % 2 else 1.8))
+    rest = 0.02 + 1.2 * 0.04 / 6
+    calm, wild = (one.cloud(job("inline"), 0.0) for one in (steady, unsteady))
+    assert calm is not None and calm.total_s == pytest.approx(rest + RTT_S, rel=1e-3)
+    assert wild is not None and wild.total_s == pytest.approx(rest + 1.4 * unsteady.rtt_s)
+
+
+def test_a_job_that_is_called_off_leaves_the_uplink_to_the_next() -> None:
+    one = dispatcher()
+    one.offload("first", job())
+    one.offload("second", job())
+    assert one.begin(0.0) == "first"
+    one.cancel("first")
+    assert not one.on_its_way("first") and one.begin(0.0) == "second"
+    one.cancel("unknown")
+
+
+def test_a_body_that_had_to_open_its_connection_says_nothing_about_the_bandwidth() -> None:
+    one = dispatcher()
+    one.offload("first", job())
+    assert one.begin(0.0) == "first"
+    before = one.uplink.bytes_per_s
+    one.sent("first", 1.0, measured=False)
+    assert one.uplink.bytes_per_s == before

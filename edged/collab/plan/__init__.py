@@ -1,0 +1,1 @@
+"""Feeds the planner of every service with what its worker measures, and says by which route an asked sample goes."""
