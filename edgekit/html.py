@@ -21,6 +21,7 @@ STYLE = """
 *{box-sizing:border-box}
 body{margin:0;background:var(--bg);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
 header,main,footer{max-width:72rem;margin:0 auto;padding:.75rem 1rem}
+a{color:var(--edge)}
 header{display:flex;gap:1rem;align-items:baseline;flex-wrap:wrap}
 h1{font-size:1.25rem;margin:0}h2{font-size:1rem;margin:0 0 .5rem}
 header span,footer,.soft{color:var(--soft)}

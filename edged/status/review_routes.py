@@ -1,0 +1,83 @@
+"""The routes of the review page, on the page port. Reading them needs the page token, on loopback too: the pictures lie
+encrypted on the disk, and whoever may read them may label them.
+
+GET  /review                    the page           GET  /review/services.json
+GET  /review/queue.json?service=&limit=            GET  /review/samples/ID.json, /review/samples/ID/picture
+POST /api/samples/ID/label      a LabelSaid
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+from aiohttp import web
+
+from edged.api import ApiError
+from edged.status.review import COUNTED, LabelSaid, Review
+from edgekit.webguard import security_headers
+
+PATH = "/review"
+MAX_LABEL_BYTES = 2 << 20
+"""Of one label: the 10,000 boxes that a picture may have."""
+_ID = "{id:[0-9a-f]{64}}"
+
+
+def add(app: web.Application, review: Review, device: Callable[[], tuple[str, str]]) -> None:
+    """Add the routes to the page. `device` gives the device's name and id."""
+    routes = _Routes(review, device)
+    app.router.add_get(PATH, routes.show)
+    app.router.add_get(f"{PATH}/services.json", routes.services)
+    app.router.add_get(f"{PATH}/queue.json", routes.queue)
+    app.router.add_get(f"{PATH}/samples/{_ID}.json", routes.sample)
+    app.router.add_get(f"{PATH}/samples/{_ID}/picture", routes.picture)
+    app.router.add_post(f"/api/samples/{_ID}/label", routes.label)
+
+
+def is_review(path: str) -> bool:
+    """Whether a path is one of the pages or pictures that need the token everywhere."""
+    return path == PATH or path.startswith(f"{PATH}/")
+
+
+class _Routes:
+    def __init__(self, review: Review, device: Callable[[], tuple[str, str]]) -> None:
+        self._review, self._device = review, device
+
+    async def show(self, request: web.Request) -> web.Response:
+        from edged.status import review_page  # nobody may ever look, and the supervisor's memory is counted
+
+        response = web.Response(text=review_page.render(*self._device()), content_type="text/html")
+        response.headers.update(security_headers(review_page.STYLES, review_page.SCRIPTS))
+        return response
+
+    async def services(self, request: web.Request) -> web.Response:
+        return _json(await self._review.services())
+
+    async def queue(self, request: web.Request) -> web.Response:
+        limit = request.query.get("limit", "50")
+        if not (limit.isascii() and limit.isdigit() and len(limit) <= 9):
+            raise ApiError(400, "limit must be a whole number")
+        return _json(await self._review.queue(request.query.get("service", ""), min(int(limit), COUNTED)))
+
+    async def sample(self, request: web.Request) -> web.Response:
+        return _json(await self._review.sample(request.match_info["id"]))
+
+    async def picture(self, request: web.Request) -> web.Response:
+        data, kind = await self._review.picture(request.match_info["id"])
+        return web.Response(body=data, content_type=kind)
+
+    async def label(self, request: web.Request) -> web.Response:
+        data = bytearray()
+        async for chunk in request.content.iter_any():  # request.read() stops at the page's usual, smaller bound
+            data += chunk
+            if len(data) > MAX_LABEL_BYTES:
+                raise ApiError(413, f"a label has at most {MAX_LABEL_BYTES >> 20} MiB")
+        try:
+            said = msgspec.json.decode(data, type=LabelSaid)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ApiError(400, f"the label cannot be read: {error}") from None
+        return _json(await self._review.label(request.match_info["id"], said))
+
+
+def _json(value: object) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), content_type="application/json")
