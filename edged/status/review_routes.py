@@ -26,11 +26,11 @@ _ID = "{id:[0-9a-f]{64}}"
 def add(app: web.Application, review: Review, device: Callable[[], tuple[str, str]]) -> None:
     """Add the routes to the page. `device` gives the device's name and id."""
     routes = _Routes(review, device)
-    app.router.add_get(PATH, routes.show)
-    app.router.add_get(f"{PATH}/services.json", routes.services)
-    app.router.add_get(f"{PATH}/queue.json", routes.queue)
-    app.router.add_get(f"{PATH}/samples/{_ID}.json", routes.sample)
-    app.router.add_get(f"{PATH}/samples/{_ID}/picture", routes.picture)
+    app.router.add_get("/review", routes.show)
+    app.router.add_get("/review/services.json", routes.services)
+    app.router.add_get("/review/queue.json", routes.queue)
+    app.router.add_get(f"/review/samples/{_ID}.json", routes.sample)
+    app.router.add_get(f"/review/samples/{_ID}/picture", routes.picture)
     app.router.add_post(f"/api/samples/{_ID}/label", routes.label)
 
 

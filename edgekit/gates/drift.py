@@ -12,6 +12,7 @@ WINDOWS = (150, 600)
 """Samples: the short window hears an abrupt change soon, the long one a smaller change later."""
 SIGMAS = 4.5
 _BATCH = 10
+_FEWEST_BATCHES = 10  # of a window's size; a spread between fewer of them is a guess
 _SMALLEST_SPREAD = 0.01
 
 
@@ -28,17 +29,25 @@ def reference(scores: Sequence[float]) -> Reference:
     """Summarise the scores of the calibration set, in the order in which the samples came (at least one).
 
     Samples of one board resemble each other, which makes the mean of a window wander more than independent scores
-    would. The spread is therefore the larger of the plain one and the one seen between means of 10 neighbours. A
-    floor keeps a model that is always equally sure from raising alarms over rounding.
+    would. The spread is therefore the largest of the plain one and those seen between means of 10 neighbours and, where
+    there are enough scores for it, of as many as a window has: with regions a window may lie within one frame, and the
+    mean wanders as frames differ. A floor keeps a model that is always equally sure from raising alarms over rounding.
     """
     n = len(scores)
     mean = math.fsum(scores) / n
     variance = math.fsum((s - mean) ** 2 for s in scores) / n
     third = math.fsum((s - mean) ** 3 for s in scores) / n
-    batches = [math.fsum(scores[i : i + _BATCH]) / _BATCH for i in range(0, n - _BATCH + 1, _BATCH)]
-    between = _BATCH * math.fsum((b - mean) ** 2 for b in batches) / len(batches) if batches else 0.0
+    spreads = [
+        _between(scores, size, mean) for size in (_BATCH, *WINDOWS) if size == _BATCH or n >= _FEWEST_BATCHES * size
+    ]
     skew = third / variance**1.5 if variance > 1e-12 else 0.0
-    return Reference(mean, max(math.sqrt(max(variance, between)), _SMALLEST_SPREAD), skew, n)
+    return Reference(mean, max(math.sqrt(max(variance, *spreads)), _SMALLEST_SPREAD), skew, n)
+
+
+def _between(scores: Sequence[float], size: int, mean: float) -> float:
+    """Variance of one score as the means of `size` neighbours show it; 0 without a full batch."""
+    batches = [math.fsum(scores[i : i + size]) / size for i in range(0, len(scores) - size + 1, size)]
+    return size * math.fsum((b - mean) ** 2 for b in batches) / len(batches) if batches else 0.0
 
 
 class DriftAlarm:

@@ -3,8 +3,8 @@
 risk    Send every sample until a calibration block is answered, then certify a threshold: at most `risk` of all
         traffic is answered locally and differs from the cloud's answer, with probability `confidence`. Accepted
         samples are audited at random. A drift alarm or an audit alarm ends the certificate: safe mode sends
-        everything for 400 samples and certifies anew. Nothing else ever moves the threshold, so a few lucky audits
-        cannot loosen it.
+        everything for 400 samples (`safe_mode`) and certifies anew. Nothing else ever moves the threshold, so a few
+        lucky audits cannot loosen it.
 budget  Send about `budget` of the traffic, the hardest first: the threshold is a quantile of the last scores.
         Promises no risk, but reports the bound that its audits support.
 off     Send nothing.
@@ -50,7 +50,7 @@ State = Literal["calibrating", "certified", "uncertified", "safe-mode", "budget"
 
 
 class GateSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What the user asked for; every number is a share between 0 and 1 except `calibration`, a count."""
+    """What the user asked for; every number is a share between 0 and 1 except `calibration` and `safe_mode`, counts."""
 
     mode: Mode = "risk"
     risk: float = 0.02
@@ -58,6 +58,7 @@ class GateSettings(msgspec.Struct, frozen=True, kw_only=True):
     budget: float = 0.3
     calibration: int = 1000
     audit_share: float = 0.03
+    safe_mode: int = SAFE_MODE_SAMPLES  # of the first set after an alarm; more where neighbours resemble each other
     pair: str = ""  # names of the edge and the answering model: a certificate of another pair is worth nothing
 
     def __post_init__(self) -> None:
@@ -69,6 +70,8 @@ class GateSettings(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError(f"{name} must lie between 0 and 1, not {value}")
         if self.calibration < 1:
             raise ValueError(f"calibration must be at least 1, not {self.calibration}")
+        if self.safe_mode < 1:
+            raise ValueError(f"safe_mode must be at least 1, not {self.safe_mode}")
 
 
 class GateDecision(msgspec.Struct, frozen=True):
@@ -216,7 +219,7 @@ class Gate:
         return (1 - self.settings.confidence) * _FIRST_LOOK * (1 - _FIRST_LOOK) ** self._looks
 
     def _new_block(self) -> None:
-        wanted = SAFE_MODE_SAMPLES if self._cause and self._looks == 0 else self.settings.calibration
+        wanted = self.settings.safe_mode if self._cause and self._looks == 0 else self.settings.calibration
         size = max(wanted, smallest_n(self.settings.risk, self._delta()))
         affordable = allowed_differences(size, self.settings.risk, self._delta())
         self._block = Block(BlockState(size, most_lost=affordable // 2))

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from edgekit.gates.policy import SAFE_MODE_SAMPLES, WARM_UP, Gate, GateDecision, GateSettings, GateSnapshot
 
@@ -94,6 +95,20 @@ def test_bad_audits_raise_an_alarm_and_safe_mode_ends_with_a_new_certificate() -
     seen = feed(gate, traffic, SAFE_MODE_SAMPLES)
     assert {d.reason for d, *_ in seen} == {"safe-mode"} and not any(d.certified for d, *_ in seen)
     assert gate.status().state == "certified"
+
+
+def test_a_gate_whose_neighbours_resemble_each_other_takes_a_longer_set_after_an_alarm() -> None:
+    gate, traffic = Gate(replace(RISK, safe_mode=900)), Traffic(4)
+    feed(gate, traffic, 300)
+    for i in range(10):
+        gate.learn(0.0, True, "audit", f"a{i}")
+    assert (gate.status().state, gate.status().missing) == ("safe-mode", 900)
+    feed(gate, traffic, 899)
+    assert gate.status().state == "safe-mode"
+    feed(gate, traffic, 1)
+    assert gate.status().state == "certified"
+    with pytest.raises(ValueError, match="safe_mode"):
+        GateSettings(safe_mode=0)
 
 
 def test_drift_without_a_link_makes_local_answers_uncertified_until_the_spool_is_delivered() -> None:

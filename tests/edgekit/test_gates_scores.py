@@ -53,6 +53,31 @@ def test_the_drift_alarm_keeps_silent_on_skewed_and_clustered_traffic() -> None:
         assert not any(alarm.observe(float(s)) for s in stream[1000:])
 
 
+def frames(rng: np.random.Generator, count: int, harder: float = 1.0) -> list[float]:
+    """Frames of 169 tiles that resemble each other, one after the other."""
+    board = np.repeat(rng.beta(4 * harder, 60, count), 169)
+    return [float(score) for score in np.clip(board + rng.beta(0.2, 6, 169 * count) - 0.03, 0, 1)]
+
+
+def test_the_drift_alarm_seldom_goes_off_while_a_window_lies_within_one_frame_and_hears_a_change_of_all() -> None:
+    rng = np.random.default_rng(7)
+    false = heard = 0
+    for _ in range(20):
+        ref = reference(frames(rng, 48))
+        alarm, other = DriftAlarm(ref), DriftAlarm(ref)
+        false += any(alarm.observe(score) for score in frames(rng, 40))
+        heard += any(other.observe(score) for score in frames(rng, 20, harder=5))
+    assert heard == 20
+    assert false <= 3, "with the spread between tens alone it is each of them"
+
+
+def test_a_set_too_short_for_batches_of_a_window_has_the_spread_of_tens() -> None:
+    few = 10 * WINDOWS[0]
+    for stream in ([0.0] * 150 + [1.0] * 150) * 5, ([1.0] * 150 + [0.0] * 150) * 5:
+        assert reference(stream[: few - 1]).spread == pytest.approx(10**0.5 / 2, rel=0.01)
+        assert reference(stream[:few]).spread == pytest.approx(150**0.5 / 2)
+
+
 def test_the_drift_alarm_hears_both_directions() -> None:
     rng = np.random.default_rng(6)
     ref = reference(rng.beta(1, 6, 1000).tolist())

@@ -12,8 +12,8 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from edgekit.regions.cutouts import ALIGN, EXACT, Context, region
-from edgekit.regions.header import MAX_REGIONS, MosaicHeader, Region, RegionError, overlap
-from edgekit.regions.mosaic import Mosaic, cells, compose, pack, to_cell, to_frame, views
+from edgekit.regions.header import MAX_REGIONS, MosaicHeader, Region, RegionError, check_header, overlap
+from edgekit.regions.mosaic import Mosaic, cells, compose, pack, to_cell, to_frame, views, whole
 from edgekit.regions.select import Candidate
 from edgekit.vision.images import decode, encode_png
 
@@ -130,10 +130,28 @@ def test_no_cell_takes_colour_or_light_from_its_neighbours(colour: bool, quality
     assert not np.array_equal(before[3], after[3])
 
 
-def test_one_mosaic_is_smaller_than_a_jpeg_for_each_region() -> None:
-    frame, asked = neighbours(colour=True)
+@pytest.mark.parametrize("colour", [True, False])
+def test_one_mosaic_is_a_sixth_smaller_than_a_jpeg_of_the_same_coding_for_each_region(colour: bool) -> None:
+    frame, asked = neighbours(colour)
     alone = sum(len(compose(frame, [one]).encode()) for one in asked)
-    assert len(compose(frame, asked).encode()) < 0.75 * alone
+    assert len(compose(frame, asked).encode()) < 5 / 6 * alone
+
+
+def test_three_equal_channels_take_no_more_bytes_than_one() -> None:
+    frame, asked = neighbours(colour=False)
+    three = compose(np.repeat(frame[..., None], 3, axis=2), asked)
+    assert three.encode() == compose(frame, asked).encode()
+    coloured = decode(three.encode())
+    assert coloured.shape == three.image.shape and np.abs(coloured.astype(int) - three.image).mean() < 3
+
+
+def test_a_frame_that_is_sent_as_it_is_shows_each_region_what_the_edge_saw() -> None:
+    asked = ask([(10.0, 10.0, 50.0, 50.0), (200.5, 100.0, 419.0, 299.5)])
+    header = whole((420, 300), asked)
+    check_header(header)
+    for one, pixels in views(FRAME, header):
+        left, top, right, bottom = one.view
+        assert np.array_equal(pixels, FRAME[top:bottom, left:right])
 
 
 def test_the_same_in_is_the_same_out() -> None:
