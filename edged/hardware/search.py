@@ -175,7 +175,7 @@ class Search:
         return False
 
     def _of_the_same_network(self, setting: Setting) -> Path | None:
-        """The CPU's answers by another file, unless that holds another network: a student answers alike, not equally."""
+        """The CPU's answers by another file, unless that holds another network: a student answers alike only."""
         networks = {variant.file: variant.network for variant in self.package.manifest.variants}
         wanted = networks.get(setting.variant)
         return next((path for file, path in self._references.items() if networks.get(file) == wanted), None)

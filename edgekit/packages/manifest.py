@@ -89,8 +89,8 @@ class Variant(_Table, frozen=True, kw_only=True):
     `target` names the chip that a file was compiled for off the device ("rk3588", "hailo8", "edgetpu"); a file without
     it runs wherever its runtime does. Files of rknnlite and hailort always have one.
 
-    `network` names the network in the file where it is not the model itself, such as a narrower student of it: values of
-    files of one network are equal but for rounding, those of two are not and are never compared.
+    `network` names the network in the file where it is not the model itself, such as a narrower student of it: values
+    of files of one network are equal but for rounding, those of two are not and are never compared.
     """
 
     file: str
