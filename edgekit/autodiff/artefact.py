@@ -8,6 +8,9 @@ graph: a session needs their values to load.
 
 from __future__ import annotations
 
+import json
+import math
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,9 +22,20 @@ import onnx.helper
 import onnx.numpy_helper
 from numpy.typing import NDArray
 
+from edgekit import tensors
 from edgekit.autodiff.errors import AutodiffError
 from edgekit.autodiff.forward import Forward
-from edgekit.autodiff.manifest import APPLY, MANIFEST, MODEL, MODEL_DATA, STATE_DATA, STEP, STEP_DATA, StepManifest
+from edgekit.autodiff.manifest import (
+    APPLY,
+    MANIFEST,
+    MODEL,
+    MODEL_DATA,
+    STATE_DATA,
+    STEP,
+    STEP_DATA,
+    StepManifest,
+    check_absent,
+)
 
 ALIGN = 64
 """Bytes to which the values of every tensor are aligned."""
@@ -45,16 +59,27 @@ def save_step(
     manifest: StepManifest,
     initial: Mapping[str, NDArray[np.float32]],
     folder: Path,
+    weights: Path | None = None,
 ) -> None:
-    """Write all files of an artefact. Raises AutodiffError when `folder` holds one already."""
-    if (folder / MANIFEST).exists():
-        raise AutodiffError(f"{folder} holds a train step already; choose another folder or remove it")
+    """Write all files of an artefact; see `TrainStep.save`. Frozen weights of the step lie in the model's file.
+
+    Raises AutodiffError when `folder` holds one already, or `weights` other tensors than the model.
+    """
+    check_absent(folder)
     folder.mkdir(parents=True, exist_ok=True)
     changed = {one.name for one in manifest.states if one.role in ("parameter", "batch_norm")}
-    _write(graph, folder, STEP, STEP_DATA, frozenset())
+    arrays = {one.name: onnx.numpy_helper.to_array(one) for one in model.graph.initializer}
+    if weights is None:
+        with (folder / MODEL_DATA).open("wb") as file:
+            places = {name: _append(file, array) for name, array in arrays.items() if name in changed or _large(array)}
+    else:
+        places = _linked(weights, folder / MODEL_DATA, arrays)
+        if not changed & arrays.keys() <= places.keys():
+            raise AutodiffError(f"{weights} lacks {sorted(changed & arrays.keys() - places.keys())[0]}")
+    _write(model, folder / MODEL, {name: (MODEL_DATA, offset) for name, offset in places.items()})
+    _write(graph, folder / STEP, _places_of_step(graph, arrays, places, folder))
     if apply is not None:
         (folder / APPLY).write_bytes(apply.SerializeToString())
-    places = _write(model, folder, MODEL, MODEL_DATA, changed)
     specs = []
     with (folder / STATE_DATA).open("wb") as file:
         for one in manifest.states:
@@ -65,28 +90,62 @@ def save_step(
     (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
 
 
-def _write(
-    model: onnx.ModelProto, folder: Path, name: str, data: str, always: frozenset[str] | set[str]
-) -> dict[str, int]:
-    """Write a graph with its large tensors, and those of `always`, in the file `data`. Returns where they lie in it."""
-    places: dict[str, int] = {}
+def _large(array: NDArray[Any]) -> bool:
+    return array.dtype == np.float32 and array.nbytes > SMALL
+
+
+def _places_of_step(
+    graph: onnx.ModelProto, model: Mapping[str, NDArray[Any]], places: Mapping[str, int], folder: Path
+) -> dict[str, tuple[str, int]]:
+    """File and offset of the step's large tensors: what the model has as well is there, the rest is written."""
+    found: dict[str, tuple[str, int]] = {}
+    rest: dict[str, NDArray[Any]] = {}
+    for tensor in graph.graph.initializer:
+        array = onnx.numpy_helper.to_array(tensor)
+        if not _large(array):
+            continue
+        if tensor.name in places and np.array_equal(array, model[tensor.name]):
+            found[tensor.name] = MODEL_DATA, places[tensor.name]
+        else:
+            rest[tensor.name] = array
+    if rest:
+        with (folder / STEP_DATA).open("wb") as file:
+            found |= {name: (STEP_DATA, _append(file, array)) for name, array in rest.items()}
+    return found
+
+
+def _linked(weights: Path, target: Path, model: Mapping[str, NDArray[Any]]) -> dict[str, int]:
+    """Give a safetensors file the second name `target`, or copy it; returns where it has the tensors of the model."""
+    data = weights.read_bytes()
+    found = tensors.load(data, len(data))
+    for name, array in found.items():
+        if name not in model or not np.array_equal(array, model[name]):
+            raise AutodiffError(f"{weights} has other values of {name[:100]} than the model")
+    try:
+        target.hardlink_to(weights)
+    except OSError:  # not every file system knows a second name
+        target.write_bytes(data)
+    (length,) = struct.unpack_from("<Q", data)  # as `tensors.load` has checked
+    header = json.loads(data[8 : 8 + length])
+    return {name: 8 + length + header[name]["data_offsets"][0] for name in found}
+
+
+def _write(model: onnx.ModelProto, path: Path, places: Mapping[str, tuple[str, int]]) -> None:
+    """Write a graph whose tensors named in `places` are read from that file beside it, from that byte on."""
     light = onnx.ModelProto()
     light.CopyFrom(model)
-    with (folder / data).open("wb") as file:
-        for tensor in light.graph.initializer:
-            array = onnx.numpy_helper.to_array(tensor)
-            if tensor.name not in always and (array.dtype != np.float32 or array.nbytes <= SMALL):
-                continue
-            offset = _append(file, array)
-            places[tensor.name] = offset
-            tensor.ClearField("raw_data")
-            tensor.ClearField("float_data")
-            tensor.data_location = onnx.TensorProto.EXTERNAL
-            for key, value in (("location", data), ("offset", str(offset)), ("length", str(array.nbytes))):
-                entry = tensor.external_data.add()
-                entry.key, entry.value = key, value
-    (folder / name).write_bytes(light.SerializeToString())
-    return places
+    for tensor in light.graph.initializer:
+        if tensor.name not in places:
+            continue
+        data, offset = places[tensor.name]
+        length = 4 * math.prod(tensor.dims)
+        tensor.ClearField("raw_data")
+        tensor.ClearField("float_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in (("location", data), ("offset", str(offset)), ("length", str(length))):
+            entry = tensor.external_data.add()
+            entry.key, entry.value = key, value
+    path.write_bytes(light.SerializeToString())
 
 
 def _append(file: BinaryIO, array: NDArray[Any]) -> int:

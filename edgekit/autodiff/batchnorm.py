@@ -11,15 +11,21 @@ channels take 2 to 4 times as long (`research/edge-training.md`).
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 
 from edgekit.autodiff.builder import GraphBuilder, Node, Value
+from edgekit.autodiff.joining import join, split
 from edgekit.autodiff.rules.reduction import count_of
 from edgekit.autodiff.rules.registry import Gradients, Needs, rule
 
 EPSILON = 1e-5
 MOMENTUM = 0.9
 """The operator's defaults."""
+LONG_ROW = 256
+"""From so many pixels a picture on, sums over products of two maps are products of rows."""
 
 
 def affine(b: GraphBuilder, x: Value, scale: Value | None, shift: Value | None) -> Value:
@@ -46,6 +52,26 @@ def folded(b: GraphBuilder, norm: Node, weight: Value, bias: Value | None, value
     return new_weight, b.add(b.mul(centre, factor), shift)
 
 
+def _dot(b: GraphBuilder, g: Value, x: Value, axes: Sequence[int]) -> Value:
+    """The sum of g x for every channel, a vector."""
+    pixels = math.prod(x.sizes(2))
+    if pixels < LONG_ROW:
+        return b.reduce_sum(b.mul(g, x), axes)
+    # One product of a row and a column for every picture and channel: g x is never written.
+    rows_g, rows_x = (b.reshape(one, [-1, x.size(1), 1, pixels]) for one in (g, x))
+    return b.reduce_sum(b.emit("MatMul", [rows_g, b.transpose(rows_x, [0, 1, 3, 2])]), [0, 2, 3])
+
+
+def update_running(b: GraphBuilder, layers: Sequence[BatchStatistics], momentum: float) -> None:
+    """Write the running statistics of all layers after this batch; `momentum` is the share of the old that is kept."""
+    states = [state for layer in layers for state in layer.running]
+    old = join(b, states)
+    new = join(b, [value for layer in layers for value in layer.estimates(b)])
+    mixed = b.add(b.mul(old, b.scalar(momentum, 1)), b.mul(new, b.scalar(1.0 - momentum, 1)))
+    for state, value in zip(states, split(b, mixed, states), strict=True):
+        b.update(state.name, value)
+
+
 @rule("BatchNormalization")
 def _frozen(b: GraphBuilder, node: Node, g: Value, needs: Needs) -> Gradients:
     """Frozen, behind something else than a convolution: an affine map with fixed mean and variance."""
@@ -67,7 +93,7 @@ class BatchStatistics:
         """Write the forward pass. values: x, scale, shift, running mean and running variance."""
         self.x, self.scale, self.shift, mean, variance = values
         x = self.x
-        self._running = (mean, variance)
+        self.running = (mean, variance)
         self._epsilon = float(node.get("epsilon", EPSILON))
         attributes = {"epsilon": self._epsilon, "momentum": 0.0, "training_mode": 1}
         # onnxruntime writes the statistics over these two inputs, so they must be tensors that nothing else reads.
@@ -77,15 +103,9 @@ class BatchStatistics:
         count = count_of(b, x, self._axes)
         self._count = b.scalar(count, 1) if isinstance(count, float) else b.ranked(count, 1)
 
-    def running(self, b: GraphBuilder, momentum: float) -> tuple[Value, Value]:
-        """The running mean and variance after this batch. The variance is unbiased, as PyTorch keeps it."""
-        mean, variance = self._running
-        unbiased = b.mul(self.variance, b.div(self._count, b.sub(self._count, b.scalar(1.0, 1))))
-        old, new = b.scalar(momentum, 1), b.scalar(1.0 - momentum, 1)
-        return (
-            b.add(b.mul(mean, old), b.mul(self.mean, new)),
-            b.add(b.mul(variance, old), b.mul(unbiased, new)),
-        )
+    def estimates(self, b: GraphBuilder) -> tuple[Value, Value]:
+        """Mean and variance of this batch, as the running ones take them in: unbiased, as PyTorch does."""
+        return self.mean, b.mul(self.variance, b.div(self._count, b.sub(self._count, b.scalar(1.0, 1))))
 
     def backward(self, b: GraphBuilder, g: Value, needs: Needs) -> Gradients:
         """Gradients of x, scale and shift.
@@ -95,7 +115,7 @@ class BatchStatistics:
         """
         inverse = inverse_deviation(b, self.variance, self._epsilon)
         d_shift = b.reduce_sum(g, self._axes)
-        along = b.sub(b.reduce_sum(b.mul(g, self.x), self._axes), b.mul(self.mean, d_shift))
+        along = b.sub(_dot(b, g, self.x, self._axes), b.mul(self.mean, d_shift))
         d_scale = b.mul(along, inverse)
         dx = None
         if needs[0]:

@@ -53,6 +53,12 @@ class StepManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return tuple(one for one in self.states if one.role in roles)
 
 
+def check_absent(folder: Path) -> None:
+    """Raise AutodiffError where a train step lies already."""
+    if (folder / MANIFEST).exists():
+        raise AutodiffError(f"{folder} holds a train step already; choose another folder or remove it")
+
+
 def read_manifest(folder: Path) -> StepManifest:
     """Read and check `step.json`. Raises AutodiffError."""
     path = folder / MANIFEST

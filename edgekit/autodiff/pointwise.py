@@ -46,7 +46,7 @@ class PointwiseStatistics(BatchStatistics):
         """Write the forward pass. values: scale, shift, running mean and running variance."""
         self.weight = weight
         self.scale, self.shift, running_mean, running_variance = values
-        self._running = (running_mean, running_variance)
+        self.running = (running_mean, running_variance)
         self._epsilon = float(norm.get("epsilon", EPSILON))
         outputs, inputs = weight.size(0), weight.size(1)
         count = count_of(b, x, [0, 2, 3])

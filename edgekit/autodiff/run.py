@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit import atomic
 from edgekit.autodiff.errors import AutodiffError
 from edgekit.autodiff.manifest import (
     APPLY,
@@ -36,6 +36,7 @@ from edgekit.runtimes.base import check_model_file
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when onnxruntime is imported
 
+_MODE = 0o644
 _TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}
 
 
@@ -193,24 +194,30 @@ class StepRunner:
             if not np.isfinite(array).all():
                 raise AutodiffError(f"state {name} has values that are not finite")
         for name, array in states.items():
-            self._current[name].update_inplace(np.ascontiguousarray(array, np.float32))
+            self._current[name].update_inplace(np.asarray(array, np.float32, order="C"))
 
     def write_model(self, folder: Path) -> Path:
         """Write the forward model with the present parameters into `folder`; returns the path of its ONNX file.
 
-        Raises AutodiffError when a parameter is not finite.
+        Over an older model of the same step, a reader finds the old or the new weights, never a part. Raises
+        AutodiffError when a parameter is not finite, OSError for a full disk.
         """
         trained = self.parameters()
+        places = {
+            one.model_offset: one for one in self.manifest.of("parameter", "batch_norm") if one.model_offset is not None
+        }
+        try:
+            old, graph = memoryview((self.folder / MODEL_DATA).read_bytes()), (self.folder / MODEL).read_bytes()
+        except OSError as error:
+            raise AutodiffError(f"the forward model of {self.folder} cannot be read: {error.strerror}") from error
+        parts: list[bytes | memoryview] = []
+        done = 0
+        for offset, one in sorted(places.items()):
+            parts += [old[done:offset], trained[one.name].astype("<f4", copy=False).tobytes()]
+            done = offset + one.bytes
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (MODEL, MODEL_DATA):
-            shutil.copyfile(self.folder / name, folder / name)
-        with (folder / MODEL_DATA).open("r+b") as file:
-            for one in self.manifest.of("parameter", "batch_norm"):
-                if one.model_offset is not None:
-                    file.seek(one.model_offset)
-                    file.write(trained[one.name].astype("<f4").tobytes())
-            file.flush()
-            os.fsync(file.fileno())
+        atomic.write_file(folder / MODEL_DATA, b"".join([*parts, old[done:]]), _MODE)
+        atomic.write_file(folder / MODEL, graph, _MODE)
         return folder / MODEL
 
 
@@ -253,4 +260,5 @@ def _open(path: Path, threads: int, spin: bool, frozen_prefix: bool) -> _Session
 def _on_device(array: NDArray[np.float32]) -> Any:
     import onnxruntime
 
-    return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+    # np.ascontiguousarray would give a scalar one axis.
+    return onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))

@@ -39,12 +39,14 @@ class TrainStep:
     initial: Mapping[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]  # of every state, by name
     unused: tuple[str, ...]  # weights that `trainable` selected but the loss does not depend on
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, weights: Path | None = None) -> None:
         """Write the artefact into `folder`, which is made; it must not hold an artefact already.
 
-        Raises AutodiffError when it does.
+        weights: a safetensors file with the weights of `model`, all trained ones among them. It gets a second name in
+        `folder` instead of a copy, so it must not be changed in place; replacing it is fine.
+        Raises AutodiffError when `folder` holds an artefact, or `weights` other weights.
         """
-        save_step(self.graph, self.apply, self.model, self.manifest, self.initial, folder)
+        save_step(self.graph, self.apply, self.model, self.manifest, self.initial, folder, weights)
 
 
 def build_step(

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
-from edgekit.autodiff.batchnorm import MOMENTUM, BatchStatistics, folded
+from edgekit.autodiff.batchnorm import MOMENTUM, BatchStatistics, folded, update_running
 from edgekit.autodiff.builder import GraphBuilder, Node, Value
 from edgekit.autodiff.forward import Forward
 from edgekit.autodiff.pointwise import PointwiseStatistics, widens
@@ -57,6 +57,7 @@ class Tracer:
             self._users[value.name] = self._users.get(value.name, 0) + 1
         self._makers = {one.name: node for node in forward.nodes for one in node.outputs}
         self._norms = {node.input(0).name: node for node in forward.nodes if node.op == "BatchNormalization"}
+        self._layers: dict[float, list[BatchStatistics]] = {}  # with the batch's statistics, by their momentum
         self.tape = Tape(builder)
 
     def run(self) -> Trace:
@@ -76,6 +77,9 @@ class Tracer:
                 self._normalise(node)
             elif self._merged_into(node) is None:
                 self._plain(node)
+        for momentum, layers in self._layers.items():
+            update_running(builder, layers, momentum)
+        self.tape.skip()
         outputs = {name: self._value(value) for name, value in forward.outputs.items()}
         return Trace(builder, self.tape, outputs, prefix)
 
@@ -187,9 +191,7 @@ class Tracer:
         )
         self._env[node.outputs[0].name] = statistics.y
         momentum = float(node.get("momentum", MOMENTUM)) if self._momentum is None else self._momentum
-        for name, new in zip(names, statistics.running(builder, momentum), strict=True):
-            builder.update(name, new)
-        self.tape.record()
+        self._layers.setdefault(momentum, []).append(statistics)
 
 
 def trace(

@@ -174,7 +174,9 @@ def _dense(b: GraphBuilder, x: Value, g: Value, w: Value, move: Window) -> Value
     else:
         seen = views(b, padded(b, b.transpose(x, [1, 0, 2, 3]), move.pads, (2, 3)), move, (2, 3))
         columns = b.reshape(joined(b, seen, 0), [move.points * inputs, -1])
-        product = b.emit("Gemm", [flat, columns], {"transB": 1})
+        # The second matrix is what the runtime copies into another order: the small one.
+        product = b.emit("Gemm", [columns, flat], {"transB": 1})
+        return b.transpose(b.reshape(product, [*move.kernel, inputs, outputs]), [3, 2, 0, 1])
     if move.points == 1:
         return b.reshape(product, w.sizes())
     return b.transpose(b.reshape(product, [outputs, *move.kernel, inputs]), [0, 3, 1, 2])

@@ -38,6 +38,12 @@ def count_of(b: GraphBuilder, x: Value, axes: Sequence[int]) -> Value | float:
     fixed = math.prod(size for size in sizes if isinstance(size, int))
     if all(isinstance(size, int) for size in sizes):
         return float(fixed)
+    opened = [size for size in sizes if not isinstance(size, int)]
+    if len(opened) == 1 and isinstance(opened[0], str):
+        # Every layer has the batch of what is fed: its size is looked up once.
+        for one in b.inputs.values():
+            if one.shape and one.shape[0] == opened[0]:
+                return b.ranked(b.scaled(b.batch_size(one), float(fixed)), x.rank)
     shape = b.emit("Gather", [b.emit("Shape", [x]), b.ints(*axes)])
     number = b.emit("Cast", [b.emit("ReduceProd", [shape], {"keepdims": 0})], {"to": 1})
     return b.ranked(number, x.rank)

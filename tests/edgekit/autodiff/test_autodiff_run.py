@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,14 @@ import onnx
 import onnxruntime
 import pytest
 
+from edgekit import tensors
+from edgekit.autodiff.builder import GraphBuilder
 from edgekit.autodiff.errors import AutodiffError
+from edgekit.autodiff.interfaces import Parameter
 from edgekit.autodiff.manifest import MANIFEST, MODEL_DATA
 from edgekit.autodiff.run import StepRunner
 from edgekit.autodiff.step import build_reestimation, build_step
+from edgekit.training import STEP_FOLDER, WEIGHTS_FILE, read_weights, replace_weights, write_plan
 from tests.edgekit.autodiff import networks
 from tests.edgekit.autodiff.losses import CrossEntropy, Descent
 
@@ -77,6 +82,83 @@ def test_the_written_model_answers_as_the_step_in_training(folder: Path, tmp_pat
     assert np.allclose(logits(written, FEEDS["x"]), expected, atol=1e-4)
     assert not np.allclose(logits(tmp_path / "frozen" / "model.onnx", FEEDS["x"]), expected, atol=1e-2)
     onnx.checker.check_model(str(written))
+
+
+def test_a_model_that_is_written_again_is_replaced_as_a_whole(folder: Path, tmp_path: Path) -> None:
+    runner = StepRunner(folder)
+    runner.write_model(tmp_path / "model")
+    (tmp_path / "reader").hardlink_to(tmp_path / "model" / MODEL_DATA)  # as a reader that has the old file open
+    before = (tmp_path / "reader").read_bytes()
+    assert before == (folder / MODEL_DATA).read_bytes()
+    runner.step({**FEEDS, "lr": 0.02})
+    runner.write_model(tmp_path / "model")
+    assert (tmp_path / "reader").read_bytes() == before != (tmp_path / "model" / MODEL_DATA).read_bytes()
+    assert sorted(one.name for one in (tmp_path / "model").iterdir()) == ["model.bin", "model.onnx"]
+
+
+class Counting:
+    """Descent with one state that has no axes."""
+
+    def emit(self, builder: GraphBuilder, parameters: Sequence[Parameter]) -> None:
+        Descent().emit(builder, parameters)
+        done = builder.state("done", np.zeros((), np.float32))
+        builder.update("done", builder.add(done, builder.scalar(1.0, 0)))
+
+
+def test_a_state_without_axes_stays_one(tmp_path: Path) -> None:
+    build_step(networks.small(size=16), CrossEntropy(), Counting(), "^fc2").save(tmp_path / "step")
+    first = StepRunner(tmp_path / "step")
+    for _ in range(3):
+        first.step({**FEEDS, "lr": 0.02})
+    states = first.states()
+    assert states["done"].shape == () and states["done"] == 3
+    second = StepRunner(tmp_path / "step", states=states)
+    second.step({**FEEDS, "lr": 0.02})
+    assert second.states()["done"].shape == () and second.states()["done"] == 4
+
+
+def test_frozen_weights_are_kept_once(tmp_path: Path) -> None:
+    build_step(networks.resnet18(size=32), CrossEntropy(), Descent(), "^fc").save(tmp_path / "step")
+    size = sum(one.stat().st_size for one in (tmp_path / "step").iterdir())
+    assert size < 11.2e6 * 4 * 1.01
+
+
+def test_a_step_may_share_the_file_of_weights_of_a_model(tmp_path: Path) -> None:
+    step = build_step(networks.small(size=16, bn=True), CrossEntropy(), Descent(), "^fc", outputs=["logits"])
+    weights = {one.name: onnx.numpy_helper.to_array(one) for one in step.model.graph.initializer if one.dims}
+    shared = tmp_path / "weights.safetensors"
+    shared.write_bytes(tensors.save(weights))
+    step.save(tmp_path / "shared", shared)
+    step.save(tmp_path / "alone")
+    assert shared.samefile(tmp_path / "shared" / MODEL_DATA)
+    one, other = StepRunner(tmp_path / "shared"), StepRunner(tmp_path / "alone")
+    for _ in range(2):
+        assert np.array_equal(one.step({**FEEDS, "lr": 0.02})["loss"], other.step({**FEEDS, "lr": 0.02})["loss"])
+    answers = [logits(runner.write_model(tmp_path / f"m{i}"), FEEDS["x"]) for i, runner in enumerate((one, other))]
+    assert np.array_equal(*answers)
+    assert shared.read_bytes() == tensors.save(weights)
+    for changed, words in (({**weights, "fc2.bias": weights["fc2.bias"] + 1}, "other values of fc2.bias"),
+                           ({"fc1.bias": weights["fc1.bias"]}, "lacks fc1.weight")):  # fmt: skip
+        shared.write_bytes(tensors.save(changed))
+        with pytest.raises(AutodiffError, match=words):
+            step.save(tmp_path / words, shared)
+
+
+def test_a_plan_has_the_weights_on_the_disk_once_and_keeps_the_first_ones_for_the_step(tmp_path: Path) -> None:
+    step = build_step(networks.small(size=16, bn=True), CrossEntropy(), Descent(), batch_norm="train")
+    write_plan(step, tmp_path)
+    served, own = tmp_path / WEIGHTS_FILE, tmp_path / STEP_FOLDER / MODEL_DATA
+    assert served.samefile(own)
+    runner = StepRunner(tmp_path / STEP_FOLDER)
+    before = runner.parameters()
+    runner.step({**FEEDS, "lr": 0.02})
+    replace_weights(served, runner.parameters())
+    assert not served.samefile(own)
+    again = StepRunner(tmp_path / STEP_FOLDER).parameters()
+    assert all(np.array_equal(value, again[name]) for name, value in before.items())
+    with pytest.raises(AutodiffError, match="holds a train step already"):
+        write_plan(step, tmp_path)
+    assert all(np.array_equal(read_weights(served)[name], value) for name, value in runner.parameters().items())
 
 
 def test_the_written_model_has_the_running_statistics(folder: Path, tmp_path: Path) -> None:

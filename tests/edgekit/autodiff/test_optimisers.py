@@ -24,6 +24,7 @@ def start() -> dict[str, NDArray[np.float32]]:
         "kernel": rng.normal(size=(3, 2, 3, 3)).astype(np.float32),
         "matrix": rng.normal(size=(4, 5)).astype(np.float32),
         "bias": rng.normal(size=4).astype(np.float32),
+        "scale": rng.normal(size=6).astype(np.float32),
     }
 
 
