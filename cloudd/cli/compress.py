@@ -17,7 +17,8 @@ from edgekit.text import printable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cloudd.compress import Dataset, Outcome
+    from cloudd.compress import Outcome
+    from edgekit.datasets.dataset import Dataset
 
 _DETAILS = """\
   cloudd compress ./solder-small --data ./pictures
@@ -93,6 +94,7 @@ def add(verbs: common.Verbs) -> None:
 
 def _do(args: argparse.Namespace) -> int:
     from cloudd import compress  # the other verbs must not wait for numpy and the runtime
+    from edgekit.datasets.dataset import DatasetError
     from edgekit.runtimes import ModelError
 
     line = making.Line()
@@ -114,7 +116,7 @@ def _do(args: argparse.Namespace) -> int:
             **{name: value for name, value in wishes.items() if value is not None},
         )
         outcome = compress.compress(request, line.show)
-    except (compress.CompressError, PackageError, ModelError) as error:
+    except (compress.CompressError, DatasetError, PackageError, ModelError) as error:
         line.clear()
         print(f"cloudd: {printable(str(error))}", file=sys.stderr)
         return 1

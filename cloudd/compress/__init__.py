@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cloudd.compress.dataset import Dataset, Picture, Split, read_dataset
-from cloudd.compress.errors import CompressError, DatasetError
+from cloudd.compress.dataset import Split, read_dataset
+from cloudd.compress.errors import CompressError
 from cloudd.compress.lineage import Lineage, read_lineage
 from cloudd.compress.step import Outcome, Request, compress, next_version
 from cloudd.compress.variants import KINDS, QUICK
@@ -12,11 +12,8 @@ __all__ = [
     "KINDS",
     "QUICK",
     "CompressError",
-    "Dataset",
-    "DatasetError",
     "Lineage",
     "Outcome",
-    "Picture",
     "Request",
     "Split",
     "compress",

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudd.compress.dataset import Dataset, Picture
-from cloudd.compress.errors import DatasetError
 from cloudd.derived import Progress
 from edgekit import toml
+from edgekit.datasets.dataset import Dataset, DatasetError, Picture
 from edgekit.gates.paired import Answers
 from edgekit.gates.scores import hardness
 from edgekit.runtimes import ModelError

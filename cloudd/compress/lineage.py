@@ -6,10 +6,11 @@ from typing import Literal
 
 import msgspec
 
-from cloudd.compress.dataset import Dataset, Split, digest
+from cloudd.compress.dataset import Split
 from cloudd.compress.errors import CompressError
 from cloudd.compress.maker import Recipe
 from cloudd.derived import Source
+from edgekit.datasets.dataset import Dataset, digest
 from edgekit.gates.paired import Acceptance
 from edgekit.packages import Package
 from edgekit.packages.manifest import Precision

@@ -16,13 +16,14 @@ from pathlib import Path
 import msgspec
 
 from cloudd.compress import lineage as record
-from cloudd.compress.dataset import Dataset, Split, lessons, split
-from cloudd.compress.errors import CompressError, DatasetError
+from cloudd.compress.dataset import Split, lessons, split
+from cloudd.compress.errors import CompressError
 from cloudd.compress.lineage import FOLDER, LINEAGE, Lineage, Made
 from cloudd.compress.trial import Speed, Trial
 from cloudd.compress.variants import KINDS
 from cloudd.derived import Progress, float_variant, record_bytes, source_of, tools
 from edgekit import packages
+from edgekit.datasets.dataset import Dataset, DatasetError
 from edgekit.gates.paired import LIMITS
 from edgekit.packages import Package, PackageError, Variant
 

@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudd.compress import judge, quantise
-from cloudd.compress.dataset import Dataset, Split
+from cloudd.compress.dataset import Split
 from cloudd.compress.errors import CompressError
 from cloudd.compress.judge import Observed
 from cloudd.compress.lineage import Made
 from cloudd.compress.maker import Materials, Recipe, Training
 from cloudd.compress.variants import Kind
 from cloudd.derived import Progress, files_of
+from edgekit.datasets.dataset import Dataset, DatasetError
 from edgekit.gates.paired import Acceptance, accept
 from edgekit.packages import Package, Variant
 from edgekit.runtimes import ModelError, open_session
@@ -120,7 +121,7 @@ class Trial:
                     )
                     candidates[kind.name] = opened.enter_context(closing(candidate))
                     candidate.prove()
-                except (CompressError, ModelError) as error:
+                except (CompressError, DatasetError, ModelError) as error:
                     candidates.pop(kind.name, None)
                     if not careful or kind.name in recipes:  # else the first verdict says more
                         self._note(kind, recipes.get(kind.name), f"refused: {error}", None)

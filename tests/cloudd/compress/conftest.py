@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cloudd.compress import Dataset, read_dataset
+from cloudd.compress import read_dataset
+from edgekit.datasets.dataset import Dataset
 from edgekit.packages import Package, open_package
 from examples.line_simulator.line import boards
 

@@ -98,8 +98,8 @@ def test_a_refusal_is_told_with_the_reason_and_leaves_no_package(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("{model}", "--data", "{tmp}/nothing"), "nothing cannot be read"),
-        (("{model}", "--data", "{tmp}"), "has no pictures"),
+        (("{model}", "--data", "{tmp}/nothing"), "nothing does not exist"),
+        (("{model}", "--data", "{tmp}"), "has no labelled pictures"),
         (("{tmp}/nothing", "--data", "{joints}"), "cannot be opened as a package directory"),
     ],
 )

@@ -15,11 +15,12 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from cloudd.compress import Dataset, Request, compress, distil, pruned, quantise
-from cloudd.compress.dataset import Picture, lessons, split
+from cloudd.compress import Request, compress, distil, pruned, quantise
+from cloudd.compress.dataset import lessons, split
 from cloudd.compress.errors import CompressError
 from cloudd.compress.maker import Materials, Training
 from cloudd.compress.variants import KINDS, QUICK
+from edgekit.datasets.dataset import Dataset, Picture
 from edgekit.packages import InputSpec, Manifest, OutputSpec, Package, Variant, open_package, seal_package
 from edgekit.runtimes import open_session
 from edgekit.vision.classification import Classifier
@@ -221,7 +222,7 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> tuple[Package, Dataset]
         if said.margin > 0.2 and len(found) < 800:
             digest = hashlib.sha256(data).hexdigest()
             files[digest] = data
-            found.append(Picture(f"{seed}.png", said.label, digest))
+            found.append(Picture(f"{seed}.png", digest, said.label))
     model.close()
     assert len(found) == 800 and len({one.label for one in found}) > 1
     return package, Dataset(tuple(found), lambda one: files[one.sha256])
@@ -275,7 +276,7 @@ def test_a_sabotaged_student_is_refused_by_the_same_gate(
 
 
 def named(number: int, group: str = "") -> Picture:
-    return Picture(f"{number}.jpg", "good", hashlib.sha256(str(number).encode()).hexdigest(), group)
+    return Picture(f"{number}.jpg", hashlib.sha256(str(number).encode()).hexdigest(), "good", group=group)
 
 
 def test_no_picture_that_judges_and_none_of_its_group_is_ever_learnt_from() -> None:

@@ -16,7 +16,6 @@ from onnx import TensorProto, helper, numpy_helper
 from cloudd.compress import (
     QUICK,
     CompressError,
-    Dataset,
     Outcome,
     Request,
     compress,
@@ -24,10 +23,10 @@ from cloudd.compress import (
     read_dataset,
     read_lineage,
 )
-from cloudd.compress.dataset import DatasetError
 from cloudd.compress.lineage import LINEAGE, Made
 from cloudd.compress.maker import Maker, Materials, Recipe
 from cloudd.compress.variants import KINDS, Kind
+from edgekit.datasets.dataset import Dataset, DatasetError
 from edgekit.packages import Package, PackageError, Variant, open_package, seal_package
 from edgekit.vision.classification import Classifier
 from tests.support.models import make_package, picture
