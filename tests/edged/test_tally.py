@@ -41,7 +41,7 @@ def test_a_new_counter_of_a_report_cannot_be_forgotten() -> None:
     """Whoever adds a field to ServiceReport has to say here that it is no counter, or add it up."""
     states = {
         "name", "model", "state", "detail", "offload_share", "agreement", "p50_ms", "p99_ms", "infer_p95_ms", "gate",
-        "waiting", "last_at", "recent_p50_ms", "recent_p99_ms", "recent_per_s", "preview",
+        "waiting", "last_at", "recent_p50_ms", "recent_p99_ms", "recent_per_s", "preview", "plan",
     }  # fmt: skip
     once, twice = report(1), add(report(1), report(1))
     for field in set(ServiceReport.__struct_fields__) - states:
