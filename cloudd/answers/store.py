@@ -124,7 +124,7 @@ class AnswerStore:
         async with AsyncExitStack() as held:
             names: Sequence[str | None] = (None, None)
             if picture is not None:
-                names = [await held.enter_async_context(self._blobs.putting(data)) for data in (picture, thumbnail)]
+                names = await self._put(held, picture, thumbnail)
             crash_point("answer.blob")
             row = {
                 "device_id": device_id,
@@ -160,6 +160,17 @@ class AnswerStore:
                 return stored
         crash_point("answer.row")
         return answer
+
+    async def _put(self, held: AsyncExitStack, *blobs: bytes) -> list[str]:
+        """Store all at once, because each waits for the disk, and hold them as long as `held` is open."""
+        entering = (held.enter_async_context(self._blobs.putting(data)) for data in blobs)
+        # All come to an end before the first failure is raised: none may begin to be held after `held` was closed.
+        names: list[str] = []
+        for name in await asyncio.gather(*entering, return_exceptions=True):
+            if isinstance(name, BaseException):
+                raise name
+            names.append(name)
+        return names
 
     async def recent(self, limit: int, before: int | None = None) -> list[StoredAnswer]:
         """The newest answers, newest first; `before` (an id) continues a list."""

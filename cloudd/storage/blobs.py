@@ -33,6 +33,7 @@ class Blobs:
     def __init__(self, store: ObjectStore, directory: Path | None) -> None:
         self._store = store
         self._directory = directory  # of a local store, which must be synced by hand
+        self._synced: set[Path] = set()  # its folders whose own names are durable
         self._held: Counter[str] = Counter()
         self._removing: dict[str, asyncio.Event] = {}
 
@@ -186,9 +187,14 @@ class Blobs:
 
     async def _settle(self, sha256: str) -> None:
         """Object stores acknowledge what is durable; a file system does so only when asked."""
-        if self._directory is not None:
-            path = self._directory / _place(sha256)
+        if self._directory is None:
+            return
+        path = self._directory / _place(sha256)
+        if path.parent in self._synced:
+            await asyncio.to_thread(_fsync, path, path.parent)
+        else:
             await asyncio.to_thread(_fsync, path, path.parent, self._directory)
+            self._synced.add(path.parent)
 
 
 def is_sha256(text: str) -> bool:
