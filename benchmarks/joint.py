@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from benchmarks import pictures, report, sedna_rules, train_pair
 from benchmarks.daemons import Edge, Fleet
 from benchmarks.pictures import Dataset, Item
-from edgekit.gates.certified import clopper_pearson_upper
+from edgekit.gates.binomial import clopper_pearson_upper
 from edgekit.gates.scores import margins
 from edgekit.messages import Decision
 from edgekit.packages import Package

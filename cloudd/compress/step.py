@@ -24,7 +24,7 @@ from cloudd.compress.variants import KINDS
 from cloudd.derived import Progress, float_variant, record_bytes, source_of, tools
 from edgekit import packages
 from edgekit.datasets.dataset import Dataset, DatasetError
-from edgekit.gates.paired import LIMITS
+from edgekit.gates.limits import LIMITS
 from edgekit.packages import Package, PackageError, Variant
 
 CALIBRATION = 200

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.gates.certified import binomial_cdf, clopper_pearson_upper
+from edgekit.gates.binomial import binomial_cdf, clopper_pearson_upper
 from edgekit.vision.detection.boxes import Detections
 from edgekit.vision.detection.metrics import Truth, average_precision, count
 

@@ -49,21 +49,28 @@ class LinearHead:
         weight = self.weight / standardiser.deviation
         return replace(self, weight=weight, bias=self.bias - weight @ standardiser.mean)
 
-    def tempered(self, features: NDArray[np.floating], classes: NDArray[np.integer]) -> LinearHead:
+    def tempered(
+        self, features: NDArray[np.floating], classes: NDArray[np.integer], smoothing: float = 0.0
+    ) -> LinearHead:
         """With the temperature at which its probabilities fit samples that it was not made of.
 
         The least mean negative log-likelihood over temperatures from 1/100 to 100 times the present one, which is
-        convex in 1/T; golden section. The order of the labels, and so the accuracy, stays. Raises HeadError.
+        convex in 1/T; golden section. `smoothing` is the share of each sample that counts for all labels alike: without
+        it, few samples without a mistake make a head that is sure of everything. The order of the labels, and so the
+        accuracy, stays. Raises HeadError.
         """
         logits = self.logits(features) * self.temperature
         index = np.asarray(classes, np.int64)
         if not len(logits) or index.shape != (len(logits),) or not 0 <= index.min() <= index.max() < len(self.labels):
             raise HeadError("a temperature needs samples, each with a class of the head")
+        if not 0.0 <= smoothing < 1.0:
+            raise HeadError(f"a smoothing of {smoothing} cannot be; it is a share from 0 to below 1")
 
         def loss(log_t: float) -> float:
             scaled = logits / math.exp(log_t)
             scaled -= scaled.max(axis=1, keepdims=True)
-            return float(np.mean(np.log(np.exp(scaled).sum(axis=1)) - scaled[np.arange(len(scaled)), index]))
+            told = (1 - smoothing) * scaled[np.arange(len(scaled)), index] + smoothing * scaled.mean(axis=1)
+            return float(np.mean(np.log(np.exp(scaled).sum(axis=1)) - told))
 
         middle = math.log(self.temperature)
         return replace(self, temperature=math.exp(_golden(loss, middle - math.log(100), middle + math.log(100))))

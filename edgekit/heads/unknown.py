@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from edgekit.gates.certified import clopper_pearson_upper, smallest_n
+from edgekit.gates.binomial import clopper_pearson_upper, smallest_n
 from edgekit.heads.statistics import HeadError
 
 

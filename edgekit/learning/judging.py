@@ -17,33 +17,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.gates import paired
-from edgekit.gates.certified import clopper_pearson_upper
+from edgekit.gates.binomial import clopper_pearson_upper
+from edgekit.gates.limits import Limits
 from edgekit.gates.paired import Acceptance, Answers
+from edgekit.learning.limits import JudgingLimits
 from edgekit.learning.records import Fact, failed, points
 from edgekit.learning.trial import Verdict
 
 _CONFIDENCE = 0.9
-
-
-class JudgingLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What a candidate must keep and reach. Shares, not percentages."""
-
-    old: paired.Limits = paired.Limits(drop=0.01, class_drop=0.01)
-    earlier: int = 100  # held-out items that were labelled before the batch
-    new_recall: float = 0.8
-    new_recall_floor: float = 0.5  # with 90 % confidence
-    slower: float = 0.1  # by which the 95th percentile of its run time may be longer
-    larger: float = 0.1  # and its files together
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for a share that cannot be."""
-        if not 0.0 <= self.new_recall_floor <= self.new_recall <= 1.0 or min(self.slower, self.larger) < 0.0:
-            raise ValueError("the limits of a judgement are shares, and the floor of a recall is not above it")
 
 
 @dataclass(frozen=True)
@@ -105,9 +90,7 @@ def _usable(candidate: Answers) -> Fact:
     return Fact(name="answers", value=missing, limit=0, passed=not missing, text=text)
 
 
-def _kept(
-    held: HeldOut, present: Answers, candidate: Answers, which: NDArray[np.bool_], limits: paired.Limits
-) -> list[Fact]:
+def _kept(held: HeldOut, present: Answers, candidate: Answers, which: NDArray[np.bool_], limits: Limits) -> list[Fact]:
     """What the paired test says about the old classes' items."""
     if not which.any():
         text = "there is no held-out item of the classes that the model had before"
@@ -147,7 +130,7 @@ def _earlier(
 
 
 def _accept(
-    held: HeldOut, present: Answers, candidate: Answers, which: NDArray[np.bool_], limits: paired.Limits
+    held: HeldOut, present: Answers, candidate: Answers, which: NDArray[np.bool_], limits: Limits
 ) -> Acceptance:
     old, new = (Answers(one.labels[which], one.hardness[which]) for one in (present, candidate))
     return paired.accept(held.truth[which], old, new, list(held.classes[: held.old]), limits)

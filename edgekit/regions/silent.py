@@ -15,7 +15,7 @@ from typing import Literal
 
 import msgspec
 
-from edgekit.gates.certified import clopper_pearson_upper
+from edgekit.gates.binomial import clopper_pearson_upper
 from edgekit.regions.header import IntBox, Region
 from edgekit.regions.select import SURE
 

@@ -5,8 +5,8 @@ Nothing in here needs more than numpy, OpenCV, onnxruntime and safetensors, but 
 
 from __future__ import annotations
 
+from edgekit.learning.budget import Budget, Governor, Reading, Sensors
 from edgekit.training.augment import Augmentation, augment
-from edgekit.training.budget import Budget, Governor, Reading, Sensors
 from edgekit.training.checkpoint import Checkpoint, CheckpointFile, Checkpoints, KeptInMemory, Progress
 from edgekit.training.early_stopping import Best, EarlyStopping
 from edgekit.training.engine import StepEngine

@@ -21,7 +21,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from edgekit.autodiff.schedules import Schedule, learning_rate
-from edgekit.training.budget import Budget, Governor, Sensors, Stop, Wait, unlimited
+from edgekit.learning.budget import Budget, Governor, Sensors, Stop, Wait, unlimited
 from edgekit.training.checkpoint import Checkpoint, Checkpoints, Progress, Tensors, decode, encode
 from edgekit.training.early_stopping import Best, EarlyStopping, exhausted, observe
 from edgekit.training.errors import TrainingError

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edgekit.gates.certified import clopper_pearson_upper
-from edgekit.gates.paired import FEW, Acceptance, Answers, Limits, accept, drop_bound
+from edgekit.gates.binomial import clopper_pearson_upper
+from edgekit.gates.limits import Limits
+from edgekit.gates.paired import FEW, Acceptance, Answers, accept, drop_bound
 
 bound = cache(drop_bound)
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekit.gates.certified import clopper_pearson_upper
+from edgekit.gates.binomial import clopper_pearson_upper
 from edgekit.heads.gallery import MAX_PICTURES, Gallery
 from edgekit.heads.statistics import HeadError
 from edgekit.heads.unknown import calibrate_acceptance

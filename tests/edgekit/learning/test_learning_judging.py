@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from edgekit.gates.paired import Answers
 from edgekit.heads.linear import LinearHead, lda
 from edgekit.heads.statistics import Statistics
-from edgekit.learning.judging import Cost, HeldOut, JudgingLimits, judge
+from edgekit.learning.judging import Cost, HeldOut, judge
+from edgekit.learning.limits import JudgingLimits
 
 CLASSES = ("good", "bridge", "void", "hole")
 OLD = 3

@@ -1,0 +1,195 @@
+"""One order from its beginning to its end: a judged candidate, or an exception that says why there is none."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+
+from edged.collab.sealing import SealError
+from edged.samples.reading import Filter
+from edged.samples.store import SampleStore
+from edged.store import StoreError
+from edged.train import head, scene, tuning
+from edged.train.candidate import Made, finish
+from edged.train.lessons import LessonError, Lessons, check_service, is_judging, load_lessons, open_samples
+from edged.train.lessons import region_of_interest as seen_by
+from edged.train.lineage import Recipe
+from edged.train.network import Network, NetworkError, read_network
+from edged.train.pace import Halted, Pace, Workplace
+from edged.train.tuning import Tuned
+from edgekit.atomic import sweep
+from edgekit.autodiff.errors import AutodiffError
+from edgekit.datasets.dataset import DatasetError, Picture
+from edgekit.learning.budget import Sensors
+from edgekit.learning.trial import Expected
+from edgekit.messages.learning import TrainDone, TrainOrder, TrainStopped
+from edgekit.packages import InputSpec, Package, PackageError, check_name, check_version, open_package
+from edgekit.runtimes import ModelError
+from edgekit.services import Service, ServiceError, parse_service
+from edgekit.training import CheckpointError, Pictures, TrainingError
+
+MAX_REASON = 1000
+"""Characters of a reason."""
+
+
+def run(order: TrainOrder, pace: Pace, clock: Callable[[], float], sensors: Sensors) -> TrainDone | TrainStopped:
+    """Do the job. Exceptions that are faults of this program come through; everything else is a sentence."""
+    try:
+        return _run(order, Workplace(Path(order.scratch), order.threads, pace, clock, sensors))
+    except Halted as error:
+        # Over its budget it breaks off: more time would not help, more memory might.
+        return _stopped("paused" if error.asked else "failed", str(error), pace, resumable=True)
+    except CheckpointError as error:
+        return _stopped("failed", str(error), pace)
+    except (LessonError, NetworkError, TrainingError, AutodiffError, ServiceError) as error:
+        return _stopped("refused", str(error), pace)
+    except (DatasetError, PackageError, ModelError) as error:
+        return _stopped("failed", str(error), pace)
+    except (SealError, StoreError, sqlite3.Error) as error:
+        return _stopped("failed", f"the sample store cannot be read: {error}", pace, resumable=True)
+    except OSError as error:
+        return _stopped("failed", f"the disk refuses it: {error.strerror or error}", pace, resumable=True)
+    except MemoryError:
+        return _stopped("failed", "there is not enough memory for it", pace, resumable=True)
+
+
+def _stopped(kind: str, reason: str, pace: Pace, resumable: bool = False) -> TrainStopped:
+    return TrainStopped(
+        kind=kind,  # type: ignore[arg-type]
+        reason=reason[:MAX_REASON].removesuffix("."),
+        resumable=resumable,
+        seconds=pace.seconds,
+    )
+
+
+def _run(order: TrainOrder, at: Workplace) -> TrainDone:
+    check_name(order.name)
+    check_version(order.version)
+    service = parse_service(order.definition, "order")
+    check_service(service)
+    sweep(at.folder)
+    base = open_package(Path(order.base))
+    if service.name != order.service or base.ref != order.base_ref:
+        raise LessonError(f"the order is for {order.service} and {order.base_ref}, not {service.name} and {base.ref}")
+    with closing(open_samples(Path(order.state_dir), order.device_id)) as store:
+        at.pace.turn("reading", 0, 0)
+        growing = None if order.rung == "batchnorm" else order.new_class
+        lessons = load_lessons(store, order.dataset, service, base.labels, growing)
+        if order.rung != "batchnorm":
+            lessons = lessons.readable(base.manifest.input, lambda done, total: at.pace.turn("reading", done, total))
+        made = _learn(order, service, base, store, lessons, at)
+        package, verdict = finish(made, lessons, order.limits, order.earlier_before, at)
+    hard = service.hard_samples
+    return TrainDone(
+        directory=str(package.root),
+        ref=package.ref,
+        digest=package.digest,
+        seconds=at.pace.seconds,
+        verdict=verdict,
+        # What it sends and how long it takes beside the line only the shadow can tell.
+        expected=Expected(differing=hard.risk if hard.asks and hard.mode == "risk" else None),
+        notes=list(made.notes),
+    )
+
+
+def _learn(
+    order: TrainOrder, service: Service, base: Package, store: SampleStore, lessons: Lessons, at: Workplace
+) -> Made:
+    network, spec = read_network(base), base.manifest.input
+    notes = list(lessons.notes)
+    if lessons.new:
+        notes.append(f"new: {', '.join(lessons.new)}")
+    write: Callable[[Path], None]
+    recipe, pictures = None, 0
+    if order.rung == "batchnorm":
+        learned, pictures = _scene(network, service, spec, store, lessons, at)
+        write = learned.save
+    elif order.rung == "head":
+        learned, said = head.relearned(network, lessons, spec, at)
+        notes += said
+        write = learned.save
+    else:
+        tuned = _tuned(order, order.rung, network, base, lessons, at)
+        write, recipe = tuned.write, _recipe(tuned)
+    return Made(
+        base=base,
+        service=service,
+        name=order.name,
+        version=order.version,
+        job=order.job,
+        rung=order.rung,
+        dataset=order.dataset,
+        logits=network.logits,
+        write=write,
+        recipe=recipe,
+        scene=pictures,
+        notes=notes,
+    )
+
+
+def _scene(
+    network: Network, service: Service, spec: InputSpec, store: SampleStore, lessons: Lessons, at: Workplace
+) -> tuple[Network, int]:
+    """Statistics of the newest pictures, labelled or not, but for those that judge."""
+    judging = {one.file for one in lessons.judge.pictures}
+    newest = store.select(Filter(service=service.name), 4 * scene.MOST)
+    ids = [
+        one.id
+        for one in newest
+        if one.state == "kept"
+        and one.id not in judging
+        and not is_judging(Picture(one.id, one.sha256, group=one.group))
+    ]
+
+    def read(place: int) -> bytes:
+        data = store.picture(ids[place])
+        return data if service.pipeline is None else seen_by(data, spec, service.pipeline)
+
+    pictures = Pictures(read, spec)
+    usable: list[int] = []
+    for place in range(len(ids)):
+        if len(usable) == scene.MOST:
+            break
+        try:
+            pictures.fitted(place)
+        except (KeyError, SealError, DatasetError, TrainingError):
+            continue  # evicted a moment ago, or damaged
+        usable.append(place)
+        at.pace.turn("reading", len(usable), min(len(ids), scene.MOST))
+    return scene.reestimated(network, pictures, usable, at), len(usable)
+
+
+def _tuned(
+    order: TrainOrder, rung: tuning.TuningRung, network: Network, base: Package, lessons: Lessons, at: Workplace
+) -> Tuned:
+    spec = base.manifest.input
+    if not lessons.learn.pictures or len(np.unique(lessons.learn.labels)) < 2:
+        raise NetworkError("pictures of at least two classes are needed to learn from")
+    settings = tuning.settings_for(
+        rung, len(lessons.learn.pictures), spec, seed=order.seed, seconds=order.max_seconds, budget=order.budget
+    )
+
+    def start() -> Network:
+        """With new classes the steps begin from a head that knows them."""
+        return head.relearned(network, lessons, spec, at)[0] if lessons.new else network
+
+    return tuning.tune(rung, network, start, lessons, spec, settings, base.digest, at)
+
+
+def _recipe(tuned: Tuned) -> Recipe:
+    settings = tuned.settings
+    return Recipe(
+        epochs=settings.epochs,
+        batch=settings.batch,
+        peak=settings.schedule.peak,
+        balance=settings.balance,
+        seed=settings.seed,
+        trained=tuned.trained,
+        epoch=tuned.epoch,
+        score=tuned.score,
+        ended=tuned.ended,
+    )

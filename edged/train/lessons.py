@@ -1,0 +1,302 @@
+"""The labelled pictures of a service: which of them teach, which choose and which judge, as serving prepares them.
+
+A picture's side follows from its group (board or lot), or from its content where it has none, and from nothing else. So
+what judged one candidate has taught none, however many jobs there are. Where a picture's source said train, val or
+test, that is followed.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edged.samples.opening import open_store
+from edged.samples.store import SampleStore
+from edged.samples.versions import VersionError
+from edgekit import toml
+from edgekit.datasets.dataset import Dataset, DatasetError, Picture
+from edgekit.datasets.parts import place
+from edgekit.packages import InputSpec
+from edgekit.services import Pipeline, Samples, Service
+from edgekit.training import Augmentation, LabelledExamples, Pictures, TrainingError
+from edgekit.vision.images import ImageError, decode, encode_png, sniff
+from edgekit.vision.pipeline import regions
+from edgekit.vision.preprocess import reduced_size
+
+SHARES = {"learn": 0.6, "choose": 0.1, "judge": 0.3}
+CACHE_BYTES = 64 << 20
+"""Bytes of decoded pictures that a job keeps; the others are decoded anew each time."""
+MOST_NEW = 64
+"""Classes that one job adds, the most frequent ones."""
+_NAMED = 10
+"""Labels that were left out and are named."""
+_SALT = "learning 1"
+_GIVEN = {"train": "learn", "val": "choose", "test": "judge"}
+_STRICTEST = ("judge", "choose", "learn")
+_KEEP = Samples(keep="all", quota_mb=1 << 24, count=10_000_000, days=3650.0)
+
+
+class LessonError(ValueError):
+    """Nothing can be learned from this dataset for this service; the message is a clause that says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some of the pictures."""
+
+    pictures: tuple[Picture, ...]
+    labels: NDArray[np.int64]  # [n], indices into Lessons.classes
+    labelled_at: NDArray[np.float64]  # [n], seconds since the epoch: when this label was first given
+
+    def counts(self, classes: Sequence[str]) -> dict[str, int]:
+        """Pictures of each class that has any."""
+        found = np.bincount(self.labels, minlength=len(classes))
+        return {label: int(count) for label, count in zip(classes, found, strict=True) if count}
+
+    def without(self, files: Collection[str]) -> Part:
+        """The others."""
+        kept = [at for at, one in enumerate(self.pictures) if one.file not in files]
+        return Part(tuple(self.pictures[at] for at in kept), self.labels[kept], self.labelled_at[kept])
+
+
+@dataclass(frozen=True, eq=False)
+class Lessons:
+    """What there is to learn from, in a fixed order. `notes` are sentences about what was left out."""
+
+    dataset: Dataset
+    classes: tuple[str, ...]  # those of the model in its order, then new ones in the order of the alphabet
+    known: int  # how many of them the model has
+    learn: Part
+    choose: Part
+    judge: Part
+    notes: tuple[str, ...]
+    pipeline: Pipeline | None
+
+    @property
+    def digest(self) -> str:
+        """Of the dataset version, without what was left out; see `edgekit.datasets`."""
+        return self.dataset.digest
+
+    @property
+    def new(self) -> tuple[str, ...]:
+        """The classes that the model does not have."""
+        return self.classes[self.known :]
+
+    def reader(self, part: Part) -> Callable[[int], bytes]:
+        """Gives the picture at a place of `part` as its model gets it, before the package's own preparation.
+
+        It raises DatasetError for a picture that is gone or damaged, or that the region of interest does not fit.
+        """
+        return lambda at: self._read(part.pictures[at])
+
+    def pictures(self, part: Part, spec: InputSpec, cache_bytes: int = CACHE_BYTES) -> Pictures:
+        """The pictures of `part` for a model with this input."""
+        pipeline = self.pipeline
+        read = self.reader(part)
+        return Pictures(
+            read if pipeline is None else lambda at: region_of_interest(read(at), spec, pipeline), spec, cache_bytes
+        )
+
+    def examples(
+        self,
+        part: Part,
+        spec: InputSpec,
+        *,
+        seed: int = 0,
+        augmentation: Augmentation | None = None,
+        image: str = "image",
+        cache_bytes: int = CACHE_BYTES,
+    ) -> LabelledExamples:
+        """`part` as a Trainer sees it; `image` is the name of the model's input tensor.
+
+        Raises TrainingError if there is no picture in it.
+        """
+        pictures = self.pictures(part, spec, cache_bytes)
+        return LabelledExamples(
+            pictures, part.labels, len(self.classes), seed=seed, augmentation=augmentation, image=image
+        )
+
+    def readable(self, spec: InputSpec, looked: Callable[[int, int], None]) -> Lessons:
+        """Without the pictures that are to teach or choose and cannot be decoded; `looked` hears how many were tried.
+
+        Raises LessonError if a new class has none left.
+        """
+        total = len(self.learn.pictures) + len(self.choose.pictures)
+        tried, bad = 0, set()
+        for part in (self.learn, self.choose):
+            pictures = self.pictures(part, spec, cache_bytes=0)
+            for at, picture in enumerate(part.pictures):
+                try:
+                    pictures.fitted(at)
+                except (DatasetError, TrainingError):
+                    bad.add(picture.file)
+                tried += 1
+                looked(tried, total)
+        if not bad:
+            return self
+        found = replace(
+            self,
+            dataset=Dataset(tuple(one for one in self.dataset.pictures if one.file not in bad), self.dataset.fetch),
+            learn=self.learn.without(bad),
+            choose=self.choose.without(bad),
+            notes=(*self.notes, f"{len(bad)} pictures cannot be decoded and were left out"),
+        )
+        _check_new(found)
+        return found
+
+    def _read(self, picture: Picture) -> bytes:
+        return self.dataset.read(picture)
+
+
+def open_samples(state_dir: Path, device_id: str) -> SampleStore:
+    """The sample store, for reading beside its other owners; close it.
+
+    Raises SealError, StoreError, OSError.
+    """
+    # With these bounds nothing is removed that its own service would keep, and the ballast is left to those who write.
+    return open_store(
+        state_dir, device_id, lambda service: _KEEP, reserve=1 << 60, on_event=lambda event: None, wall=time.time
+    )
+
+
+def check_service(service: Service) -> None:
+    """Raises LessonError for a service whose model cannot learn on the device yet."""
+    if service.task != "classification":
+        raise LessonError(
+            f"learning on the device is for classification so far; {service.name} is for {service.task}: export its "
+            "labelled samples and train with cloudd train"
+        )
+    if service.pipeline is not None and service.pipeline.tiles is not None:
+        raise LessonError(
+            f"{service.name} cuts pictures into tiles, and a label of the whole picture does not say which tile it is "
+            "of; learning on the device is for services without tiles so far"
+        )
+
+
+def load_lessons(
+    store: SampleStore, name: str, service: Service, known: Sequence[str], new_class: int | None = None
+) -> Lessons:
+    """The pictures of the dataset version `name` that a model with the labels `known` can learn from.
+
+    A label that is not `known` becomes a class from `new_class` pictures on; None: never. Raises LessonError where
+    there is nothing to learn from, sqlite3.Error.
+    """
+    check_service(service)
+    try:
+        info = store.versions.show(name)
+        dataset, damaged = store.versions.dataset(name)
+    except VersionError as error:
+        raise LessonError(str(error)) from None
+    if info.service != service.name:
+        raise LessonError(f"the dataset version {name} is of the service {info.service}, not of {service.name}")
+    if dataset.detection:
+        raise LessonError(f"the dataset version {name} has boxes; a classifier learns from labels of whole pictures")
+    notes = [f"{len(damaged)} pictures do not open and were left out"] if damaged else []
+    counts = Counter(one.label for one in dataset.pictures)
+    unknown = sorted((label for label in counts if label not in set(known)), key=lambda label: (-counts[label], label))
+    new = sorted(label for label in unknown[:MOST_NEW] if new_class is not None and counts[label] >= new_class)
+    left = [label for label in unknown if label not in new]
+    for label in left[:_NAMED]:
+        why = "the model does not have it" if new_class is None else f"a new class needs {new_class}"
+        if new_class is not None and counts[label] >= new_class:
+            why = f"a job adds at most {MOST_NEW} classes"
+        notes.append(f"{counts[label]} pictures with the label {toml.show(label)} were left out: {why}")
+    if len(left) > _NAMED:
+        notes.append(f"so were those of {len(left) - _NAMED} rarer labels")
+    classes = (*known, *new)
+    index = {label: at for at, label in enumerate(classes)}
+    used = Dataset(tuple(one for one in dataset.pictures if one.label in index), dataset.fetch)
+    if not used.pictures:
+        raise LessonError(f"the dataset version {name} has no picture with a label that {service.name} could learn")
+    sides = _sides(used.pictures)
+    times = {one.file: _labelled_at(store, one) for one in used.pictures}
+
+    def part(side: str) -> Part:
+        mine = tuple(one for one in used.pictures if sides[one.file] == side)
+        return Part(
+            mine,
+            np.array([index[one.label] for one in mine], np.int64),
+            np.array([times[one.file] for one in mine], np.float64),
+        )
+
+    lessons = Lessons(
+        dataset=used,
+        classes=classes,
+        known=len(known),
+        learn=part("learn"),
+        choose=part("choose"),
+        judge=part("judge"),
+        notes=tuple(notes),
+        pipeline=service.pipeline,
+    )
+    _check_new(lessons)
+    return lessons
+
+
+def region_of_interest(data: bytes, spec: InputSpec, pipeline: Pipeline) -> bytes:
+    """The part of an encoded picture that a service without tiles looks at, as a PNG of the pixels that serving gets.
+
+    Raises DatasetError for a picture that cannot be used.
+    """
+    try:
+        info = sniff(data)
+        left, top, right, bottom = regions(pipeline, info.width, info.height)[0]
+        share = ((right - left) / info.width, (bottom - top) / info.height)
+        image = decode(data, spec.colour, reduce_to=reduced_size(spec, share))
+    except ImageError as error:
+        raise DatasetError(f"a picture cannot be used: {error}") from None
+    across, down = image.shape[1] / info.width, image.shape[0] / info.height
+    if across != 1.0 or down != 1.0:  # as `edgekit.vision.pipeline` does
+        left, top = int(left * across), int(top * down)
+        right, bottom = max(left + 1, round(right * across)), max(top + 1, round(bottom * down))
+    return encode_png(np.ascontiguousarray(image[top:bottom, left:right]), spec.colour)
+
+
+def is_judging(picture: Picture) -> bool:
+    """Whether a picture without a given part falls to those that judge, labelled or not."""
+    return _placed(picture) == "judge"
+
+
+def _sides(pictures: Sequence[Picture]) -> dict[str, str]:
+    """The side of each picture by its file; all of one group stand on the strictest side that one of them names."""
+    given: dict[str, str] = {}
+    for one in pictures:
+        side = _GIVEN.get(one.part)
+        if one.group and side is not None:
+            given[one.group] = min(side, given.get(one.group, side), key=_STRICTEST.index)
+    return {one.file: given.get(one.group) or (_GIVEN.get(one.part) or _placed(one)) for one in pictures}
+
+
+def _placed(picture: Picture) -> str:
+    at, end = place(picture, _SALT), 0.0
+    for side, share in SHARES.items():
+        end += share
+        if at < end:
+            return side
+    return "judge"  # the shares' sum is a rounding below 1
+
+
+def _labelled_at(store: SampleStore, picture: Picture) -> float:
+    """When somebody first gave the label that the version fixed: saying the same again later makes it no newer.
+
+    A label whose history is gone is as new as can be, so that it never counts as one from before a batch.
+    """
+    times = [one.at for one in store.index.labels(picture.file) if one.authority and one.label.label == picture.label]
+    return min(times, default=math.inf)
+
+
+def _check_new(lessons: Lessons) -> None:
+    for at in range(lessons.known, len(lessons.classes)):
+        taught, judged = (int((part.labels == at).sum()) for part in (lessons.learn, lessons.judge))
+        if not taught or not judged:
+            raise LessonError(
+                f"all {taught or judged} pictures of the new class {toml.show(lessons.classes[at])} fell to one side, "
+                "because they are of one board or lot, or too few; label some of another board or lot"
+            )

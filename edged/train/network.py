@@ -1,0 +1,309 @@
+"""A package's float classifier as an ONNX graph that can be learned with: its features, its last layer, its outputs.
+
+Whatever the package says, the network here has one output: logits. A Softmax behind them is cut off, and a candidate
+says so in its own package. Needs the package onnx.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.helper
+import onnx.numpy_helper
+from numpy.typing import NDArray
+
+from edgekit.packages import Package, Variant
+from edgekit.runtimes import Session, SessionOptions, open_session
+from edgekit.training import MODEL_FILE, WEIGHTS_FILE, write_model
+from edgekit.vision.classification import Classifier
+
+_THROUGH = frozenset(("Flatten", "Identity", "Dropout", "Squeeze", "Reshape"))
+"""What may stand between the last layer and the output: it changes no order of the classes."""
+_EMBEDDED = (2 << 30) - 1
+"""Bytes of one protobuf message."""
+
+Floats = NDArray[np.float64]
+
+
+class NetworkError(ValueError):
+    """The model cannot learn in this way; the message is a clause that names the node and says why."""
+
+
+def float_variant(package: Package) -> Variant:
+    """The file that learns: the first fp32 one for onnxruntime on any chip. Raises NetworkError if there is none."""
+    for one in package.manifest.variants:
+        if (one.runtime, one.precision, one.target) == ("onnxruntime", "fp32", None):
+            return one
+    raise NetworkError(f"{package.ref} has no fp32 file for onnxruntime, and only such a file can learn")
+
+
+@dataclass(frozen=True)
+class LastLayer:
+    """The layer that makes one value a class of the features."""
+
+    node: onnx.NodeProto
+    bias_node: onnx.NodeProto | None  # an Add behind a MatMul
+    features: str  # name of its input
+    weight: Floats  # [classes, features]
+    bias: Floats  # [classes]
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A classifier's graph with its weights inside; `model` is never changed, every method gives a new one."""
+
+    model: onnx.ModelProto
+    image: str  # name of its input
+    logits: str  # name of its only output
+
+    @property
+    def normalised(self) -> bool:
+        """Whether it has BatchNormalization that is not folded into other weights."""
+        return any(node.op_type == "BatchNormalization" for node in self.model.graph.node)
+
+    def last_layer(self) -> LastLayer:
+        """Its Gemm, MatMul or 1x1 Conv before the output. Raises NetworkError if it has none."""
+        makers = {name: node for node in self.model.graph.node for name in node.output}
+        node = makers.get(self.logits)
+        while node is not None and node.op_type in _THROUGH:
+            node = makers.get(node.input[0])
+        bias_node, product = None, node
+        if node is not None and node.op_type == "Add":
+            sides = [makers.get(name) for name in node.input]
+            product = next((one for one in sides if one is not None and one.op_type == "MatMul"), None)
+            bias_node = node
+        if product is None or product.op_type not in ("Gemm", "MatMul", "Conv"):
+            found = "nothing" if node is None else f"{node.op_type} ({node.name or node.output[0]})"
+            raise NetworkError(
+                f"the classes are made by {found[:200]}; a last layer that can be learned anew is a Gemm, a MatMul or "
+                "a 1x1 Conv"
+            )
+        arrays = {one.name: one for one in self.model.graph.initializer}
+        weight = self._weight(product, arrays)
+        bias = self._bias(product, bias_node, arrays, len(weight))
+        return LastLayer(product, bias_node, product.input[0], weight, bias)
+
+    def with_last_layer(self, weight: Floats, bias: Floats) -> Network:
+        """The same network with another last layer, weight [classes, features] and bias [classes]; see `last_layer`.
+
+        Raises NetworkError where the number of classes is written into the graph behind it.
+        """
+        old = self.last_layer()
+        classes = len(weight)
+        model = _copy(self.model)
+        graph = model.graph
+        wanted = {old.node.output[0]}
+        index = next(at for at, one in enumerate(graph.node) if one.output and one.output[0] in wanted)
+        taken = {one.name for one in graph.initializer}
+        names = [_free(name, taken) for name in ("learned.weight", "learned.bias")]
+        layer, inputs = graph.node[index], [old.features, *names]
+        values = np.asarray(weight, np.float32)
+        if layer.op_type == "Conv":
+            new = onnx.helper.make_node("Conv", inputs, [layer.output[0]], name=layer.name)
+            values = values[:, :, np.newaxis, np.newaxis]
+        else:
+            output = layer.output[0] if old.bias_node is None else old.bias_node.output[0]
+            new = onnx.helper.make_node("Gemm", inputs, [output], name=layer.name, transB=1)
+        kept = [one for one in graph.node if old.bias_node is None or one.output[0] != old.bias_node.output[0]]
+        nodes = [new if one.output[0] in wanted else one for one in kept]
+        del graph.node[:]
+        graph.node.extend(nodes)
+        graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(values), names[0]))
+        graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(bias, np.float32), names[1]))
+        if classes != len(old.weight):
+            _forget_shapes(model, new.output[0], self.logits, classes)
+        _drop_unused(model)
+        return Network(model, self.image, self.logits)
+
+    def with_weights(self, weights: dict[str, NDArray[Any]]) -> Network:
+        """The same network with other values of the named weights; those that it does not have are an error.
+
+        Raises NetworkError.
+        """
+        model = _copy(self.model)
+        places = {one.name: one for one in model.graph.initializer}
+        for name, array in weights.items():
+            tensor = places.get(name)
+            if tensor is None or tuple(tensor.dims) != array.shape or not np.isfinite(array).all():
+                raise NetworkError(f'"{name[:100]}" is no weight of the network with this shape, or is not finite')
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(array, np.float32), name))
+        return Network(model, self.image, self.logits)
+
+    def save(self, folder: Path) -> None:
+        """Write it into `folder` as MODEL_FILE and WEIGHTS_FILE. Raises TrainingError, OSError."""
+        write_model(self.model, folder)
+
+    @contextmanager
+    def feature_session(self, folder: Path, threads: int) -> Iterator[Session]:
+        """A session that gives the last layer's input instead of logits; its files lie in `folder`, which is made.
+
+        Raises ModelError, NetworkError, OSError.
+        """
+        model = _copy(self.model)
+        del model.graph.output[:]
+        name = self.last_layer().features
+        model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+        _drop_unused(model)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_model(model, folder)
+        with closing(
+            open_session(folder / MODEL_FILE, "onnxruntime", SessionOptions(threads=threads), [WEIGHTS_FILE])
+        ) as session:
+            yield session
+
+    def _weight(self, node: onnx.NodeProto, arrays: dict[str, onnx.TensorProto]) -> Floats:
+        """[classes, features]"""
+        attributes = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
+        name = node.name or node.output[0]
+        tensor = arrays.get(node.input[1])
+        if tensor is None:
+            raise NetworkError(f"the weights of the last layer {name[:100]} are computed, so it cannot be replaced")
+        weight = np.asarray(onnx.numpy_helper.to_array(tensor), np.float64)
+        if node.op_type == "Conv":
+            plain = all(attributes.get(one, [1, 1]) == [1, 1] for one in ("strides", "dilations"))
+            padded = any(attributes.get("pads", [0]))
+            if weight.ndim != 4 or weight.shape[2:] != (1, 1) or not plain or padded or attributes.get("group", 1) != 1:
+                raise NetworkError(f"the last layer {name[:100]} is a Conv that is not 1x1, so it cannot be replaced")
+            return weight[:, :, 0, 0]
+        if node.op_type == "Gemm":
+            if attributes.get("transA", 0) or attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0:
+                raise NetworkError(f"the last layer {name[:100]} is a Gemm with factors, so it cannot be replaced")
+            return weight if attributes.get("transB", 0) else weight.T
+        return weight.T
+
+    def _bias(
+        self,
+        node: onnx.NodeProto,
+        bias_node: onnx.NodeProto | None,
+        arrays: dict[str, onnx.TensorProto],
+        classes: int,
+    ) -> Floats:
+        name = ""
+        if bias_node is not None:
+            name = next((one for one in bias_node.input if one not in node.output), "")
+        elif len(node.input) > 2:
+            name = node.input[2]
+        if not name:
+            return np.zeros(classes)
+        tensor = arrays.get(name)
+        bias = None if tensor is None else np.asarray(onnx.numpy_helper.to_array(tensor), np.float64).reshape(-1)
+        if bias is None or len(bias) != classes:
+            raise NetworkError(f"the last layer's bias {name[:100]} is no list of one value a class")
+        return bias
+
+
+def read_network(package: Package) -> Network:
+    """The package's float classifier, after the checks that serving makes before a runtime sees the file.
+
+    Raises NetworkError, ModelError.
+    """
+    manifest, variant = package.manifest, float_variant(package)
+    if manifest.task != "classification" or manifest.output.kind == "none":
+        raise NetworkError(f"{package.ref} is no classifier, and only classifiers learn on the device so far")
+    with closing(Classifier.load(package, variant=variant)) as checked:
+        image, output = checked.session.inputs[0], manifest.output.name or checked.session.outputs[0].name
+    if image.dtype != "float32":
+        raise NetworkError(f"the input of {variant.file} is {image.dtype}, and only float32 can learn")
+    model = onnx.load(str(package.path(variant.file)))
+    if model.ByteSize() > _EMBEDDED:
+        raise NetworkError(f"{variant.file} has {model.ByteSize()} bytes; {_EMBEDDED} are allowed")
+    del model.metadata_props[:]
+    logits = _before_softmax(model, output) if manifest.output.kind == "probabilities" else output
+    kept = [one for one in model.graph.output if one.name == output]
+    del model.graph.output[:]
+    model.graph.output.extend(kept)
+    if logits != output:
+        model.graph.output[0].name = logits
+    _drop_unused(model)
+    return Network(model, image.name, logits)
+
+
+def features(session: Session, image: str, tensors: Iterator[NDArray[Any]]) -> Iterator[Floats]:
+    """The features of each batch of one, as a vector. Raises NetworkError unless they are one, ModelError."""
+    for tensor in tensors:
+        found = np.asarray(session.run({image: tensor})[0], np.float64)
+        if found.ndim != 2 and any(size != 1 for size in found.shape[2:]):
+            raise NetworkError(
+                f"the last layer works on maps of {'x'.join(map(str, found.shape[2:]))} places before they are pooled, "
+                "so it cannot be replaced"
+            )
+        if not np.isfinite(found).all():
+            raise NetworkError("the features of a picture are not finite")
+        yield found.reshape(-1)
+
+
+def _before_softmax(model: onnx.ModelProto, output: str) -> str:
+    """The name of the logits of which a Softmax makes the output. Raises NetworkError if something else makes it."""
+    maker = next((node for node in model.graph.node if output in node.output), None)
+    if maker is None or maker.op_type != "Softmax":
+        found = "nothing" if maker is None else f"{maker.op_type} ({maker.name or output})"
+        raise NetworkError(f"the probabilities are made by {found[:200]}; only those of a Softmax can be learned")
+    return str(maker.input[0])
+
+
+def _forget_shapes(model: onnx.ModelProto, start: str, logits: str, classes: int) -> None:
+    """Behind `start` the number of classes has changed. Raises NetworkError where the graph fixes it."""
+    graph = model.graph
+    known = {one.name: onnx.numpy_helper.to_array(one) for one in graph.initializer if one.data_type == one.INT64}
+    changed = {start}
+    for node in graph.node:
+        if not changed.intersection(node.input):
+            continue
+        if node.op_type == "Reshape":
+            shape = known.get(node.input[1])
+            if shape is None or any(size > 1 for size in shape.tolist()):
+                raise NetworkError(
+                    f"the node {(node.name or node.output[0])[:100]} (Reshape) fixes the number of classes; export the "
+                    "model without it to let it learn new ones"
+                )
+        changed.update(node.output)
+    kept = [one for one in graph.value_info if one.name not in changed]
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
+    dims = graph.output[0].type.tensor_type.shape.dim
+    for dim in dims[1:]:
+        if dim.HasField("dim_value") and dim.dim_value != 1:
+            dim.dim_value = classes
+    assert graph.output[0].name == logits
+
+
+def _drop_unused(model: onnx.ModelProto) -> None:
+    """Remove what the outputs do not need: nodes, weights, and what is said about other tensors."""
+    graph = model.graph
+    needed = {one.name for one in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            kept.append(node)
+            needed.update(node.input)
+    nodes, weights = kept[::-1], [one for one in graph.initializer if one.name in needed]
+    said = [one for one in graph.value_info if one.name in needed]
+    inputs = [one for one in graph.input if one.name in needed]
+    for field, values in (
+        (graph.node, nodes),
+        (graph.initializer, weights),
+        (graph.value_info, said),
+        (graph.input, inputs),
+    ):
+        del field[:]
+        field.extend(values)
+
+
+def _free(name: str, taken: Sequence[str] | set[str]) -> str:
+    number, found = 1, name
+    while found in taken:
+        number += 1
+        found = f"{name}.{number}"
+    return found
+
+
+def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edged.train.head import Labelled, new_head
+from edged.train.network import LastLayer, NetworkError
+
+FEATURES = 6
+
+
+def old_layer(classes: int, scale: float = 1.0) -> LastLayer:
+    """A layer whose class k likes feature k."""
+    weight = np.zeros((classes, FEATURES))
+    weight[:, :classes] = np.eye(classes) * 4 * scale
+    return LastLayer(None, None, "x", weight, np.zeros(classes))  # type: ignore[arg-type]
+
+
+def clusters(counts: list[int], seed: int = 0) -> Labelled:
+    """Class k has feature k at 2 and noise."""
+    rng = np.random.default_rng(seed)
+    classes = np.repeat(np.arange(len(counts)), counts)
+    rows = rng.normal(0, 0.4, (len(classes), FEATURES))
+    rows[np.arange(len(classes)), classes] += 2
+    return Labelled(rows, classes.astype(np.int64))
+
+
+def answers(head: object, rows: np.ndarray) -> np.ndarray:
+    return (rows @ head.weight.T + head.bias).argmax(axis=1)  # type: ignore[attr-defined]
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), few=st.integers(5, 20))
+def test_old_and_new_classes_are_found(seed: int, few: int) -> None:
+    head = new_head(
+        old_layer(3), ["a", "b", "c", "new"], clusters([40, 40, 40, few], seed), clusters([9] * 4, seed + 1)
+    )
+    fresh = clusters([50] * 4, seed + 2)
+    assert (answers(head, fresh.features) == fresh.classes).mean() > 0.95 and head.notes == ()
+
+
+def test_its_probabilities_are_as_sure_as_they_are_right() -> None:
+    """Overlapping classes: the mean of the best probability is the share of right answers."""
+    learn, choose, fresh = (clusters([200] * 3, seed) for seed in (1, 2, 3))
+    for one in (learn, choose, fresh):
+        one.features[:] += np.random.default_rng(len(one.features)).normal(0, 1.5, one.features.shape)
+    head = new_head(old_layer(3), ["a", "b", "c"], learn, choose)
+    logits = fresh.features @ head.weight.T + head.bias
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares /= shares.sum(axis=1, keepdims=True)
+    right = (logits.argmax(axis=1) == fresh.classes).mean()
+    assert 0.5 < right < 0.95 and abs(shares.max(axis=1).mean() - right) < 0.05
+
+
+def test_few_pictures_without_a_mistake_do_not_make_a_head_that_is_sure_of_everything() -> None:
+    learn, choose = clusters([20] * 3), clusters([8] * 3, 1)
+    head = new_head(old_layer(3), ["a", "b", "c"], learn, choose)
+    logits = choose.features @ head.weight.T + head.bias
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    best = (shares / shares.sum(axis=1, keepdims=True)).max(axis=1)
+    assert (logits.argmax(axis=1) == choose.classes).all() and best.mean() < 0.995 and best.min() < 0.98
+
+
+@pytest.mark.parametrize("scale", [0.25, 1.0, 4.0])
+def test_a_class_without_labels_is_still_found_whatever_the_scale_of_the_old_layer(scale: float) -> None:
+    learn = clusters([40, 0, 40, 20])
+    head = new_head(old_layer(3, scale), ["a", "b", "c", "new"], learn, clusters([0, 0, 0, 0]))
+    fresh = clusters([50] * 4, 9)
+    said = answers(head, fresh.features)
+    assert (said[fresh.classes == 1] == 1).mean() > 0.6 and (said == fresh.classes).mean() > 0.85
+    assert '"b"' in head.notes[0] and "kept what the model had learned" in head.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("counts", "says"),
+    [([40, 40, 40, 1], 'new class "new" has 1 pictures'), ([0, 0, 0, 30], "two classes")],
+)
+def test_too_few_labels_are_refused(counts: list[int], says: str) -> None:
+    with pytest.raises(NetworkError, match=says):
+        new_head(old_layer(3), ["a", "b", "c", "new"], clusters(counts), clusters([5] * 4))
