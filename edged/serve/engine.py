@@ -75,15 +75,18 @@ class Engine:
         name: str = "model",
         at_once: Mapping[str, int] | None = None,
         total_limit: int = 512,
+        on_inline: Callable[[], None] = lambda: None,
     ) -> None:
         """At most `lane_limit` jobs of a class wait in each lane, and `total_limit` in all; `at_once` says how many of
-        a lane may run, the others may fill all threads. Raises ValueError if any of them is below 1."""
+        a lane may run, the others may fill all threads. `on_inline` is called after each run in the event loop.
+        Raises ValueError if any of the numbers is below 1."""
         self._scheduler: DispatchingScheduler[Ticket] = DispatchingScheduler(threads, lane_limit, total_limit, at_once)
         self.threads = threads
         self._lock = threading.Lock()
         self._idle = threads  # threads that wait for a token and were sent none; under the lock
         self._loop = asyncio.get_running_loop()
         self._clock = clock
+        self._on_inline = on_inline
         self._tokens: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._finished: deque[Ticket] = deque()
         self._woken = False
@@ -270,6 +273,7 @@ class Engine:
             # Without the lock: nothing waits or runs, so no thread touches what this changes.
             now = self._clock()
             scheduler.ran_inline(known, now - started, now)
+            self._on_inline()
         return Outcome(value, 0.0, (now - started) * 1000)
 
     async def stop(self) -> None:
