@@ -33,8 +33,8 @@ from edged.lost import GIVE_UP, Lost, LostBook
 from edged.measuring import Measurer
 from edged.plan import Choice as Planned
 from edged.status.hardware import HardwareReport, HardwareState
-from edged.status.hardware_views import SAFE, device_state
-from edged.subject_view import subject_state
+from edged.status.hardware_views import device_state
+from edged.subject_view import choice_sentence, subject_state
 from edged.subjects import Outside, Subject, Subjects, safe_file
 from edged.worker import Worker
 from edgekit.messages import RunSetting, SettingFailed
@@ -281,20 +281,12 @@ class Adaptation:
             try:
                 if again or subject.choice is None:
                     await self._measurer.measure(subject, again=again, hurry=True, say=step)
-                say(AdaptProgress(model=subject.ref, text=self._verdict(subject)))
+                say(AdaptProgress(model=subject.ref, text=choice_sentence(subject)))
             except OSError as error:
                 say(AdaptProgress(model=subject.ref, error=f"the choice cannot be stored: {error}"))
         self._adopt(time.monotonic(), by_hand=True)
         self._sync(time.monotonic())
         say(AdaptProgress(done=True))
-
-    def _verdict(self, subject: Subject) -> str:
-        choice = subject.choice
-        if choice is None:
-            return f"{subject.ref}: no setting could be measured, so it stays {SAFE}."
-        better = ladder.gain(choice, None, safe_file(subject))
-        much = f", {better:.0%} better than the safe way" if better is not None and better > 0 else ""
-        return f"{subject.ref} for {choice.objective}: {choice.setting.text()}{much}. {'; '.join(choice.reasons)}."
 
     # --- changing over ------------------------------------------------------------------------------------------------
 
@@ -389,6 +381,11 @@ class Adaptation:
                 for subject in subjects
             ],
         )
+
+    def settling(self, ref: str) -> bool:
+        """Whether it is still to be measured how this model (name@version) runs best."""
+        background = self._settings.adapt == "background"
+        return background and any(one.ref == ref and one.pending for one in self._subjects.all())
 
     def report(self) -> HardwareReport:
         """For `edged doctor`."""

@@ -35,6 +35,16 @@ def subject_state(
     )
 
 
+def choice_sentence(subject: Subject) -> str:
+    """What was chosen for a subject that has been measured, and how much that is worth."""
+    choice = subject.choice
+    if choice is None:
+        return f"{subject.ref}: no setting could be measured, so it stays {SAFE}."
+    better = ladder.gain(choice, None, safe_file(subject))
+    much = f", {better:.0%} better than the safe way" if better is not None and better > 0 else ""
+    return f"{subject.ref} for {choice.objective}: {choice.setting.text()}{much}. {'; '.join(choice.reasons)}."
+
+
 def _difference(subject: Subject, setting: Setting | None, broken: Collection[str], level: int) -> str:
     """Why what runs is not what was chosen; "" if it is, or if nothing was chosen."""
     choice = subject.choice

@@ -7,15 +7,18 @@ from itertools import zip_longest
 
 import msgspec
 
-from edgekit.messages import ModelStatistics, OutputReport, ServiceReport
+from edgekit.messages import ModelStatistics, OutputReport, ServiceReport, ShadowReport
 
 MAX_MODELS = 256
 """Model versions whose counters are kept after their worker; the ones unused for longest are dropped."""
 
 _COUNTERS = (
     "inspected", "edge", "cloud", "degraded", "refused", "shed", "errors", "latency_sum_ms", "runs", "inline_runs",
+    "audited", "audited_differing",
 )  # fmt: skip
 _TABLES = ("labels", "verdicts", "regions", "stage_sums_ms", "not_run")
+_SHADOW_STATE = frozenset({"candidate", "p95_ms", "failure"})
+_SHADOW_COUNTERS = tuple(name for name in ShadowReport.__struct_fields__ if name not in _SHADOW_STATE)
 _MODEL_STATE = frozenset({"name", "version", "pending", "last_at"})
 _MODEL_COUNTERS = tuple(name for name in ModelStatistics.__struct_fields__ if name not in _MODEL_STATE)
 
@@ -36,7 +39,11 @@ class Tally:
     ) -> None:
         """A worker has ended; these were its last counters."""
         for report in reports:
-            self._past[report.name] = add(report, self._past.get(report.name))
+            past = self._past.get(report.name)
+            total = add(report, past)
+            if past is not None and total.shadow is None:  # a worker that could not load the service says nothing of it
+                total = msgspec.structs.replace(total, shadow=past.shadow)
+            self._past[report.name] = total
         for model in models:
             key = (model.name, model.version)
             self._models[key] = add_model(model, self._models.pop(key, None))
@@ -72,6 +79,7 @@ def add(report: ServiceReport, past: ServiceReport | None) -> ServiceReport:
         latency_counts=_columns(report.latency_counts, past.latency_counts),
         stage_counts=stages,
         outputs=_outputs(report.outputs, past.outputs),
+        shadow=_shadow(report.shadow, past.shadow),
         last_at=past.last_at if report.last_at is None else report.last_at,
         **sums,
         **tables,
@@ -84,6 +92,14 @@ def add_model(model: ModelStatistics, past: ModelStatistics | None) -> ModelStat
         return model
     sums = {name: getattr(model, name) + getattr(past, name) for name in _MODEL_COUNTERS}
     return msgspec.structs.replace(model, last_at=max(model.last_at, past.last_at), **sums)
+
+
+def _shadow(now: ShadowReport | None, past: ShadowReport | None) -> ShadowReport | None:
+    """What was counted for another candidate says nothing about this one."""
+    if now is None or past is None or now.candidate != past.candidate:
+        return now
+    sums = {name: getattr(now, name) + getattr(past, name) for name in _SHADOW_COUNTERS}
+    return msgspec.structs.replace(now, **sums)
 
 
 def _outputs(now: list[OutputReport], past: list[OutputReport]) -> list[OutputReport]:

@@ -14,7 +14,7 @@ from edged.collab.plan.service_plan import ServicePlan
 from edged.collab.ways import Ways
 from edgekit.gates.filters import Seen
 from edgekit.gates.policy import GateStatus
-from edgekit.messages import Answer, Decision, HardSample, PlanReport, Verdict
+from edgekit.messages import Answer, Decision, GateFacts, HardSample, PlanReport, Verdict
 from edgekit.planning.routes import Demand
 from edgekit.services import Service
 
@@ -84,6 +84,14 @@ class Settler:
                 return "Nothing may leave the site, so the cloud is never asked and no risk is certified."
             return f"No risk is certified: {self.reticence}."
         return self.keeper.sentence()
+
+    def facts(self) -> GateFacts | None:
+        """What the gate knows, for the triggers of learning; None where it can know nothing."""
+        return None if self.reticence else self.keeper.facts()
+
+    def audited(self) -> tuple[int, int]:
+        """Audits of answers given here that the cloud has answered since the worker started, and those that differ."""
+        return self.keeper.audited, self.keeper.differing
 
     def plan_report(self) -> PlanReport | None:
         """How asked samples reach the answer model now; None where nobody can be asked."""

@@ -15,7 +15,7 @@ from edgekit.gates.filter_gate import FilterGate, FilterSettings, FilterSnapshot
 from edgekit.gates.filters import Seen, complete
 from edgekit.gates.policy import Gate, GateDecision, GateSettings, GateSnapshot
 from edgekit.gates.scores import hardness
-from edgekit.messages import Answer, HardSample
+from edgekit.messages import Answer, GateFacts, HardSample
 from edgekit.services import HardSamples, Service
 
 log = logging.getLogger("edged.collab")
@@ -42,6 +42,10 @@ class Keeper(ABC):
         self._key = pair_key(service.name, seen, answer_model)
         self.heads: HeadsInfo | None = None
         """Of a service that splits: whose answers those to features are."""
+        self.audited = 0
+        """Audits of answers given here whose answer came to this worker."""
+        self.differing = 0
+        """Of these: the cloud says something else."""
         self._answered_by = ""
         self._seq = 0
         self._changed = False
@@ -57,6 +61,10 @@ class Keeper(ABC):
     @abstractmethod
     def sentence(self) -> str:
         """Where the gate stands, for people."""
+
+    @abstractmethod
+    def facts(self) -> GateFacts | None:
+        """What the gate knows, for the triggers of learning; None where it promises and measures nothing."""
 
     @abstractmethod
     async def learn(self, header: HardSample, answer: Answer) -> bool | None:
@@ -122,16 +130,30 @@ class Keeper(ABC):
                 self.recalibrate()
             self._answered_by = by
         try:
-            self._take(await self._memory.add(self._key, observations, self._seq))
+            later = await self._memory.add(self._key, observations, self._seq)
+            self._count(observations, later)
+            self._take(later)
             self._forgetful = False
         except CommitError as error:
             if not self._forgetful:
                 self._forgetful = True
                 log.warning("What the gate of %s learns is not stored for now: %s", self.service, error)
             if by == self._answered_by:
+                self._count(observations, observations)
                 for observation in observations:
                     self._observe(observation)
                 self._changed = True
+
+    def _count(self, brought: Sequence[Observation], stored: Sequence[Observation]) -> None:
+        """Count the audits that this worker brought; `stored` is what the memory made of them, with those of others.
+
+        What another worker brought, now or before a restart, that worker has counted.
+        """
+        mine = {one.sample_id for one in brought if one.reason == "audit"}
+        for one in stored if mine else ():
+            if one.sample_id in mine and one.answered_by == self._answered_by:
+                self.audited += 1
+                self.differing += one.differs
 
     def _take(self, observations: list[Observation]) -> None:
         """Let the gate learn what is on disk: each answer once, in one order, whichever worker put it there."""
@@ -206,6 +228,9 @@ class GateKeeper(Keeper):
 
     def sentence(self) -> str:
         return self.gate.status().sentence
+
+    def facts(self) -> GateFacts | None:
+        return self.gate.facts()
 
     def decide(self, margin: float, u: float, sample_id: str, seen: Seen) -> GateDecision:
         """See Gate.decide; `seen` is what a filter looks at."""

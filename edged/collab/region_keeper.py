@@ -17,7 +17,7 @@ from edgekit.gates.block import BlockState
 from edgekit.gates.classwise import ClasswiseGate, ClasswiseSettings, ClasswiseSnapshot, ClasswiseStatus, Group
 from edgekit.gates.policy import SAFE_MODE_SAMPLES, Gate, GateDecision, GateSnapshot, GateStatus
 from edgekit.gates.scores import hardness
-from edgekit.messages import Answer, HardSample
+from edgekit.messages import Answer, GateFacts, HardSample
 from edgekit.regions.answers import FrameRegion, Outcome, compare, decide
 from edgekit.regions.header import NOTHING
 from edgekit.regions.select import Candidate
@@ -66,6 +66,11 @@ class RegionKeeper(Keeper):
     def sentence(self) -> str:
         sentence = f"Each sample is a region. {self.gate.status().sentence}"
         return f"{sentence} {self.silent.sentence(self._confidence)}" if self._looks else sentence
+
+    def facts(self) -> GateFacts | None:
+        """The share that the calibration would send is one of regions: of frames, which are sent, it says nothing."""
+        facts = self.gate.facts()
+        return msgspec.structs.replace(facts, calibrated=None) if facts is not None else None
 
     def decide(
         self, candidates: Sequence[Candidate], asked: Iterable[int], rng: Callable[[], float], frame: str

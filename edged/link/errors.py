@@ -22,6 +22,13 @@ class Refused(LinkError):
         super().__init__(text)
         self.status = status
 
+    @property
+    def sentence(self) -> str:
+        """What it means for the device."""
+        if self.status == 401:
+            return "cloudd does not accept this device's certificate; if that lasts, join again with a new token"
+        return f"cloudd refuses this device: {self}; local work goes on"  # in cloudd's words, which say what helps
+
 
 class SyncError(LinkError):
     """A model could not be fetched; what was fetched stays for the next try unless it was wrong."""

@@ -6,7 +6,7 @@ from edged.link.enroll import check_issued
 from edged.link.errors import WrongAuthority
 from edged.link.http import call, open_session
 from edgekit.identity import Identity, IdentityError, IdentityStore, client_context, make_csr
-from edgekit.messages import Certificate, RenewRequest
+from edgekit.messages import Certificate, Level, RenewRequest
 
 JITTER = 0.05
 """Share of the lifetime by which renewals spread, so that a plant that was set up in one hour does not renew in one."""
@@ -19,6 +19,13 @@ def renewal_time(not_before: float, not_after: float, u: float) -> float:
     """
     lifetime = not_after - not_before
     return not_before + lifetime * (2.0 / 3.0 - JITTER * u)
+
+
+def unrenewed(left_s: float, error: Exception) -> tuple[Level, str, str]:
+    """What the health list says of a certificate that could not be renewed; `left_s`: seconds until its end."""
+    level: Level = "warning" if left_s > 0 else "error"
+    when = f"ends in {left_s / 86_400:.1f} days" if left_s > 0 else "has ended"
+    return level, "certificate", f"the device's certificate {when} and cannot be renewed: {error}; local work goes on"
 
 
 async def renew(url: str, identity: Identity, store: IdentityStore, timeout_s: float = 10.0) -> Certificate:

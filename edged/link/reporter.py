@@ -9,6 +9,9 @@ from edgekit.messages import Level
 Report = Callable[[Level, str, str], None]
 """(level, stable code, sentence)"""
 
+MAX_SKEW_S = 300.0
+"""More than this between the clocks of device and cloudd makes times in records misleading."""
+
 
 class Reporter:
     """Passes a report on only if it is news."""
@@ -43,3 +46,12 @@ class Reporter:
     def raised(self, code: str) -> bool:
         """Whether this is wrong now."""
         return code in self._raised
+
+
+def compare_clocks(health: Reporter, theirs: float, ours: float) -> None:
+    """Say whether the clocks of cloudd and of this device agree (wall clock, seconds)."""
+    skew = abs(theirs - ours)
+    if skew > MAX_SKEW_S:
+        health.raise_("warning", "clock", f"the clocks of this device and cloudd differ by {skew:.0f} seconds")
+    else:
+        health.clear("clock", "the clocks of this device and cloudd agree")

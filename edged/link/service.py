@@ -25,8 +25,8 @@ from edged.link.discovery import Discovery
 from edged.link.enroll import enroll
 from edged.link.errors import LinkError, Refused, SyncError, Unreachable, WrongAuthority
 from edged.link.http import open_session
-from edged.link.renew import renew, renewal_time
-from edged.link.reporter import Reporter
+from edged.link.renew import renew, renewal_time, unrenewed
+from edged.link.reporter import Reporter, compare_clocks
 from edged.link.sync import fetch_model
 from edged.link.timing import Timing
 from edgekit.dnssd import pin_of
@@ -37,8 +37,6 @@ from edgekit.packages import Package
 log = logging.getLogger("edged.link")
 
 T = TypeVar("T")
-_MAX_SKEW_S = 300.0
-"""More than this between the clocks of device and cloudd makes times in records misleading."""
 
 
 class LinkService:
@@ -240,13 +238,7 @@ class LinkService:
                 self._remember(msgspec.structs.replace(self._known, url=self._talking_to))
         for prefix in ("link", "cloudd."):
             self._health.clear_prefix(prefix, f"connected to cloudd at {self._talking_to}")
-        skew = abs(welcome.time - self._wall())
-        if skew > _MAX_SKEW_S:
-            self._health.raise_(
-                "warning", "clock", f"the clocks of this device and cloudd differ by {skew:.0f} seconds"
-            )
-        else:
-            self._health.clear("clock", "the clocks of this device and cloudd agree")
+        compare_clocks(self._health, welcome.time, self._wall())
         self._set_link(msgspec.structs.replace(self.link, url=self._talking_to, up=True))
 
     def desired(self, desired: Desired) -> None:
@@ -271,7 +263,7 @@ class LinkService:
             try:
                 await self._connect(self._identity)
             except Refused as error:
-                self._health.raise_("error", "link.refused", _refusal(error))
+                self._health.raise_("error", "link.refused", error.sentence)
                 pause = timing.refused
             except (LinkError, IdentityError, OSError) as error:
                 self._health.raise_("warning", "link", f"no connection to cloudd: {error}; local work goes on")
@@ -364,11 +356,7 @@ class LinkService:
             except Exception as error:  # whatever it is, the next try must come
                 if not isinstance(error, LinkError | IdentityError | OSError):
                     log.exception("renewing failed in a way it should not")
-                left = identity.not_after - self._wall()
-                level: Level = "warning" if left > 0 else "error"
-                when = f"ends in {left / 86_400:.1f} days" if left > 0 else "has ended"
-                text = f"the device's certificate {when} and cannot be renewed: {error}; local work goes on"
-                self._health.raise_(level, "certificate", text)
+                self._health.raise_(*unrenewed(identity.not_after - self._wall(), error))
             # After a success too: with a clock weeks ahead the new certificate is due at once, again and again.
             await self._wait(self._renewable, backoff.next_s())
 
@@ -409,9 +397,3 @@ class LinkService:
             return False
         event.clear()
         return True
-
-
-def _refusal(error: Refused) -> str:
-    if error.status == 401:
-        return "cloudd does not accept this device's certificate; if that lasts, join again with a new token"
-    return f"cloudd refuses this device: {error}; local work goes on"  # in cloudd's words, which say what helps

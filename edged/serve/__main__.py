@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import logging
 import os
 import resource
-import signal
 import sys
+
+from edged.serve.parent import die_with_parent
 
 # Before anything heavy is imported: these libraries read their environment once.
 _GUARDS = {
@@ -17,7 +17,6 @@ _GUARDS = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
 }
-_PR_SET_PDEATHSIG = 1
 _FILES = 4096
 _MEMORY_SHARE = 0.75
 """Of the machine's memory. A model of 100 bytes can ask for any amount; then it fails, and the others go on."""
@@ -30,25 +29,20 @@ def main() -> int:
     parser.add_argument("--http-fd", type=int, required=True)
     arguments = parser.parse_args()
     os.environ.update(_GUARDS)
-    _die_with_parent()
+    die_with_parent()  # its successor needs the port and the folders at once, and we survive a kill anyway
     _limit_memory()
     _allow_files()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
 
     import asyncio
 
+    from edged.serve.eager import EagerSelector, may_look
     from edged.serve.worker import serve
 
-    return asyncio.run(serve(arguments.control_fd, arguments.http_fd))
-
-
-def _die_with_parent() -> None:
-    """SIGKILL when the parent dies: its successor needs the port and the folders at once, and we survive a kill anyway.
-
-    A parent that died before this call is noticed by the closed control channel.
-    """
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    selector = EagerSelector()
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
+        on_inline = selector.expect if may_look() else lambda: None
+        return runner.run(serve(arguments.control_fd, arguments.http_fd, on_inline))
 
 
 def _limit_memory() -> None:

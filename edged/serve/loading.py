@@ -96,7 +96,7 @@ class Loader:
         names = [service.name for service in services]
         if len(set(names)) != len(names):
             raise ServiceError(f"two services have the same name among {', '.join(sorted(names))}")
-        loaded = [self._load(service) for service in services]
+        loaded = [self.load(service) for service in services]
         gc.collect()
         return loaded
 
@@ -125,7 +125,8 @@ class Loader:
             return LoadedAlone(ref, None, f"the package of {ref} says that it is {model.package.ref}")
         return LoadedAlone(ref, model)
 
-    def _load(self, service: Service) -> LoadedService:
+    def load(self, service: Service) -> LoadedService:
+        """One service; what is wrong with it is its `failure`."""
         directory = self.packages.get(service.model)
         if directory is None:
             return LoadedService(service, None, f"the model {service.model} is not installed")
@@ -207,7 +208,7 @@ def _load_model(directory: Path, setting: Setting | None, state_dir: Path) -> Lo
 
 
 def _load_plain(directory: Path) -> Model | str:
-    """A classifier or a detector, proved; else whatever it is, run once; or one sentence about why not."""
+    """A model of a known task, proved; else whatever it is, run once; or one sentence about why not."""
     try:
         package = open_package(directory, verify=True)
     except (PackageError, OSError) as error:
@@ -216,7 +217,8 @@ def _load_plain(directory: Path) -> Model | str:
     if not manifest.variants:
         return f"{package.ref} is a {manifest.task} of a split model and no model by itself"
     try:
-        if manifest.task == "detection" or (manifest.task == "classification" and manifest.output.kind != "none"):
+        told = manifest.anomaly is not None or manifest.embedding is not None or manifest.task == "detection"
+        if told or (manifest.task == "classification" and manifest.output.kind != "none"):
             return as_model(settings.load(package, None, Path()))
         model = PlainModel.load(package)
         model.prove()

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal
 
 import msgspec
 
@@ -16,21 +16,24 @@ from edged.capture.folder import NotNow, Refused
 from edged.capture.outputs import Notify, Output
 from edged.collab.regions import LocalRegions, clean_label
 from edged.serve.engine import Elsewhere, Engine, EngineStopped, NotRun, Outcome
-from edged.serve.inspecting import Inspect, Local, local_decision, verdict
+from edged.serve.inspecting import Identifying, Inspect, Local, identity_verdict, local_decision, located, verdict
 from edged.serve.loading import LoadedModel
 from edged.serve.offloading import Flight, Offloader
 from edged.serve.preview import Preview
 from edged.serve.refusals import Kept
 from edged.serve.sample_id import timed_id
 from edged.serve.settings import Watch
+from edged.serve.settles import Settles
+from edged.serve.shadow.shadow import Shadow
 from edged.serve.statistics import ServiceStatistics
 from edged.serve.unseen import cloud_decision, may_leave, unseen
 from edgekit.dispatch.policy import Job
-from edgekit.messages import NOTHING_FOUND, Answer, Decision, HardSample, OutputReport, PlanReport, ServiceReport
-from edgekit.planning.routes import Demand
+from edgekit.messages import NOTHING_FOUND, Answer, Decision, HardSample, OutputReport, ServiceReport
 from edgekit.runtimes import ModelError
 from edgekit.services import Service
+from edgekit.vision.anomaly import Examined
 from edgekit.vision.classification import Classified
+from edgekit.vision.embedding import KNOWN, RESERVED, UNKNOWN
 from edgekit.vision.images import ImageError
 
 log = logging.getLogger("edged.serve")
@@ -38,40 +41,6 @@ log = logging.getLogger("edged.serve")
 
 class ServiceFailed(Exception):
     """The service has no usable model; the text is the sentence that its report shows."""
-
-
-_Said = TypeVar("_Said", contravariant=True)
-
-
-class Settles(Protocol[_Said]):
-    """Decides whether the local answer stands or the cloud is asked; never fails for want of a link.
-
-    What it takes is what the service's `inspect` gives: see edged.collab.regions.takes_regions.
-    """
-
-    async def settle(
-        self,
-        local: _Said,
-        picture: bytes,
-        sample_id: str,
-        captured_at: float,
-        serial: str,
-        deadline: float,
-    ) -> Decision:
-        """The final decision; `deadline` is a time of the monotonic clock."""
-        ...
-
-    def sentence(self) -> str:
-        """Where the gate stands, for people."""
-        ...
-
-    def plan_report(self) -> PlanReport | None:
-        """How asked samples reach the answer model now; None where nobody can be asked."""
-        ...
-
-    def measure(self, demand: Callable[[], Demand]) -> None:
-        """What the line brings, for that plan: asked once a second."""
-        ...
 
 
 class ServiceRuntime:
@@ -92,8 +61,9 @@ class ServiceRuntime:
         wall: Callable[[], float] = time.time,
         offloader: Offloader | None = None,
         keep: Callable[[Decision, bytes], None] = lambda decision, picture: None,
+        shadow: Shadow | None = None,
     ) -> None:
-        """`keep` is offered every decided picture, for learning.
+        """`keep` is offered every decided picture, for learning. `shadow` is only asked for its report.
 
         Without `offloader` every picture is looked at here, whatever the engine's rules say.
         """
@@ -107,6 +77,7 @@ class ServiceRuntime:
         self._watch = watch
         self._offloader = offloader
         self._keep = keep
+        self._shadow = shadow
         self._may_leave = may_leave(service)
         self._settling: set[asyncio.Task[Decision]] = set()
         self._cores = float(len(os.sched_getaffinity(0)))
@@ -117,6 +88,11 @@ class ServiceRuntime:
     @property
     def name(self) -> str:
         return self.service.name
+
+    @property
+    def looks(self) -> Inspect | None:
+        """What it does with each picture; None without a model."""
+        return self._inspect
 
     async def inspect(
         self,
@@ -211,13 +187,12 @@ class ServiceRuntime:
             timings_ms={"queue": outcome.queue_ms, **local.timings_ms, **decision.timings_ms},
             region=list(local.region or ()) if isinstance(local, Classified) else [],
         )
-        candidates = len(local.candidates) if isinstance(local, LocalRegions) else None
-        return self._finish(decision, picture, received, patient, candidates)
+        return self._finish(decision, picture, received, patient, local)
 
     def _finish(
-        self, decision: Decision, picture: bytes, received: float, patient: bool, candidates: int | None = None
+        self, decision: Decision, picture: bytes, received: float, patient: bool, local: Local | None = None
     ) -> Decision:
-        """Judge, count, show and record what was decided. `candidates`: of a frame of regions."""
+        """Judge, count, show and record what was decided. `local`: what the model here said, if it was asked."""
         now = self._clock()
         total_ms = (now - received) * 1000
         timings = {**decision.timings_ms, "total": total_ms}
@@ -226,11 +201,13 @@ class ServiceRuntime:
             timings_ms={name: round(value, 3) for name, value in timings.items()},
             verdict=self._verdict(decision),
         )
-        self.statistics.decided(decision, total_ms, now, self._wall())
-        if candidates is not None:
-            self.statistics.regions(candidates, decision)
-        self.preview.keep(picture, decision)
-        self._keep(decision, picture)
+        told = self._told(decision)
+        self.statistics.decided(told, total_ms, now, self._wall())
+        if isinstance(local, LocalRegions):
+            self.statistics.regions(len(local.candidates), decision)
+        self._keep(told, picture)
+        decision = located(decision, local)
+        self.preview.keep(picture, decision, local.heat if isinstance(local, Examined) else None, told)
         if not patient and self.outputs:
             line = msgspec.json.encode(decision)
             for output in self.outputs.values():
@@ -343,9 +320,10 @@ class ServiceRuntime:
         waiting = self._engine.waiting(self.name)
         if self._watch is not None:
             self._watch.running(self._engine.longest_run_s(self.name))
-        gate = self._collaborator.sentence()
+        gate = self._inspect.sentence() if isinstance(self._inspect, Identifying) else self._collaborator.sentence()
         report = self.statistics.report(self.name, self.model.ref, gate, waiting, self._clock())
         counts = self._engine.counts(self.name)
+        audited, differing = self._collaborator.audited()
         not_run = {why: getattr(counts, why) for why in ("full", "overloaded", "expired", "stale", "cancelled", "kept")}
         return msgspec.structs.replace(
             report,
@@ -355,6 +333,10 @@ class ServiceRuntime:
             preview=self.preview.text,
             outputs=self._output_reports(),
             plan=self._collaborator.plan_report(),
+            audited=audited,
+            audited_differing=differing,
+            gate_facts=self._collaborator.facts(),
+            shadow=self._shadow.report() if self._shadow is not None else None,
         )
 
     def _output_reports(self) -> list[OutputReport]:
@@ -368,7 +350,18 @@ class ServiceRuntime:
     def _verdict(self, decision: Decision) -> Literal["", "pass", "fail", "review"]:
         """What the service's rules make of the final answer, wherever it was made."""
         rules = self.service.decision
-        return verdict(rules, decision, clean_label(self.service)) if rules is not None else ""
+        if rules is None:
+            return ""
+        if self.service.task == "embedding":
+            return identity_verdict(rules, decision)
+        return verdict(rules, decision, clean_label(self.service))
+
+    def _told(self, decision: Decision) -> Decision:
+        """As it is counted, kept for learning and reported: the name of an identity stays out of all that."""
+        if self.service.task != "embedding" or decision.label == UNKNOWN:
+            return decision
+        edge = msgspec.structs.replace(decision.edge, label=KNOWN)
+        return msgspec.structs.replace(decision, label=KNOWN, edge=edge)
 
     def _model_trouble(self, error: ModelError) -> None:
         if self._watch is not None:
@@ -389,4 +382,6 @@ def _labels(service: Service, model: LoadedModel | None) -> list[str]:
     """The labels that decisions of this service may have."""
     if model is None:
         return []
+    if service.task == "embedding":
+        return list(RESERVED)
     return [NOTHING_FOUND, *model.vision.labels] if service.task == "detection" else model.vision.labels

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
-import random
 import signal
 import socket
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,27 +15,20 @@ from typing import Any, TypeVar
 import msgspec
 
 from edged import handover
-from edged.capture.camera import CameraSource
-from edged.capture.folder import FolderSource
-from edged.capture.outputs.opening import Outputs
 from edged.collab.collaboration import Collaboration
-from edged.samples.keeper import SampleKeeper
-from edged.samples.opening import open_store
-from edged.samples.store import SampleStore
 from edged.serve import settings as run_settings
 from edged.serve.app import Api
+from edged.serve.assembly import Assembly
 from edged.serve.comparison import compare
 from edged.serve.control import ControlChannel
 from edged.serve.engine import Engine
 from edged.serve.footprint import resident_bytes
-from edged.serve.heads import EngineHeads
 from edged.serve.http import HttpServer
 from edged.serve.leaving import Leaving, stop_accepting
 from edged.serve.loading import Loaded, LoadedService, Loader
 from edged.serve.management import Management
 from edged.serve.offloading import Offloader
 from edged.serve.pictures import is_stream, only_this_machine
-from edged.serve.service_runtime import ServiceRuntime
 from edged.spawn import empty_directory
 from edgekit.envelope import EnvelopeError
 from edgekit.messages import (
@@ -47,7 +37,6 @@ from edgekit.messages import (
     Configure,
     DispatchChanged,
     Drain,
-    Event,
     HardSample,
     Held,
     LinkChanged,
@@ -59,7 +48,7 @@ from edgekit.messages import (
     WorkerReport,
 )
 from edgekit.packages import installed
-from edgekit.services import CAMERAS, Samples, ServiceError
+from edgekit.services import ServiceError
 
 log = logging.getLogger("edged.serve")
 
@@ -73,8 +62,8 @@ FLUSH_S = 1.0
 T = TypeVar("T")
 
 
-async def serve(control_fd: int, http_fd: int) -> int:
-    """Run a worker on the inherited descriptors until it is drained; the exit status."""
+async def serve(control_fd: int, http_fd: int, on_inline: Callable[[], None] = lambda: None) -> int:
+    """Run a worker on the inherited descriptors until it is drained; the exit status. `on_inline`: see Engine."""
     channel = await ControlChannel.open(control_fd)
     listener = socket.socket(fileno=http_fd)
     listener.setblocking(False)
@@ -92,7 +81,7 @@ async def serve(control_fd: int, http_fd: int) -> int:
         return 1
     os.chdir(empty_directory(Path(configure.state_dir)))
     ends = handover.inherited(configure.send_fd), handover.inherited(configure.receive_fd)
-    worker = Worker(configure, channel, listener, draining, *ends)
+    worker = Worker(configure, channel, listener, draining, *ends, on_inline=on_inline)
     listening = asyncio.create_task(worker.listen(messages))
     try:
         return await worker.run()
@@ -112,10 +101,12 @@ class Worker:
         draining: asyncio.Event,
         sending: socket.socket | None = None,
         receiving: socket.socket | None = None,
+        on_inline: Callable[[], None] = lambda: None,
     ) -> None:
         """`sending` takes idle connections to the successor, `receiving` brings those of the worker before."""
         self._configure, self._channel, self._listener = configure, channel, listener
         self._sending, self._receiving = sending, receiving
+        self._on_inline = on_inline
         self._handover = False  # there is a successor that takes connections
         self._api: Api | None = None
         self._management = Management(configure.management_token, channel.send)
@@ -124,10 +115,7 @@ class Worker:
         self._policy = configure.dispatch
         self._offloader: Offloader | None = None
         self._collaboration: Collaboration | None = None
-        self._keeper: SampleKeeper | None = None
-        self._services: dict[str, ServiceRuntime] = {}
-        self._outputs: Outputs | None = None
-        self._folders: list[FolderSource | CameraSource] = []  # whatever brings pictures by itself
+        self._assembly: Assembly | None = None
         self._early: list[ToWorker] | None = []  # what was asked before the services are there; None: they are
 
     async def listen(self, messages: AsyncIterator[ToWorker]) -> None:
@@ -160,13 +148,13 @@ class Worker:
 
     async def _act(self, message: ToWorker) -> None:
         """Do what an operator asked for, or what follows from it."""
-        assert self._collaboration is not None
+        assert self._collaboration is not None and self._assembly is not None
         if isinstance(message, PurgeSpool):
             await self._collaboration.purge(message.service)
         elif isinstance(message, Recalibrate):
             self._collaboration.recalibrate(message.service)
         elif isinstance(message, Held):
-            self._collaboration.set_wanted({*self._services, *message.services})
+            self._collaboration.set_wanted({*self._assembly.services, *message.services})
 
     async def run(self) -> int:
         """Load, serve until told to drain, drain; the exit status."""
@@ -193,39 +181,47 @@ class Worker:
         engine = Engine(
             run_settings.engine_threads(self._configure.threads, used, len(loaded.services) + len(loaded.alone)),
             at_once={name: setting.workers for name, setting in used.items()},
+            on_inline=self._on_inline,
         )
         assert self._collaboration is not None
         offloader = self._offloader = Offloader(engine, self._collaboration)
         offloader.set_policy(self._policy)
-        keeper = self._keeper = self._keep_samples(loaded)
+        assembly = self._assembly = Assembly(
+            self._configure, self._channel, self._collaboration, engine, offloader, loaded.services
+        )
+        keeper, sources = assembly.keeper, assembly.sources
         keeping = asyncio.create_task(keeper.run()) if keeper.wanted else None
         beating = asyncio.create_task(offloader.run())
-        for entry in loaded.services:
-            self._services[entry.service.name] = await self._runtime(entry, engine)
+        await assembly.add_all()
+        galleries = assembly.galleries
+        following = asyncio.create_task(galleries.run()) if galleries is not None else None
         early, self._early = self._early or [], None
         for message in (Held(services=self._configure.held), *early):
             await self._act(message)
         api = self._api = Api(
-            self._services,
+            assembly.services,
             engine,
             alone=loaded.alone,
             management=self._management,
             packages=self._packages,
+            galleries=assembly.galleries,
         )
         api.pictures.allow_preview(self._configure.management_token, only_this_machine(self._listener))
         server = HttpServer(api.handle, wants_stream=is_stream, admit=api.admit, fault=api.fault)
         loop = asyncio.get_running_loop()
         listening = await loop.create_server(server, sock=self._listener, backlog=BACKLOG)
         inheriting = handover.Receiver(self._receiving, server.adopt) if self._receiving is not None else None
-        watching = {asyncio.create_task(folder.run()) for folder in self._folders}
+        watching = {asyncio.create_task(source.run()) for source in sources}
         self._channel.send(self._ready(loaded))
-        self._open_outputs().start_sweep()
+        assembly.outputs.start_sweep()
+        for shadow in assembly.shadows.values():  # last of all: what they need is not missed by the services
+            shadow.start()
         while not self._draining.is_set():
             self._channel.send(self._report())
             await asyncio.wait([stop], timeout=REPORT_S)
         await stop_accepting(listening)  # the socket stays open in the supervisor and the next worker
-        for folder in self._folders:
-            folder.stop()
+        for stopping in (*assembly.shadows.values(), *sources):
+            stopping.stop()
         api.pictures.stop()
         until = loop.time() + DRAIN_S
         if inheriting is not None:
@@ -233,20 +229,22 @@ class Worker:
         await Leaving(server, api, self._sending if self._handover else None).run(until)
         if watching:
             await asyncio.wait(watching, timeout=max(0.1, until - loop.time()))
-        await self._finish(engine, watching)
+        await self._finish(engine, assembly, watching)
         if keeping is not None:
             keeping.cancel()
         await asyncio.wait([asyncio.create_task(keeper.close())], timeout=FLUSH_S)
+        if galleries is not None and following is not None:
+            following.cancel()
+            await asyncio.wait([asyncio.create_task(galleries.close())], timeout=FLUSH_S)
         beating.cancel()
         await offloader.close()
 
-    async def _finish(self, engine: Engine, watching: set[asyncio.Task[None]]) -> None:
+    async def _finish(self, engine: Engine, assembly: Assembly, watching: set[asyncio.Task[None]]) -> None:
         """Everything is answered: settle, flush and close what is below, each within bounds."""
-        settled = [asyncio.create_task(service.settled()) for service in self._services.values()]
+        settled = [asyncio.create_task(service.settled()) for service in assembly.services.values()]
         if settled:
             await asyncio.wait(settled, timeout=FLUSH_S)
-        if self._outputs is not None:
-            await asyncio.wait([asyncio.create_task(self._outputs.close())], timeout=FLUSH_S)
+        await asyncio.wait([asyncio.create_task(assembly.outputs.close())], timeout=FLUSH_S)
         if watching:  # a folder that waited for an output has been told by now that there is none
             await asyncio.wait(watching, timeout=FLUSH_S)
         try:
@@ -267,35 +265,13 @@ class Worker:
             on_late=self._late,
         )
 
-    def _keep_samples(self, loaded: Loaded) -> SampleKeeper:
-        """Pictures of the services with `[samples]` stay for learning."""
-        configure, loop = self._configure, asyncio.get_running_loop()
-        policies = {entry.service.name: entry.service.samples for entry in loaded.services}
-
-        def tell(event: Event) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended: nobody listens any more
-                loop.call_soon_threadsafe(self._channel.send, event)
-
-        def opener() -> SampleStore:
-            return open_store(
-                Path(configure.state_dir),
-                configure.device_id,
-                lambda name: policies.get(name, Samples()),
-                configure.spool_reserve,
-                tell,
-                time.time,
-            )
-
-        return SampleKeeper(opener, policies, random.random, self._channel.send, time.time)
+    def _compared(self, service: str, agrees: bool) -> None:
+        if self._assembly is not None:
+            self._assembly.compared(service, agrees)
 
     def _late(self, header: HardSample, answer: Answer) -> None:
-        if self._keeper is not None:
-            self._keeper.answered(header, answer)
-
-    def _compared(self, service: str, agrees: bool) -> None:
-        """An audit or a late answer arrived; `settle` never saw it."""
-        if service in self._services:
-            self._services[service].statistics.compared(agrees)
+        if self._assembly is not None:
+            self._assembly.late(header, answer)
 
     def _load(self) -> Loaded:
         def announce(name: str) -> None:
@@ -322,75 +298,25 @@ class Worker:
         return compare(entry.service.name, entry.model.vision, Path(directory))
 
     def _ready(self, loaded: Loaded) -> Ready:
+        assert self._assembly is not None
         directories = {directory: ref for ref, directory in self._configure.packages.items()}
         footprint = loaded.footprint
         return Ready(
-            services=[service.report() for service in self._services.values()],
+            services=self._assembly.reports(),
             models=[model.report for model in loaded.alone],
             comparisons=loaded.comparisons,
             base=footprint.base,
             memory={directories[path]: size for path, size in footprint.models.items() if path in directories},
         )
 
-    async def _runtime(self, entry: LoadedService, engine: Engine) -> ServiceRuntime:
-        assert self._collaboration is not None
-        service = entry.service
-        heads = EngineHeads(entry.heads, engine, service) if entry.heads is not None else None
-        if entry.why_no_heads:
-            text = f"{service.name} runs without a split: {entry.why_no_heads}."
-            self._channel.notify("warning", f"split:{service.name}", text)
-        collaborator = (
-            await self._collaboration.add(service, entry.model.ref, heads, entry.why_no_heads) if entry.model else None
-        )
-        outputs = self._open_outputs().of(service)  # of a failed service too: what waits in a queue still goes out
-        runtime = ServiceRuntime(
-            service,
-            entry.model,
-            entry.inspect,
-            entry.failure,
-            engine,
-            collaborator,
-            outputs,
-            self._channel.notify,
-            run_settings.Watch(service.name, entry.setting, self._channel.send),
-            offloader=self._offloader,
-            keep=self._keeper.offer if self._keeper is not None else lambda decision, picture: None,
-        )
-        if entry.model is not None and service.source.kind == "folder":
-            self._folders.append(
-                FolderSource(
-                    service.name,
-                    service.source,
-                    list(outputs.values()),
-                    runtime.inspect_file,
-                    runtime.record,
-                    self._channel.notify,
-                    Path(self._configure.state_dir, "kept-files.db"),
-                    self._collaboration.release_ballast,
-                )
-            )
-        elif entry.model is not None and service.source.kind in CAMERAS:
-            locks = Path(self._configure.state_dir, "run", "cameras")
-            camera = CameraSource(service.name, service.source, runtime.inspect_frame, self._channel.notify, locks)
-            self._folders.append(camera)
-        return runtime
-
-    def _open_outputs(self) -> Outputs:
-        if self._outputs is None:
-            assert self._collaboration is not None
-            queues = Path(self._configure.state_dir, "queues")
-            make_room = self._collaboration.release_ballast
-            self._outputs = Outputs(queues, self._configure.device_id, self._channel.notify, make_room)
-        return self._outputs
-
     def _packages(self) -> list[str]:
         """References of the packages that are installed now, also of those that came after this worker."""
         return [*self._configure.packages, *installed(Path(self._configure.state_dir, "models"))]
 
     def _report(self) -> WorkerReport:
-        assert self._collaboration is not None
+        assert self._collaboration is not None and self._assembly is not None
         return WorkerReport(
-            services=[service.report() for service in self._services.values()],
+            services=self._assembly.reports(),
             spool=self._collaboration.spool_report(),
             rss=resident_bytes(),
             uplink_bytes=self._collaboration.uplink_bytes,

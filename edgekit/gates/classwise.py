@@ -26,9 +26,9 @@ from typing import Literal
 
 import msgspec
 
-from edgekit.gates.certified import clopper_pearson_upper
+from edgekit.gates.binomial import clopper_pearson_upper
 from edgekit.gates.policy import Gate, GateDecision, GateSettings, GateSnapshot, GateStatus
-from edgekit.messages import SendReason
+from edgekit.messages import GateFacts, SendReason
 
 MAX_GROUPS = 16
 AUDITS = 1000
@@ -176,6 +176,21 @@ class ClasswiseGate:
             group.audits = deque((kind for kind in one.audits if kind in _KINDS), maxlen=AUDITS)
         return True
 
+    def facts(self) -> GateFacts | None:
+        """What the groups know, for the triggers of learning; None where no group promises or measures anything.
+
+        Alarms add up and the most looks count. The rest is of the group whose bound is nearest to its risk, or furthest
+        above it: among all samples a rare group's audits would not be noticed.
+        """
+        found = [facts for group in self._groups if (facts := group.gate.facts()) is not None]
+        if not found:
+            return None
+        return msgspec.structs.replace(
+            max(found, key=_nearness),
+            alarms=sum(facts.alarms for facts in found),
+            looks=max(facts.looks for facts in found),
+        )
+
     def status(self) -> ClasswiseStatus:
         """Where every group stands, what follows for all traffic, and sentences for people."""
         seen = sum(group.seen for group in self._groups)
@@ -206,6 +221,11 @@ class ClasswiseGate:
         if good != passed:
             return _ESCAPE if passed else _OVERKILL
         return _SAME if label == answered else _OTHER
+
+
+def _nearness(facts: GateFacts) -> float:
+    """The bound in terms of the risk; what has no bound or promises none comes last."""
+    return facts.audit_bound / facts.alpha if facts.audit_bound is not None and facts.alpha else -1.0
 
 
 class _Group:

@@ -21,12 +21,12 @@ from typing import Literal
 
 import msgspec
 
-from edgekit.gates.certified import clopper_pearson_upper
+from edgekit.gates.binomial import clopper_pearson_upper
 from edgekit.gates.drift import DriftAlarm, Reference, reference
 from edgekit.gates.filters import FILTERS, Seen, is_hard
 from edgekit.gates.policy import GateDecision, GateStatus
 from edgekit.gates.scores import hardness
-from edgekit.messages import SendReason
+from edgekit.messages import GateFacts, SendReason
 
 WINDOW = 1000
 """Last samples whose share of hard ones is known."""
@@ -191,6 +191,12 @@ class FilterGate:
         return min(1.0, local) * clopper_pearson_upper(sum(self._audits), len(self._audits), delta)
 
     # --- status -----------------------------------------------------------------------------------------------------
+
+    def facts(self) -> GateFacts | None:
+        """What the last audits say, for the triggers of learning: nothing was promised, and nothing calibrated."""
+        if self.settings.filter == "EdgeOnly":
+            return None
+        return GateFacts(alarms=self._alarms, seen=len(self._hard), audits=len(self._audits), audit_bound=self._bound())
 
     def status(self) -> GateStatus:
         """Where the gate stands, with one sentence for people."""

@@ -24,19 +24,14 @@ from typing import Literal
 
 import msgspec
 
+from edgekit.gates.audits import Since
+from edgekit.gates.binomial import allowed_differences, clopper_pearson_upper, smallest_n
 from edgekit.gates.block import Block, BlockState
 from edgekit.gates.budget import RecentScores
-from edgekit.gates.certified import (
-    ACCEPT_NOTHING,
-    Certificate,
-    allowed_differences,
-    calibrate,
-    clopper_pearson_upper,
-    smallest_n,
-)
+from edgekit.gates.certified import ACCEPT_NOTHING, Certificate, calibrate
 from edgekit.gates.drift import AuditAlarm, DriftAlarm, Reference, reference
 from edgekit.gates.scores import hardness
-from edgekit.messages import SendReason
+from edgekit.messages import GateFacts, SendReason
 
 SAFE_MODE_SAMPLES = 400
 WARM_UP = 50  # samples that budget mode sends before it has a quantile
@@ -107,6 +102,7 @@ class GateSnapshot(msgspec.Struct, kw_only=True):
     audit_levels: tuple[float, ...] = ()
     scores: list[float] = []
     audits: list[tuple[float, bool]] = []
+    since: Since = msgspec.field(default_factory=Since)
 
 
 class Gate:
@@ -124,6 +120,7 @@ class Gate:
         self._certificate: Certificate | None = None
         self._drift: DriftAlarm | None = None
         self._audit_alarm: AuditAlarm | None = None
+        self._since = Since()
         self._scores = RecentScores(BUDGET_WINDOW)
         self._audits: deque[tuple[float, bool]] = deque(maxlen=_BUDGET_AUDITS)
         if self.settings.mode == "risk":
@@ -146,8 +143,11 @@ class Gate:
         certificate = self._certificate
         if certificate is None:
             return self._send_everything(score, sample_id)
+        since = self._since
+        since.seen += 1
         if score > certificate.threshold:
             return GateDecision(True, "hard", False, score, score)
+        since.kept += 1
         if u < self.settings.audit_share:
             return GateDecision(True, "audit", True, score, 1.0)
         return GateDecision(False, None, True, score, 0.0)
@@ -160,8 +160,11 @@ class Gate:
         elif self.settings.mode == "budget":
             if reason != "hard":  # warm-up samples and audits were not chosen for being hard
                 self._audits.append((score, differs))
-        elif reason == "audit" and self._audit_alarm is not None and self._audit_alarm.observe(differs):
-            self._alarm("too many audited answers differ from the cloud's")
+        elif reason == "audit" and self._audit_alarm is not None:
+            self._since.audits += 1
+            self._since.differing += differs
+            if self._audit_alarm.observe(differs):
+                self._alarm("too many audited answers differ from the cloud's")
 
     def lost(self, sample_id: str) -> None:
         """Say that no answer will ever come for a sample that was sent: evicted, purged, or refused by cloudd."""
@@ -189,6 +192,7 @@ class Gate:
             audit_levels=audit.levels if audit else (),
             scores=self._scores.arrived,
             audits=list(self._audits),
+            since=msgspec.structs.replace(self._since),
         )
 
     def restore(self, snapshot: GateSnapshot, waiting: Container[str] = ()) -> bool:
@@ -205,6 +209,7 @@ class Gate:
         self._audit_alarm = None
         if self._certificate is not None:
             self._audit_alarm = AuditAlarm(self._audit_limit(self._certificate), snapshot.audit_levels)
+        self._since = msgspec.structs.replace(snapshot.since)
         self._scores = RecentScores(BUDGET_WINDOW, snapshot.scores)
         self._audits.clear()
         self._audits.extend(snapshot.audits)
@@ -244,7 +249,7 @@ class Gate:
         if not isinstance(certificate, Certificate) or certificate.threshold == ACCEPT_NOTHING:
             self._new_block()
             return
-        self._block, self._certificate, self._cause = None, certificate, ""
+        self._block, self._certificate, self._cause, self._since = None, certificate, "", Since()
         self._drift = DriftAlarm(reference(scores))
         self._audit_alarm = AuditAlarm(self._audit_limit(certificate))
 
@@ -299,6 +304,29 @@ class Gate:
         return upper * (1 - self._hard_share()), len(local)
 
     # --- status -----------------------------------------------------------------------------------------------------
+
+    def facts(self) -> GateFacts | None:
+        """What the gate knows, for the triggers of learning; None in mode off. In budget mode its last audits speak."""
+        settings, certificate, since = self.settings, self._certificate, self._since
+        if settings.mode == "off":
+            return None
+        if settings.mode == "budget":
+            known = len(self._scores)
+            threshold = self._scores.threshold(self._hard_share()) if known >= WARM_UP else ACCEPT_NOTHING
+            bound, audits = self._budget_bound(threshold)
+            calibrated = settings.budget if known >= WARM_UP else None
+            return GateFacts(alarms=self._alarms, seen=known, audits=audits, audit_bound=bound, calibrated=calibrated)
+        if certificate is None:
+            return GateFacts(alarms=self._alarms, looks=self._looks, alpha=settings.risk)
+        hard = certificate.send_share
+        return GateFacts(
+            alarms=self._alarms,
+            alpha=settings.risk,
+            seen=since.seen,
+            audits=since.audits,
+            audit_bound=since.bound(settings.confidence),
+            calibrated=hard + (1 - hard) * settings.audit_share,
+        )
 
     def status(self) -> GateStatus:
         """Where the gate stands, with one sentence for people."""

@@ -33,11 +33,13 @@ from edgekit.messages.models import FileEntry, ModelEntry
 from edgekit.messages.reports import (
     LATENCY_BOUNDS_MS,
     STAGE_BOUNDS_MS,
+    GateFacts,
     ModelStatistics,
     OutputReport,
     PlanReport,
     RouteReport,
     ServiceReport,
+    ShadowReport,
     SpoolReport,
 )
 from edgekit.messages.worker import (
@@ -86,6 +88,7 @@ __all__ = [
     "FeaturesHeader",
     "FileEntry",
     "FromWorker",
+    "GateFacts",
     "HardSample",
     "Held",
     "Hello",
@@ -113,6 +116,7 @@ __all__ = [
     "SendReason",
     "ServiceReport",
     "SettingFailed",
+    "ShadowReport",
     "SpoolReport",
     "ToCloud",
     "ToEdge",

@@ -52,6 +52,41 @@ class PlanReport(Message, frozen=True, kw_only=True):
     omitted: int = 0  # further routes, all of them worse
 
 
+class GateFacts(Message, frozen=True, kw_only=True):
+    """What the gate of a service knows about the traffic, for the triggers of learning.
+
+    With groups of labels, the bound and what belongs to it are those of the group that is nearest to its limit.
+    """
+
+    alarms: int = 0  # drift and audit alarms since the gate began; it begins anew with another model
+    looks: int = 0  # calibration blocks in a row that certified nothing
+    alpha: float | None = None  # the risk that was asked for; None without such a promise
+    seen: int = 0  # samples since the threshold was certified
+    audits: int = 0  # answers given here since then whose truth is known
+    audit_bound: float | None = None  # upper confidence bound of the share of samples decided here and differing
+    calibrated: float | None = None  # share of samples, audits among them, that were to be sent by the calibration
+
+
+class ShadowReport(Message, frozen=True, kw_only=True):
+    """How a candidate does that looks at live pictures after their decision and decides nothing itself.
+
+    The counters are those of edgekit.learning.trial.Tally, of the worker that reports (see edged.tally).
+    """
+
+    candidate: str  # name@version
+    items: int = 0  # pictures that it looked at
+    agreeing: int = 0  # with the model that decides here
+    unusable: int = 0  # no answer, or none that is a number
+    audits: int = 0  # the cloud's answer is known
+    lost: int = 0  # of these: the present model agrees with the cloud, and the candidate does not
+    gained: int = 0  # the other way round
+    sent: int = 0  # pictures that the present model's threshold sends
+    would_send: int = 0  # that the policy would send at least, if the candidate decided
+    skipped: int = 0  # pictures that it did not look at: one waited already, or its share of the CPU was used up
+    p95_ms: float | None = None  # of the candidate's model alone
+    failure: str = ""  # why it does not look at pictures, or no longer; then nothing is counted any more
+
+
 class ServiceReport(Message, frozen=True, kw_only=True):
     """Reported state of one service."""
 
@@ -90,6 +125,10 @@ class ServiceReport(Message, frozen=True, kw_only=True):
     outputs: list[OutputReport] = []
     preview: str = ""  # what the newest picture shows and what was decided about it; "" while there is none
     plan: PlanReport | None = None  # None: nobody is asked, or nothing may leave
+    audited: int = 0  # audits of answers given here by the present model that the cloud has answered
+    audited_differing: int = 0  # of these: it says something else
+    gate_facts: GateFacts | None = None  # None: the service has no model, or its gate promises and measures nothing
+    shadow: ShadowReport | None = None  # None: it has no candidate
 
 
 class ModelStatistics(Message, frozen=True, kw_only=True):

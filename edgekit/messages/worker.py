@@ -51,6 +51,7 @@ class Configure(Message, frozen=True, kw_only=True, tag="configure"):
     models: list[str] = []  # name@version of the models that are served without a service, all in `packages`
     management_token: str = ""  # who knows it may ask for models to be loaded and unloaded; "" = nobody
     compare: dict[str, str] = {}  # by service: name@version of its present model, where a new one takes over
+    shadows: dict[str, str] = {}  # by service: name@version, in `packages`, of a candidate that only looks
     send_fd: int = -1  # inherited: a socket that takes this worker's idle connections when it is drained
     receive_fd: int = -1  # inherited: a socket that brings those of the worker before
     dispatch: DispatchPolicy | None = None  # where requests go when more comes than can be done; None: all stay here

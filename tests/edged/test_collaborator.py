@@ -257,3 +257,28 @@ async def test_a_damaged_memory_begins_anew(bench: Bench) -> None:
         collaborator = await hub.add(service(), "small@1")
         assert collaborator.status().state == "calibrating"
     assert list(bench.state.glob("gate.db.bad-*"))
+
+
+async def test_audits_are_counted_once_by_the_worker_that_brought_them(bench: Bench) -> None:
+    wanted = service(hard_samples=msgspec.structs.replace(service().hard_samples, audit_share=0.6))
+    async with bench.hub() as hub:
+        line = await bench.ready(hub, wanted)
+        assert line.collaborator.audited() == (0, 0), "what calibrated is no audit"
+        await line.one(HARD)
+        bench.cloud.label = "ok"
+        await line.one(EASY)
+        await until(lambda: line.collaborator.audited() == (1, 0))
+        bench.cloud.label = "bad"
+        await line.one(EASY)
+        await until(lambda: line.collaborator.audited() == (2, 1))
+        facts = line.collaborator.facts()
+        assert facts is not None and (facts.seen, facts.audits, facts.alpha) == (3, 2, 0.3)
+    async with bench.hub() as hub:
+        again = await hub.add(wanted, "small@1")
+        assert again.audited() == (0, 0) and again.facts() == facts, "its gate knows them, another worker counted them"
+
+
+async def test_a_service_that_sends_nothing_has_no_facts(bench: Bench) -> None:
+    async with bench.hub() as hub:
+        collaborator = await hub.add(service(may_leave="nothing"), "small@1")
+        assert collaborator.facts() is None

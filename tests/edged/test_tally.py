@@ -7,7 +7,7 @@ import random
 import msgspec
 
 from edged.tally import MAX_MODELS, Tally, add, add_model
-from edgekit.messages import ModelStatistics, OutputReport, ServiceReport
+from edgekit.messages import GateFacts, ModelStatistics, OutputReport, ServiceReport, ShadowReport
 
 
 def report(scale: int, *, name: str = "solder", outputs: int = 1) -> ServiceReport:
@@ -21,6 +21,15 @@ def report(scale: int, *, name: str = "solder", outputs: int = 1) -> ServiceRepo
         stage_counts={"infer": [scale, scale]}, stage_sums_ms={"infer": 0.5 * scale},
         not_run={"stale": scale, "full": 0}, p50_ms=float(scale), waiting=scale, last_at=float(scale),
         outputs=[OutputReport(name="/o", kind="csv", delivered=scale, dropped=scale, waiting=scale)] * outputs,
+        audited=3 * scale, audited_differing=scale, gate_facts=GateFacts(audits=scale), shadow=shadow(scale),
+    )  # fmt: skip
+
+
+def shadow(scale: int, candidate: str = "m.solder@1-1") -> ShadowReport:
+    """All of its counters are multiples of `scale`."""
+    return ShadowReport(
+        candidate=candidate, items=9 * scale, agreeing=7 * scale, unusable=scale, audits=4 * scale, lost=scale,
+        gained=2 * scale, sent=3 * scale, would_send=2 * scale, skipped=scale, p95_ms=float(scale),
     )  # fmt: skip
 
 
@@ -32,6 +41,7 @@ def test_every_counter_is_added_and_nothing_else() -> None:
     assert tally.uplink_bytes == 150
     expected = msgspec.structs.replace(
         report(7), p50_ms=4.0, waiting=4, last_at=4.0, labels={"ok": 56, "l1": 2, "l2": 4, "l4": 8},
+        gate_facts=GateFacts(audits=4), shadow=msgspec.structs.replace(shadow(7), p95_ms=4.0),
         outputs=[OutputReport(name="/o", kind="csv", delivered=7, dropped=7, waiting=4)],
     )  # fmt: skip
     assert total == expected
@@ -41,11 +51,31 @@ def test_a_new_counter_of_a_report_cannot_be_forgotten() -> None:
     """Whoever adds a field to ServiceReport has to say here that it is no counter, or add it up."""
     states = {
         "name", "model", "state", "detail", "offload_share", "agreement", "p50_ms", "p99_ms", "infer_p95_ms", "gate",
-        "waiting", "last_at", "recent_p50_ms", "recent_p99_ms", "recent_per_s", "preview", "plan",
+        "waiting", "last_at", "recent_p50_ms", "recent_p99_ms", "recent_per_s", "preview", "plan", "gate_facts",
     }  # fmt: skip
     once, twice = report(1), add(report(1), report(1))
     for field in set(ServiceReport.__struct_fields__) - states:
         assert getattr(once, field) != getattr(twice, field), field
+    assert once.shadow is not None and twice.shadow is not None
+    for field in set(ShadowReport.__struct_fields__) - {"candidate", "p95_ms", "failure"}:
+        assert getattr(twice.shadow, field) == 2 * getattr(once.shadow, field), field
+
+
+def test_what_one_candidate_counted_is_not_anothers() -> None:
+    tally = Tally()
+    tally.retire([report(1)], 0)
+    other = msgspec.structs.replace(report(2), shadow=shadow(2, "m.solder@1-2"))
+    assert tally.total(other).shadow == other.shadow
+    gone = msgspec.structs.replace(report(2), shadow=None)
+    assert tally.total(gone).shadow is None, "the service has no candidate any more"
+
+
+def test_a_candidate_keeps_its_counts_over_a_worker_that_could_not_load_the_service() -> None:
+    tally = Tally()
+    tally.retire([report(1)], 0)
+    tally.retire([ServiceReport(name="solder", model="m@1", state="failed")], 0)
+    total = tally.total(report(1)).shadow
+    assert total is not None and (total.items, total.would_send) == (18, 4)
 
 
 def test_a_service_without_outputs_and_a_new_histogram_lose_nothing() -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import sqlite3
@@ -23,7 +22,8 @@ from typing import TypeVar
 
 from edged.capture.outputs.alarm import Alarm
 from edged.capture.outputs.base import Notify, OutputError
-from edged.capture.outputs.queue import Message, Queue
+from edged.capture.outputs.losses import Losses
+from edged.capture.outputs.queue import Message, Queue, lock
 from edged.capture.outputs.sending import NotDelivered, Sender
 from edged.link.backoff import Backoff
 from edged.store import StoreError, is_corrupt
@@ -51,8 +51,6 @@ TRIES = 5
 """How often a decision is offered that the receiver refuses."""
 BACKOFF_BASE_S = 0.5
 BACKOFF_CAP_S = 30.0
-TELL_S = 60.0
-"""Refused and lost decisions are told one by one only if they are this far apart."""
 CLOSE_S = 0.5
 """Half of what closing may take: for what is under way, and again for its good-byes."""
 LOCK_S = 0.2
@@ -95,8 +93,7 @@ class NetworkOutput:
         self._waiting = 0  # in the queue, as last seen
         self._full_at = 0
         self._delivered = self._dropped = 0
-        self._untold: dict[str, int] = {}
-        self._told_at: dict[str, float] = {}
+        self._losses = Losses(notify, stem, service, name)
         self._unmarked: tuple[int, int] | None = None  # number and count of what was delivered and is not marked yet
         self._refusals = (0, 0)  # of the decision with this number
         self._backoff = Backoff(BACKOFF_BASE_S, BACKOFF_CAP_S, floor_s=0.1)
@@ -163,7 +160,7 @@ class NetworkOutput:
                     OutputError(f"{self._name}: its queue could not be written before the worker ended")
                 )
         self._give_up(lost)
-        self._tell_loss("output-lost:", "could not be queued on the disk", at_once=True)
+        self._losses.tell("output-lost:", "could not be queued on the disk", at_once=True)
         self._executor.submit(self._queue.close)
         self._executor.shutdown(wait=False)
 
@@ -194,8 +191,7 @@ class NetworkOutput:
 
     def _give_up(self, count: int) -> None:
         self._dropped += count
-        if count:
-            self._untold["output-lost:"] = self._untold.get("output-lost:", 0) + count
+        self._losses.add("output-lost:", count)
 
     async def _store_all(self) -> None:
         while self._pending or not self._ending.is_set():
@@ -229,7 +225,7 @@ class NetworkOutput:
         crash_point("output.queued")
         self._waiting = stored.waiting
         self._disk.over(f"decisions for {self._name} are queued on the disk again")
-        self._tell_loss("output-lost:", "were given up while the disk took nothing")
+        self._losses.tell("output-lost:", "were given up while the disk took nothing")
         for _, _, future in batch:
             if future is not None and not future.done():
                 future.set_result(None)
@@ -252,37 +248,26 @@ class NetworkOutput:
 
     async def _in_turn(self) -> None:
         """Deliver as soon as no other worker does, until we are closed."""
-        lock = None
+        held = None
         try:
-            while lock is None and not self._ending.is_set():
-                lock = await self._lock()
+            while held is None and not self._ending.is_set():
+                held = await self._lock()
             while not self._ending.is_set():
                 await self._guarded(self._deliver)
         finally:
             await self._sender.close()
-            if lock is not None:
-                os.close(lock)
+            if held is not None:
+                os.close(held)
 
     async def _lock(self) -> int | None:
         """The lock, or None after a while."""
         try:
-            return await self._thread(self._try_lock)
+            return await self._thread(lambda: lock(self._lock_path))
         except BlockingIOError:
             await self._pause(LOCK_S)
         except OSError as error:
             await self._stuck(error)
         return None
-
-    def _try_lock(self) -> int:
-        self._lock_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.utime(lock)  # says when the queue was last in use
-        except BaseException:
-            os.close(lock)
-            raise
-        return lock
 
     async def _deliver(self) -> bool:
         """Deliver what waits, or wait for it; False if that failed."""
@@ -361,20 +346,11 @@ class NetworkOutput:
     async def _refused(self, message: Message, reason: str) -> None:
         self._waiting = await self._thread(lambda: self._queue.refused(message, reason, time.time()))
         self._dropped += 1
-        self._untold["output-refused:"] = self._untold.get("output-refused:", 0) + 1
-        self._tell_loss("output-refused:", f"were refused ({reason}; the last was {message.sample_id})")
+        self._losses.add("output-refused:", 1)
+        self._losses.tell("output-refused:", f"were refused ({reason}; the last was {message.sample_id})")
         self._works()
 
     # --- common -----------------------------------------------------------------------------------------------------
-
-    def _tell_loss(self, what: str, how: str, at_once: bool = False) -> None:
-        """Say what was lost, now or together with what will be lost soon."""
-        count, now = self._untold.get(what, 0), time.monotonic()
-        if not count or (not at_once and now < self._told_at.get(what, -TELL_S) + TELL_S):
-            return
-        self._untold[what], self._told_at[what] = 0, now
-        text = f"{count} decisions of {self._service} {how}, so they are missing at {self._name}"
-        self._notify("error", f"{what}{self.key}", text, passing=True)
 
     async def _stuck(self, error: Exception) -> None:
         """The disk does not play along: say so and pause."""

@@ -7,6 +7,8 @@ of what waits are kept in the same transaction, so that nothing is ever counted 
 
 from __future__ import annotations
 
+import fcntl
+import os
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +32,19 @@ _MIGRATIONS = [
                           reason TEXT NOT NULL, content BLOB NOT NULL);
     """
 ]
+
+
+def lock(path: Path) -> int:
+    """The descriptor of a lock that one process has at a time. Raises BlockingIOError, or another OSError."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    held = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.utime(held)  # says when the queue was last in use
+    except BaseException:
+        os.close(held)
+        raise
+    return held
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,12 @@ class Broken:
     def plan_report(self) -> None:
         return None
 
+    def facts(self) -> None:
+        return None
+
+    def audited(self) -> tuple[int, int]:
+        return 0, 0
+
     def measure(self, *_: object) -> None:
         """It plans nothing."""
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekit.gates.certified import clopper_pearson_upper
+from edgekit.gates.binomial import clopper_pearson_upper
 from edgekit.gates.classwise import ClasswiseGate, ClasswiseSettings, ClasswiseSnapshot, Group
 from edgekit.gates.policy import Gate, GateDecision, GateSettings
 
