@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -264,8 +265,12 @@ class DesiredStore:
         return self._directory / f"{name}.toml"
 
 
+@lru_cache(maxsize=2 * MAX_SERVICES)
 def parse(entry_text: str) -> Service:
-    """A definition out of the table; it was checked on its way in. Raises ServiceError after a downgrade of edged."""
+    """A definition out of the table; it was checked on its way in. Raises ServiceError after a downgrade of edged.
+
+    It is asked for many times a second, by everything that looks at services.
+    """
     return parse_service(entry_text, "stored definition")
 
 

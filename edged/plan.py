@@ -1,7 +1,8 @@
 """What a worker should run now: pure decisions from wanted services, installed packages and what runs already.
 
 A service whose newest definition (with the package it means) failed falls back to its last good one. A service whose
-package is not here yet keeps its last good one too, or waits. Nothing here touches a disk or a clock.
+package is not here yet keeps its last good one too, or waits. What a service learned takes the place of exactly the
+model that it was learned from. Nothing here touches a disk or a clock.
 """
 
 from __future__ import annotations
@@ -24,10 +25,19 @@ class Choice(NamedTuple):
     ref: str  # name@version of its package
     last_good: bool = False  # it stands in for a newer definition or model that cannot run
     head: str = ""  # name@version of the head package of its [split], "" without one, or while it is not here
+    shadow: str = ""  # name@version of a candidate that looks on and decides nothing, "" for none
 
     @property
     def key(self) -> str:
         return combination_key(self.text, self.ref)
+
+
+class Learned(NamedTuple):
+    """What a service has learned, as name@version; `base` is what its definition means. "": nothing."""
+
+    base: str
+    runs: str = ""  # in the place of `base`
+    shadow: str = ""  # beside what runs
 
 
 class Plan(NamedTuple):
@@ -49,11 +59,11 @@ class Plan(NamedTuple):
 
     @property
     def packages(self) -> frozenset[str]:
-        """name@version of everything that is run: models, and the heads of services that split."""
-        return frozenset(ref for choice in self.choices for ref in (choice.ref, choice.head) if ref)
+        """name@version of everything that is run: models, heads of services that split, and candidates."""
+        return frozenset(ref for choice in self.choices for ref in (choice.ref, choice.head, choice.shadow) if ref)
 
     @property
-    def key(self) -> frozenset[tuple[str, str, str]]:
+    def key(self) -> frozenset[tuple[str, str, str, str]]:
         """Two plans with equal keys run the same."""
         return what_runs(self.choices)
 
@@ -63,6 +73,7 @@ def make_plan(
     packages: Mapping[str, Path],
     running: Mapping[str, Choice] | None = None,
     one_by_one: bool = False,
+    learned: Mapping[str, Learned] | None = None,
 ) -> Plan:
     """Choose for every wanted service and every model that is served without one.
 
@@ -75,7 +86,7 @@ def make_plan(
     running = running or {}
     trying = False
     for entry in sorted(entries, key=lambda entry: entry.name):
-        choice, wanted, report = _choose(entry, packages)
+        choice, wanted, report = _choose(entry, packages, (learned or {}).get(entry.name))
         if wanted:
             missing.add(wanted)
         if choice is not None and one_by_one and not proven(choice, entry):
@@ -95,9 +106,9 @@ def make_plan(
     return Plan(tuple(choices), frozenset(missing), held)
 
 
-def what_runs(choices: Iterable[Choice]) -> frozenset[tuple[str, str, str]]:
-    """Equal for equal definitions, models and heads."""
-    return frozenset((choice.name, choice.key, choice.head) for choice in choices)
+def what_runs(choices: Iterable[Choice]) -> frozenset[tuple[str, str, str, str]]:
+    """Equal for equal definitions, models, heads and candidates."""
+    return frozenset((choice.name, choice.key, choice.head, choice.shadow) for choice in choices)
 
 
 def proven(choice: Choice, entry: Entry) -> bool:
@@ -143,7 +154,9 @@ def failures(plan: Plan, ready: Ready) -> dict[str, str]:
     return {**services, **alone}
 
 
-def _choose(entry: Entry, packages: Mapping[str, Path]) -> tuple[Choice | None, str, ServiceReport]:
+def _choose(
+    entry: Entry, packages: Mapping[str, Path], learned: Learned | None
+) -> tuple[Choice | None, str, ServiceReport]:
     """(what to run or None, model reference to fetch or "", report for the case of None)."""
     good = _good(entry, packages)
     try:
@@ -154,10 +167,21 @@ def _choose(entry: Entry, packages: Mapping[str, Path]) -> tuple[Choice | None, 
     if ref is None:
         detail = f"the model {model} is not installed"
         return good, model, ServiceReport(name=entry.name, model=model, state="loading", detail=detail)
-    choice = Choice(entry.name, entry.text, ref)
+    choice = _learned(Choice(entry.name, entry.text, ref), entry, packages, learned)
     if entry.refused_key and entry.refused_key == choice.key:
         return good, "", ServiceReport(name=entry.name, model=ref, state="failed", detail=entry.refused_why)
     return choice, "", ServiceReport(name=entry.name, model=ref, state="loading")
+
+
+def _learned(choice: Choice, entry: Entry, packages: Mapping[str, Path], learned: Learned | None) -> Choice:
+    """The choice with what the service has learned from exactly this model, as far as that is here and starts."""
+    if learned is None or learned.base != choice.ref:
+        return choice
+    if learned.runs in packages:
+        instead = choice._replace(ref=learned.runs)
+        choice = choice if entry.refused_key == instead.key else instead
+    looks_on = learned.shadow in packages and learned.shadow != choice.ref
+    return choice._replace(shadow=learned.shadow) if looks_on else choice
 
 
 def _with_head(choice: Choice, packages: Mapping[str, Path]) -> tuple[Choice, str]:

@@ -21,7 +21,7 @@ from edged import comparison
 from edged.desired import Entry, is_model
 from edged.health import Health, WorkerItems
 from edged.memory import Memory
-from edged.plan import Choice, Plan, failures, has_better, make_plan, newcomers, unproven, what_runs
+from edged.plan import Choice, Learned, Plan, failures, has_better, make_plan, newcomers, unproven, what_runs
 from edged.reports import Reports, live_models, live_services
 from edged.spawn import Spawned, spawn, worker_command
 from edged.trouble import Marks, Trouble
@@ -79,6 +79,7 @@ class Runner:
         on_model_wanted: Callable[[ModelWanted, Worker], None] = lambda message, worker: None,
         memory: Memory | None = None,
         first: Spawned | None = None,
+        learned: Callable[[], Mapping[str, Learned]] = dict,
     ) -> None:
         """`http` is the listening inference socket, `directory` an empty one to run in, `packages` tells the installed.
 
@@ -86,12 +87,13 @@ class Runner:
         waited for before a worker is configured; it bounds its own time and raises nothing. `on_death` hears of every
         worker that failed: the settings it had, whether it had been ready, and how it ended. `on_model_wanted` hears
         of what a worker's clients want, and has to answer that worker. `first` is a worker that was spawned ahead;
-        the others are started with `command`.
+        the others are started with `command`. `learned` tells what services have learned, by their names.
         """
         self._http, self._directory, self._command, self._first = http, directory, command, first
         self._desired, self._packages, self._configure = desired, packages, configure
         self._health, self._on_plan = health, on_plan
         self._items = WorkerItems(health)
+        self._learned = learned
         self._prepare, self._on_setting_failed, self._on_death = prepare, on_setting_failed, on_death
         self._on_model_wanted = on_model_wanted
         self._memory = memory or Memory()
@@ -237,7 +239,8 @@ class Runner:
         services = {entry.name: entry for entry in await asyncio.to_thread(self._desired.entries)}
         models = {entry.name: entry for entry in await asyncio.to_thread(self._desired.models)}
         entries = {**services, **models}
-        plan = make_plan(entries.values(), self._packages(), self._accepted, self._trouble.one_by_one)
+        packages, one_by_one = self._packages(), self._trouble.one_by_one
+        plan = make_plan(entries.values(), packages, self._accepted, one_by_one, self._learned())
         self.entries, self.model_entries, self.missing, self._held = services, models, plan.missing, plan.held
         self._planned = {choice.name: choice for choice in plan.choices}
         self._reports.forget(services)

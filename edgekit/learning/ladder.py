@@ -24,7 +24,7 @@ _DAY = 86_400.0
 _SCENE: tuple[Rung, ...] = RUNGS
 _LABELS: tuple[Rung, ...] = ("head", "last-blocks", "full", "cloud")
 ROUTES: dict[Cause, tuple[Rung, ...]] = {
-    "operator": RUNGS,
+    "operator": ("head", "last-blocks", "full", "batchnorm", "recalibrate", "cloud"),  # who labels wants it learned
     "new-class": _LABELS,
     "labels": _LABELS,
     "unattainable": RUNGS[1:],  # recalibrating is what just failed
@@ -32,6 +32,7 @@ ROUTES: dict[Cause, tuple[Rung, ...]] = {
     "drift": _SCENE,
     "offload": _SCENE,
     "schedule": _LABELS,
+    "federation": (),  # its candidates come from elsewhere
 }
 """For each cause the rungs in the order in which they are tried."""
 

@@ -2,7 +2,8 @@
 
 Call `consider` from time to time. Does it start a job, do the job and say how it went: `finished` for one without a
 new model (a threshold that was calibrated anew, or a job that broke), `made` for one with a candidate, whose trial then
-goes on with `judge`, `shadow`, `probation` and `order`. Until that trial has ended no other job starts.
+goes on with `judge`, `shadow`, `probation`, `order` and `broken`. Until that trial has ended no other job starts.
+A candidate from elsewhere is `offered`.
 """
 
 from __future__ import annotations
@@ -80,6 +81,51 @@ def made(state: State, candidate: str, before: str, now: float, seconds: float) 
     return msgspec.structs.replace(state, trial=one)
 
 
+def offered(state: State, candidate: str, before: str, by: str, now: float, seconds: float) -> Step:
+    """A candidate that no rung made goes on trial, with a job of its own. Raises ValueError if one is under way."""
+    if state.ladder.running is not None:
+        raise ValueError("one job at a time, and the present one has not ended")
+    number = state.ladder.number + 1
+    sentence = f"A candidate came from {by[:64]}."
+    job = ladder.Job(number=number, rung="federated", causes=["federation"], started=now, sentence=sentence)
+    below = msgspec.structs.replace(state.ladder, number=number, running=job)
+    record = Record(at=now, event="offered", rung=job.rung, cause=job.causes[0], candidate=candidate, sentence=sentence)
+    state = made(msgspec.structs.replace(state, ladder=below), candidate, before, now, seconds)
+    return Step(state=state, sentence=sentence, records=[record])
+
+
+def stopped(settings: Settings, state: State, by: str, now: float, seconds: float) -> Step:
+    """Somebody ended the running job. What it served is settled: the same evidence does not start it again.
+
+    Raises ValueError if none runs.
+    """
+    job = state.ladder.running
+    step = finished(settings, state, "refused", now, seconds, f"{by[:64]} stopped it")
+    assert job is not None
+    tried = {cause: rungs for cause, rungs in step.state.ladder.tried.items() if cause not in job.causes}
+    below = msgspec.structs.replace(step.state.ladder, tried=tried)
+    triggers = step.state.triggers
+    if state.evidence is not None:
+        triggers = watch.settle(settings.triggers, triggers, state.evidence, job.causes)
+    return msgspec.structs.replace(step, state=msgspec.structs.replace(step.state, ladder=below, triggers=triggers))
+
+
+def superseded(settings: Settings, state: State, why: str, now: float, seconds: float) -> Step:
+    """Another model decides now, so what is learned for the one before is void, and every rung may be tried again.
+
+    Nobody's fault: it is no rollback that makes learning pause.
+    """
+    record = Record(at=now, event="superseded", sentence=f"What was learned is not used any longer: {why}.")
+    if state.ladder.running is not None:
+        rung, cause = state.ladder.running.rung, state.ladder.running.causes[0]
+        record = msgspec.structs.replace(record, rung=rung, cause=cause)
+        if state.trial is not None:
+            record, seconds = msgspec.structs.replace(record, candidate=state.trial.candidate), state.trial.seconds
+        state = finished(settings, state, "refused", now, seconds, why).state
+    below = msgspec.structs.replace(state.ladder, tried={}, failures={})
+    return Step(state=msgspec.structs.replace(state, ladder=below), sentence=record.sentence, records=[record])
+
+
 def judge(settings: Settings, state: State, verdict: Verdict, expected: Expected, now: float) -> Step:
     """See `trial.judged`."""
     return _on(settings, state, now, lambda one: trial.judged(one, verdict, expected, now))
@@ -98,6 +144,11 @@ def probation(settings: Settings, state: State, report: Watch, now: float) -> St
 def order(settings: Settings, state: State, go: bool, by: str, now: float) -> Step:
     """See `trial.ordered`."""
     return _on(settings, state, now, lambda one: trial.ordered(one, go, by, now))
+
+
+def broken(settings: Settings, state: State, why: str, now: float) -> Step:
+    """See `trial.broken`."""
+    return _on(settings, state, now, lambda one: trial.broken(one, why, now))
 
 
 def _on(settings: Settings, state: State, now: float, act: Callable[[Trial], tuple[Trial, Record | None]]) -> Step:

@@ -8,12 +8,16 @@ from typing import Literal
 
 import msgspec
 
-Rung = Literal["recalibrate", "batchnorm", "head", "last-blocks", "full", "cloud"]
-Cause = Literal["operator", "new-class", "unattainable", "audits", "drift", "offload", "labels", "schedule"]
-Event = Literal["started", "exhausted", "failed", "accepted", "refused", "promoted", "kept", "rolled-back"]
+Rung = Literal["recalibrate", "batchnorm", "head", "last-blocks", "full", "cloud", "federated"]
+Cause = Literal[
+    "operator", "new-class", "unattainable", "audits", "drift", "offload", "labels", "schedule", "federation"
+]
+Event = Literal[
+    "started", "exhausted", "failed", "accepted", "refused", "promoted", "kept", "rolled-back", "offered", "superseded"
+]
 
 RUNGS: tuple[Rung, ...] = ("recalibrate", "batchnorm", "head", "last-blocks", "full", "cloud")
-"""The ladder, cheapest first (`research/algorithms.md` 4.5)."""
+"""The ladder, cheapest first (`research/algorithms.md` 4.5). What was learned together with others is not on it."""
 NAMES: dict[Rung, str] = {
     "recalibrate": "recalibrating the threshold",
     "batchnorm": "re-estimating BatchNorm",
@@ -21,6 +25,7 @@ NAMES: dict[Rung, str] = {
     "last-blocks": "fine-tuning the last blocks",
     "full": "fine-tuning everything with replay",
     "cloud": "retraining and distilling in the cloud",
+    "federated": "learning together with other devices",
 }
 
 

@@ -260,6 +260,19 @@ def ordered(trial: Trial, go: bool, by: str, now: float) -> tuple[Trial, Record]
     return _move(trial, "refused", "refused", now, f"{name} refused the candidate.", [])
 
 
+def broken(trial: Trial, why: str, now: float) -> tuple[Trial, Record]:
+    """It cannot go on, whatever it has shown: it does not start, or it is not there any more.
+
+    Raises ValueError for an ended trial.
+    """
+    if trial.stage in ENDED:
+        raise ValueError(f"a candidate that is {trial.stage} has ended")
+    if trial.stage == "probation":
+        sentence = f"The model was taken back and the one before it decides again: {why}."
+        return _move(trial, "rolled-back", "rolled-back", now, sentence, [])
+    return _move(trial, "refused", "refused", now, f"The candidate is refused: {why}.", [])
+
+
 def exact_mcnemar(lost: int, gained: int) -> float:
     """P(at least `lost` of all discordant items are lost), were both models equally good: McNemar 1947, exact."""
     n = lost + gained

@@ -70,7 +70,7 @@ def settle(triggers: Triggers, states: TriggerStates, evidence: Evidence, causes
     changed = {}
     for cause in causes:
         name = cause.replace("-", "_")
-        trigger = getattr(triggers, name)
+        trigger = getattr(triggers, name, None)  # what others taught has none
         if trigger is not None:
             changed[name] = trigger.settle(getattr(states, name), evidence)
     return msgspec.structs.replace(states, **changed)

@@ -13,8 +13,10 @@ definition  the tables
 checks      rules that span more than one key
 source      the rules of `[source]`
 regions     the rules of `[regions]`
+identity    the rules of the tasks anomaly and embedding
 split       the rules of `[split]` and of what may leave
 labels      the labels that a definition names
+learning    the `[learning]` table and its rules
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from edgekit.services.definition import (
     NOTHING_LABEL,
     DecisionRules,
     Detection,
+    Gallery,
     HardSamples,
     Pipeline,
     RegionGroup,
@@ -41,6 +44,13 @@ from edgekit.services.definition import (
     VerdictWord,
 )
 from edgekit.services.labels import MAX_RULE_BYTES, MAX_SHOWN_LABELS, label_problem
+from edgekit.services.learning import (
+    Learning,
+    LearningJudging,
+    LearningProbation,
+    LearningShadow,
+    LearningTriggers,
+)
 from edgekit.services.source import place
 
 __all__ = [
@@ -51,7 +61,13 @@ __all__ = [
     "NOTHING_LABEL",
     "DecisionRules",
     "Detection",
+    "Gallery",
     "HardSamples",
+    "Learning",
+    "LearningJudging",
+    "LearningProbation",
+    "LearningShadow",
+    "LearningTriggers",
     "Output",
     "Pipeline",
     "RegionGroup",

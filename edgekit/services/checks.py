@@ -9,7 +9,9 @@ from edgekit.gates.filters import FILTERS
 from edgekit.outputs import check_outputs
 from edgekit.packages.manifest import split_ref
 from edgekit.services.definition import DecisionRules, HardSamples, Pipeline, Service
+from edgekit.services.identity import check_identity
 from edgekit.services.labels import NAME, NAME_RULE, check_labels
+from edgekit.services.learning import check_learning
 from edgekit.services.regions import check_regions
 from edgekit.services.source import check_source
 from edgekit.services.split import check_split
@@ -38,9 +40,12 @@ def check(service: Service) -> None:
         _check_boxes(service)
     elif service.detection is not None:
         raise toml.TomlError('"detection" is set', 'it belongs to task = "detection" only')
+    check_identity(service)
     if service.regions is not None:
         check_regions(service, service.regions)
     check_split(service)
+    if service.learning is not None:
+        check_learning(service.learning)
     check_outputs(service.outputs)
 
 

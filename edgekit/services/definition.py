@@ -10,6 +10,7 @@ from msgspec import Meta
 from edgekit.gates.filters import FilterParameters, Share
 from edgekit.outputs import Output
 from edgekit.regions.header import MAX_REGIONS
+from edgekit.services.learning import Learning
 
 NOTHING_LABEL = "nothing"
 """What the label of a detector's frame is when nothing is found in it, and what `decision` may call it."""
@@ -154,10 +155,23 @@ class Split(_Table, frozen=True, kw_only=True):
     heads: Text  # name, or name@version, of the head package that `cloudd split` made of the answer model
 
 
+class Gallery(_Table, frozen=True, kw_only=True):
+    """When an enrolled identity counts as recognised.
+
+    The threshold is the cosine that strangers exceed at a certified rate only (`edgekit.heads.unknown`), found by the
+    device with its own gallery; `threshold` fixes it instead.
+    """
+
+    false_accept_rate: Score = 0.01  # of strangers that are taken for somebody
+    confidence: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.9  # with which the rate holds
+    threshold: Score | None = None  # None: certified, or what the package or the gallery suggests until it can be
+
+
 class Samples(_Table, frozen=True, kw_only=True):
     """Which pictures stay on the device for learning. They never leave by themselves.
 
-    `asked`: those about which the cloud was asked or differs, and a share `random` of all others. `all`: every one.
+    `asked`: those about which the cloud was asked or differs, those that `decision` leaves to a person, and a share
+    `random` of all others. `all`: every one.
     """
 
     keep: Literal["asked", "none", "all"] = "asked"
@@ -177,7 +191,7 @@ class Service(_Table, frozen=True, kw_only=True):
     """One running inspection: a task, a model, a source and its policies."""
 
     name: str
-    task: Literal["classification", "detection"] = "classification"
+    task: Literal["classification", "detection", "anomaly", "embedding"] = "classification"
     model: str  # name, or name@version
     priority: Literal["alarm", "inline", "audit"] = "inline"
     deadline_ms: Annotated[float, Meta(gt=0.0, le=600_000.0)] = 300.0
@@ -196,3 +210,5 @@ class Service(_Table, frozen=True, kw_only=True):
     detection: Detection | None = None  # detection only; None: as the model's package says
     regions: Regions | None = None  # None: the whole picture is sent
     split: Split | None = None  # None: the answer model's head is not on this device
+    learning: Learning | None = None  # None: its model stays as it is
+    gallery: Gallery | None = None  # embedding only; None: its defaults

@@ -30,6 +30,8 @@ def label_problem(service: Service, labels: Sequence[str]) -> str:
     """Why the service's rules do not fit a model with these `labels`, without a full stop; "" if they do."""
     if service.hard_samples.filter == "CrossEntropy" and len(labels) < 2:
         return '"hard_samples.filter" is "CrossEntropy", which compares classes, and the model has only one'
+    if service.task == "embedding":
+        return ""  # whom it knows is the gallery's, and changes while the service runs
     for key, wanted in _named(service):
         for label in wanted:
             if label not in labels:
