@@ -132,6 +132,8 @@ class Folder:
             return first.shape[attributes.get("start", 0) : attributes.get("end", None)]
         if op == "Size":
             return (math.prod(first.sizes()),) if all(isinstance(one, int) for one in first.shape) else (None,)
+        if op == "Cast" and onnx.helper.tensor_dtype_to_np_dtype(int(attributes["to"])).kind != "i":
+            return None  # sizes as real numbers, as attention divides by them, are values like any others
         known = [self._known(one) for one in inputs]
         if any(one is None for one in known) or first.dtype.kind != "i":
             return None

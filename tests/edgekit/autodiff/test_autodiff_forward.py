@@ -52,6 +52,19 @@ def test_shapes_computed_at_run_time_become_constants() -> None:
     check_gradients(graph(nodes, weights), RNG.normal(size=(3, 3, 4, 4)).astype(np.float32))
 
 
+def test_sizes_that_are_cast_to_real_numbers_are_computed_with() -> None:
+    """As exporters write attention: divided by the root of a width that is read off a shape."""
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["flat"]),
+        helper.make_node("Shape", ["flat"], ["s"], start=1),
+        helper.make_node("Cast", ["s"], ["real"], to=TensorProto.FLOAT),
+        helper.make_node("Sqrt", ["real"], ["root"]),
+        helper.make_node("Div", ["flat", "root"], ["scaled"]),
+        helper.make_node("Gemm", ["scaled", "w"], ["logits"]),
+    ]
+    check_gradients(graph(nodes, {"w": weight(48, 5)}), RNG.normal(size=(3, 3, 4, 4)).astype(np.float32))
+
+
 def test_a_model_exported_for_one_picture_trains_on_many() -> None:
     nodes = [helper.make_node("Reshape", ["x", "s"], ["flat"]), helper.make_node("Gemm", ["flat", "w"], ["logits"])]
     model = graph(nodes, {"s": np.array([1, 48]), "w": weight(48, 4)}, (1, 3, 4, 4))
