@@ -7,11 +7,15 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from cloudd.cli import answers, compress, devices, invite, models, run, split, status, train, version
+from cloudd.cli import answers, compress, devices, fl, importing, invite, models, run, split, status, train, version
 from cloudd.client import ClientError
 from cloudd.config import ConfigError
 
-VERBS: tuple[ModuleType, ...] = (run, invite, devices, models, train, compress, split, answers, status, version)
+VERBS: tuple[ModuleType, ...] = (
+    *(run, invite, devices, models),
+    *(train, importing, compress, split, fl),
+    *(answers, status, version),
+)
 
 _ABOUT = """\
 cloudd answers the hard samples of edge devices with a larger model, and keeps models and the fleet.
@@ -20,8 +24,10 @@ cloudd answers the hard samples of edge devices with a larger model, and keeps m
   cloudd invite                  print a token and the command that joins a device
   cloudd models add DIRECTORY    register a model package
   cloudd train --data DIR        make the first model from labelled pictures
+  cloudd import FILE             make a package of a model that was trained elsewhere
   cloudd compress MODEL          make smaller variants that answer as well
   cloudd split MODEL             cut it in two, for pictures that may not leave their site
+  cloudd fl start FILE           have devices teach one model together
   cloudd status                  addresses, health and numbers
 """
 

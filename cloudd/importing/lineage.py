@@ -1,0 +1,66 @@
+"""Where an imported model comes from: the file by hash, what was changed, how it was compared, judged and examined.
+
+It holds no time and no place: the same file, pictures and tools give the same record.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from cloudd.importing.errors import ImportRefused
+from cloudd.importing.kinds import Kind
+from cloudd.importing.learnable import Learning
+from cloudd.train.figures import Figures
+from edgekit.packages import Package
+
+FOLDER = "imported"
+LINEAGE = f"{FOLDER}/lineage.json"
+_MAX_BYTES = 16 << 20
+
+
+class Foreign(msgspec.Struct, frozen=True, kw_only=True):
+    """The file that was imported."""
+
+    file: str  # its name
+    kind: Kind
+    sha256: str  # of the file; of a directory, over its files' names and hashes
+    bytes: int
+
+
+class Sameness(msgspec.Struct, frozen=True, kw_only=True):
+    """How it was shown that the package answers as the file does."""
+
+    how: Literal["bytes", "outputs"]  # the file itself is in the package, or its outputs were compared
+    pictures: int = 0  # that were compared
+    noise: int = 0  # tensors of noise that were compared as well
+    largest: float = 0.0  # largest difference, as a share of the largest value of the output
+
+
+class Lineage(msgspec.Struct, frozen=True, kw_only=True):
+    """The content of LINEAGE."""
+
+    schema: Literal[1] = 1
+    source: Foreign
+    road: str  # how it became what lies in the package
+    changes: list[str]  # to the graph
+    tools: dict[str, str]  # with versions
+    input: dict[str, str]  # key of [input] -> read, said or assumed
+    sameness: Sameness
+    pictures: str  # digest of the pictures, "" without any
+    pinned: Literal["labels", "answers", ""]  # what the proof samples say: the pictures' labels, or what it answered
+    figures: Figures | None  # None for pictures without labels
+    learning: Learning
+
+
+def read_lineage(package: Package) -> Lineage | None:
+    """The record of a package; None if it has none. Raises ImportRefused if it is damaged."""
+    if LINEAGE not in package.manifest.files:
+        return None
+    if package.sizes[LINEAGE] > _MAX_BYTES:
+        raise ImportRefused(f"{LINEAGE} of {package.ref} has {package.sizes[LINEAGE]} bytes; {_MAX_BYTES} are allowed")
+    try:
+        return msgspec.json.decode(package.path(LINEAGE).read_bytes(), type=Lineage)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ImportRefused(f"{LINEAGE} of {package.ref} cannot be read: {error}") from None
