@@ -32,6 +32,7 @@ from edgekit.regions.mosaic import cells, to_frame, views
 from edgekit.regions.select import FLOOR, from_detections
 from edgekit.runtimes import ModelError, SessionOptions
 from edgekit.services import Pipeline
+from edgekit.vision.anomaly import AnomalyDetector
 from edgekit.vision.classification import Classifier
 from edgekit.vision.detection.boxes import Detections, iou
 from edgekit.vision.detection.detector import Detector
@@ -41,8 +42,12 @@ from edgekit.vision.pipeline import Pipelined
 
 _DIGITS = 6  # of scores and margins; more would only lengthen the answer
 
-Model = Classifier | Detector
+Model = Classifier | Detector | AnomalyDetector
 Loaded = Model | Tail
+_KINDS: dict[str, type[Classifier] | type[Detector] | type[AnomalyDetector]] = {
+    "detection": Detector,
+    "anomaly": AnomalyDetector,
+}
 
 
 @dataclass(frozen=True)
@@ -63,9 +68,10 @@ def load(package: Package, options: SessionOptions, cut: str = "") -> Loaded:
         model = Tail.load(package, cut, options)
     elif not package.manifest.variants:
         raise ModelError(f'{package.ref} has the task "{package.manifest.task}" and answers no pictures')
+    elif package.manifest.task == "embedding":
+        raise ModelError(f"{package.ref} makes embeddings, which only a device with its gallery can tell apart")
     else:
-        kind = Detector if package.manifest.task == "detection" else Classifier
-        model = kind.load(package, options)
+        model = _KINDS.get(package.manifest.task, Classifier).load(package, options)
     try:
         model.prove()
     except BaseException:
@@ -91,6 +97,11 @@ def _seen(model: Model, ask: AskModel, picture: bytes) -> Judgement:
         return _mosaic(model, picture, ask.mosaic, ask.clean)
     if isinstance(model, Detector):
         return _detected(model, picture, ask.pipeline)
+    if isinstance(model, AnomalyDetector):
+        if ask.pipeline is not None:
+            raise RegionError(f"{model.package.ref} knows whole parts only: no region of interest, and no tiles")
+        examined = model.classify(picture)
+        return Judgement(examined.label, examined.score, examined.margin)
     answer = (Pipelined(model, ask.pipeline) if ask.pipeline is not None else model).classify(picture)
     return Judgement(answer.label, answer.score, answer.margin)
 
@@ -107,6 +118,8 @@ def _detected(model: Detector, picture: bytes, pipeline: Pipeline | None) -> Jud
 
 
 def _mosaic(model: Model, picture: bytes, header: MosaicHeader, clean: str) -> Judgement:
+    if isinstance(model, AnomalyDetector):
+        raise RegionError(f"{model.package.ref} knows whole parts only and cannot answer parts of a picture")
     image = decode(picture, model.colour)
     if isinstance(model, Detector):
         if model.compares_whole:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from cloudd.cli import common, making, train_options
+from cloudd.cli import common, making, train_frozen, train_options
 from cloudd.client import ClientError
 from edgekit.packages import PackageError, check_name
 from edgekit.text import printable
@@ -37,6 +37,8 @@ _DETAILS = """\
   cloudd train --data joints.csv --group board --merge defect=insufficient,partial --model solder --register
   cloudd train --data annotations.json --model shorts --time 2h
   cloudd train --resume ./solder@1.training
+  cloudd train --task anomaly --data ./good-bottles --model bottle
+  cloudd train --task embedding --data ./parts --model parts
 
 Makes the first model of a new service from labelled pictures; nothing else is needed. The pictures are a folder for
 each label (pictures/LABEL/*.jpg), a CSV file with the columns file and label, or COCO, Pascal VOC or YOLO. Labels for
@@ -50,6 +52,10 @@ refused.
 Everything follows from the pictures and --seed. What is not said is chosen to suit the pictures: the network, the size
 of its input, how often each picture is shown. The new package is NAME@VERSION in the folder --out; in it
 trained/lineage.json says what it was made from and how it was judged.
+
+With --task anomaly the pictures show good parts only, in one folder or a folder for each lot: the model tells where a
+part is not like them. With --task embedding there is a folder for each identity, and the model tells identities apart,
+also such as it has never seen. Both take no training: features are frozen, the rest is computed.
 
 Ctrl-C pauses. A training that was paused, killed or lost its power goes on with --resume, and gives the same model.
 
@@ -72,6 +78,7 @@ def add(verbs: common.Verbs) -> None:
     parser.add_argument("--version", type=making.version, default="1", metavar="VERSION", help="of the new package (1)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder that gets the new package (this folder)")
     parser.add_argument("--register", action="store_true", help="register the new package with the daemon")
+    train_frozen.add_options(parser)
     data = parser.add_argument_group("data")
     data.add_argument(
         "--group",
@@ -135,6 +142,8 @@ def add(verbs: common.Verbs) -> None:
 
 
 def _do(args: argparse.Namespace) -> int:
+    if args.task != "labels":
+        return train_frozen.do(args)
     from cloudd import train  # the other verbs must not wait for numpy and the runtime
     from edgekit.architectures import ArchitectureError
     from edgekit.autodiff.errors import AutodiffError
@@ -144,6 +153,7 @@ def _do(args: argparse.Namespace) -> int:
 
     line = making.Line()
     try:
+        train_frozen.check_unused(args)
         if args.resume is None:
             job, dataset, folder = _begin(args, line)
         else:

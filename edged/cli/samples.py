@@ -38,7 +38,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     listing = verb(actions, "list", "list samples, the newest first")
-    listing.add_argument("--source", default="", help="asked, audit, disputed, random, import or operator")
+    listing.add_argument("--source", default="", help="asked, audit, disputed, doubtful, random, import or operator")
     listing.add_argument("--label", default="", help="of this class, as labelled, or as edge or cloud say")
     listing.add_argument("--tag", default="")
     which = listing.add_mutually_exclusive_group()

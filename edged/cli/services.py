@@ -8,12 +8,14 @@ from pathlib import Path
 from urllib.parse import quote
 
 from edged.api import Done, ServiceText
+from edged.cli import packaged
 from edged.cli.output import EXIT_OK, EXIT_PROBLEM, Failure, clean, client, print_json, print_table, verb
 from edged.status.state import ServiceState
 from edgekit.services import MAX_SERVICE
 
 _EXAMPLES = """\
   edged services add solder.toml       add or replace; waits until it is ready
+  edged services add ./bottle@1        install a package and inspect with it, with defaults for its task
   edged services list
   edged services show solder           its definition
   edged services recalibrate solder    after the line has changed: certify the gate anew
@@ -34,7 +36,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     listing.add_argument("--json", action="store_true", help="print JSON")
     listing.set_defaults(run=list_services)
     adding = verb(actions, "add", "add or replace a service and wait until it is ready")
-    adding.add_argument("file", help="its definition (TOML), or - for standard input")
+    adding.add_argument("file", help="its definition (TOML), - for standard input, or the directory of a package")
     adding.add_argument("--no-wait", action="store_true", help="do not wait until it is ready")
     adding.set_defaults(run=add_service)
     for name, summary, run in (
@@ -77,7 +79,15 @@ def add_service(options: argparse.Namespace) -> int:
     """Add or replace, then say how it went."""
     wait = 0.0 if options.no_wait else _WAIT_S
     path = f"/services?wait_s={wait:g}"
-    service = client(options).post(path, ServiceState, _read(options.file), timeout_s=wait + 30.0)
+    if Path(options.file).is_dir():
+        package = packaged.opened(Path(options.file))
+        text = packaged.definition(package)
+        if packaged.has_service(options, package.manifest.name):
+            raise Failure(f"there is a service {package.manifest.name} already; name the model in its definition")
+        packaged.install(options, package)
+    else:
+        text = _read(options.file)
+    service = client(options).post(path, ServiceState, text, timeout_s=wait + 30.0)
     report = service.report
     if service.refused:
         print(f"edged: the new definition of {service.name} does not run: {clean(service.refused)}", file=sys.stderr)

@@ -14,8 +14,8 @@ from edgekit.services.definition import Samples
 def source_of(policy: Samples, decision: Decision, draw: float) -> Source | None:
     """Why this picture is kept, None if it is not. `draw` is uniform in [0, 1).
 
-    With `keep = "asked"`: those about which the cloud was asked, those about which it differs, and a share `random` of
-    all others; with "all" every other one, too.
+    With `keep = "asked"`: those about which the cloud was asked, those about which it differs, those that the service's
+    rules leave to a person, and a share `random` of all others; with "all" every other one, too.
     """
     if policy.keep == "none":
         return None
@@ -24,6 +24,8 @@ def source_of(policy: Samples, decision: Decision, draw: float) -> Source | None
         return "disputed"
     if decision.sent is not None:
         return "audit" if decision.sent == "audit" else "asked"
+    if decision.verdict == "review":
+        return "doubtful"
     return "random" if policy.keep == "all" or draw < policy.random else None
 
 

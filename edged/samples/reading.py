@@ -93,10 +93,10 @@ class Reading:
         return [self._sample(row) for row in rows]
 
     def queue(self, service: str, limit: int) -> list[Sample]:
-        """Hard and disputed samples that no operator has labelled and that open, the most useful to label first."""
+        """Hard, disputed and doubtful samples that no operator has labelled and that open, the most useful first."""
         sql = (
             "SELECT s.* FROM samples s WHERE s.service = ? AND NOT s.removing AND NOT s.damaged AND s.kek = ?"
-            " AND (s.source IN ('asked', 'disputed', 'operator') OR s.disputed) AND NOT EXISTS"
+            " AND (s.source IN ('asked', 'disputed', 'doubtful', 'operator') OR s.disputed) AND NOT EXISTS"
             " (SELECT 1 FROM labels l WHERE l.id = s.id AND json_extract(l.record, '$.kind') = 'operator')"
             " ORDER BY s.doubt + "
         )

@@ -15,8 +15,9 @@ from edgekit import toml
 from edgekit.datasets.dataset import MAX_BOXES, DatasetError, LabelledBox, Picture, check_picture
 from edgekit.datasets.summary import Summary
 
-Source = Literal["asked", "audit", "disputed", "random", "import", "operator"]
-"""Why a sample is here: the gate asked about it, audited it, edge and cloud differ, by chance, brought by people."""
+Source = Literal["asked", "audit", "disputed", "doubtful", "random", "import", "operator"]
+"""Why a sample is here: the gate asked about it, audited it, edge and cloud differ, the service's rules leave it to a
+person, by chance, brought by people."""
 AuthorKind = Literal["operator", "import", "cloud"]
 State = Literal["kept", "damaged", "other-key"]
 
@@ -29,7 +30,7 @@ MAX_SIGHTINGS = 100
 AUTHORITY: dict[AuthorKind, int] = {"cloud": 1, "import": 2, "operator": 3}
 """Who wins over whom; 0 is nobody."""
 
-_STRONGER: tuple[Source, ...] = ("random", "import", "audit", "operator", "asked", "disputed")
+_STRONGER: tuple[Source, ...] = ("random", "import", "audit", "operator", "doubtful", "asked", "disputed")
 
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 

@@ -28,7 +28,7 @@ def doubt(facts: NewSample, near: bool) -> float:
     A near-duplicate teaches what its twin has taught: -1.
     """
     close = 0.0
-    if facts.source in ("asked", "disputed", "operator") and facts.edge is not None:
+    if facts.source in ("asked", "disputed", "doubtful", "operator") and facts.edge is not None:
         close = 1.0 - min(1.0, max(0.0, facts.edge.margin))
     return float(facts.disputed) + close - float(near)
 

@@ -10,7 +10,9 @@ from datetime import datetime
 
 import msgspec
 
+from edged.gallery.live import Galleries
 from edged.serve.engine import Engine, EngineStopped, NotRun
+from edged.serve.enrolment import Enrolment
 from edged.serve.http import HttpError, Request, Response, json_response, problem
 from edged.serve.loading import LoadedAlone
 from edged.serve.management import Management
@@ -45,6 +47,7 @@ class Api:
         alone: Sequence[LoadedAlone] = (),
         management: Management | None = None,
         packages: Callable[[], Iterable[str]] = tuple,
+        galleries: Galleries | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         randomness: Callable[[int], bytes] = os.urandom,
@@ -52,6 +55,7 @@ class Api:
         self._services, self._engine = services, engine
         self._clock, self._wall, self._randomness = clock, wall, randomness
         self.pictures = Pictures(services, wall)
+        enrolment = Enrolment(services, engine, galleries, management)
         self.protocol = ProtocolApi(
             _models(services.values(), alone),
             engine,
@@ -68,6 +72,7 @@ class Api:
                 ("POST", "/v1/services/{name}/inspect", self._inspect),
                 ("POST", "/v1/services/{name}/stream", self.pictures.push),
                 ("GET", "/v1/services/{name}/preview.jpg", self.pictures.preview),
+                ("POST", "/v1/services/{name}/gallery", enrolment.enrol),
                 ("GET", "/v1/services", self._list_services),
                 ("GET", "/v2/health/live", self._live),
                 ("GET", "/v2/health/ready", self._ready),

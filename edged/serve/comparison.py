@@ -13,9 +13,11 @@ from edged.serve.inspecting import Vision
 from edgekit.messages import Comparison
 from edgekit.packages import Package, PackageError, ProofSample, open_package
 from edgekit.runtimes import ModelError
+from edgekit.vision.anomaly import AnomalyDetector
 from edgekit.vision.classification import MAX_SAMPLE_BYTES, Classifier
 from edgekit.vision.detection.boxes import Detections, iou
 from edgekit.vision.detection.detector import Detector
+from edgekit.vision.embedding import Embedder
 from edgekit.vision.images import ImageError
 
 MAX_SAMPLES = 200
@@ -71,9 +73,11 @@ def compare(
 
 def _findings(vision: Vision, previous: Package, file: str, samples: list[ProofSample]) -> list[_Finding]:
     """One for each of the samples, which are all about the same picture."""
+    if isinstance(vision, Embedder):
+        return []  # two embedders share no answer that could be compared; each is proved on its own samples
     try:
         data = _read(previous, file)
-        if isinstance(vision, Classifier):
+        if isinstance(vision, (Classifier, AnomalyDetector)):
             answer = vision.classify(data)
             return [_label(sample, answer.label, answer.score) for sample in samples]
         return list(_boxes(samples, vision, vision.detect(data).reported))

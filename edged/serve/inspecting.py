@@ -1,7 +1,8 @@
 """From a service and its model to the one function that looks at a picture, whatever the model's task.
 
-A classifier gives one answer for the picture. A detector, and a classifier whose service sends parts of the picture
-(`[regions]`), give an answer for each region, from which the collaborator makes one decision of the frame.
+A classifier gives one answer for the picture, and so do an anomaly detector (good or not) and an embedder with its
+gallery (who it is, or unknown). A detector, and a classifier whose service sends parts of the picture (`[regions]`),
+give an answer for each region, from which the collaborator makes one decision of the frame.
 """
 
 from __future__ import annotations
@@ -22,20 +23,27 @@ from edged.collab.regions import (
     local_regions,
     local_verdict,
 )
-from edgekit.messages import Decision, Verdict
+from edgekit.messages import DecidedRegion, Decision, Verdict
 from edgekit.packages import Package, Variant
 from edgekit.regions.header import NOTHING
 from edgekit.regions.select import FLOOR, Candidate, from_detections, from_tiles
 from edgekit.runtimes import SessionOptions
 from edgekit.services import DecisionRules, Service, VerdictWord
+from edgekit.vision.anomaly import AnomalyDetector, Examined
 from edgekit.vision.classification import Classified, Classifier
 from edgekit.vision.detection.boxes import Detections
 from edgekit.vision.detection.detector import Detected, Detector
 from edgekit.vision.detection.tiling import TiledDetector
+from edgekit.vision.embedding import KNOWN, UNKNOWN, Embedder, Embedding, stranger
 from edgekit.vision.pipeline import Pipelined
 
-Vision = Classifier | Detector
+Vision = Classifier | Detector | AnomalyDetector | Embedder
 """A loaded model that looks at pictures."""
+_KINDS: dict[str, type[Classifier] | type[Detector] | type[AnomalyDetector] | type[Embedder]] = {
+    "detection": Detector,
+    "anomaly": AnomalyDetector,
+    "embedding": Embedder,
+}
 Local = Classified | LocalRegions
 """What it says about one of them."""
 Inspect = Callable[[bytes], Local]
@@ -43,9 +51,8 @@ Inspect = Callable[[bytes], Local]
 
 
 def load_vision(package: Package, options: SessionOptions | None = None, variant: Variant | None = None) -> Vision:
-    """Load the model of a package by its task; see Classifier.load and Detector.load. Raises ModelError."""
-    kind: type[Classifier] | type[Detector] = Detector if package.manifest.task == "detection" else Classifier
-    return kind.load(package, options, variant)
+    """Load the model of a package by its task; see Classifier.load and its likes. Raises ModelError."""
+    return _KINDS.get(package.manifest.task, Classifier).load(package, options, variant)
 
 
 def inspector(service: Service, vision: Vision) -> Inspect:
@@ -53,6 +60,10 @@ def inspector(service: Service, vision: Vision) -> Inspect:
     pipeline = service.pipeline
     if isinstance(vision, Detector):
         return _Detecting(service, vision)
+    if isinstance(vision, Embedder):
+        return Identifying(vision)
+    if isinstance(vision, AnomalyDetector):
+        return vision.classify
     if pipeline is None:
         return vision.classify
     pipelined = Pipelined(vision, pipeline)
@@ -97,6 +108,44 @@ def verdict(rules: DecisionRules, decision: Decision, clean: str) -> VerdictWord
         return "fail" if "fail" in words else "review" if "review" in words else "pass"
     final = decision.cloud or decision.edge
     return rules.verdict(final.label, final.score, final.margin)
+
+
+def identity_verdict(rules: DecisionRules, decision: Decision) -> VerdictWord:
+    """What the rules make of an identity: they may name it, or say KNOWN for everybody whom they do not name."""
+    label = decision.label
+    named = label == UNKNOWN or label in rules.passes or label in rules.fail
+    return rules.verdict(label if named else KNOWN, decision.edge.score, decision.edge.margin)
+
+
+def located(decision: Decision, local: Local | None) -> Decision:
+    """The decision with the places of an anomaly that the edge found, where that is what was decided.
+
+    They say where to look and have no verdict of their own: a part is judged as a whole.
+    """
+    if not isinstance(local, Examined) or not local.areas or decision.label != local.label or decision.regions:
+        return decision
+    places = [
+        DecidedRegion(box=one.box, label=local.label, score=one.score, margin=2 * one.score - 1, decided="edge")
+        for one in local.areas
+    ]
+    return msgspec.structs.replace(decision, regions=places, defects=len(places))
+
+
+class Identifying:
+    """An embedder, and whoever tells whom an embedding shows: nobody until a gallery is attached."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self.embedder = embedder
+        self.recognise: Callable[[Embedding], Classified] = lambda embedding: stranger()
+        """May be called from several threads."""
+        self.sentence: Callable[[], str] = lambda: ""
+        """Where the gallery stands, for people."""
+
+    def __call__(self, data: bytes) -> Classified:
+        embedding, timings = self.embedder.embed(data)
+        answer = self.recognise(embedding)
+        answer.timings_ms.update(timings)
+        return answer
 
 
 class _Tiling:

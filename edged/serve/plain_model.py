@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from edgekit.packages import Package, Variant
 from edgekit.runtimes import ModelError, Session, SessionOptions, installed, open_session
+from edgekit.vision.anomaly import AnomalyDetector
 from edgekit.vision.classification import Classifier, declared_input, files_beside
 from edgekit.vision.detection.detector import Detector
+from edgekit.vision.embedding import Embedder
 from edgekit.vision.images import ImageError, decode
 from edgekit.vision.preprocess import check_input, in_colour, prepare, reduced_size
 
@@ -111,7 +113,7 @@ class PlainModel:
         return ""
 
 
-def as_model(vision: Classifier | Detector) -> Classifier | PlainModel | str:
+def as_model(vision: Classifier | Detector | AnomalyDetector | Embedder) -> Classifier | PlainModel | str:
     """What answers the protocol's requests to this model, whose tensors go out as they are; or why nothing can."""
     if isinstance(vision, Classifier):
         return vision

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from edgekit.messages import NOTHING_FOUND, DecidedRegion, Decision
 from edgekit.regions.header import NOTHING
 from edgekit.services import DecisionRules
+from edgekit.vision.anomaly import Heat
 from edgekit.vision.images import decode, encode_jpeg
 from edgekit.vision.sniff import sniff
 
@@ -29,6 +30,8 @@ MAX_KEPT = 4 << 20
 MAX_TEXT = 120
 MAX_NAMED = 20
 """Regions that get their label beside them; more would hide the picture. All are drawn."""
+_HEAT = 0.6  # how much of a pixel's colour the map takes where a place is surely anomalous
+_RED = np.array([30, 38, 230], np.float64)  # BGR
 _BORDER = 6
 _LINE = 28
 _SMALLEST = 320
@@ -45,26 +48,33 @@ class Preview:
     def __init__(self, rules: DecisionRules | None = None, clean: str = NOTHING) -> None:
         """`rules` give the regions their colours; `clean` is the label of one without a defect."""
         self._rules, self._clean = rules, clean
-        self._newest: tuple[bytes, Decision] | None = None
+        self._newest: tuple[bytes, Decision, Heat | None] | None = None
+        self._told: Decision | None = None
         self._drawn: tuple[str, bytes] = ("", b"")
 
-    def keep(self, picture: bytes | bytearray, decision: Decision) -> None:
-        """Remember what was decided; the picture is not copied unless it could change."""
-        self._newest = (bytes(picture), decision) if len(picture) <= MAX_KEPT else None
+    def keep(
+        self, picture: bytes | bytearray, decision: Decision, heat: Heat | None = None, told: Decision | None = None
+    ) -> None:
+        """Remember what was decided, and where it is anomalous; the picture is not copied unless it could change.
+
+        `told` is what `text` may say of it, which goes to cloudd as well; None: all.
+        """
+        self._newest = (bytes(picture), decision, heat) if len(picture) <= MAX_KEPT else None
+        self._told = told or decision
 
     @property
     def text(self) -> str:
         """What the picture shows, in words; "" while there is none."""
-        return _words(self._newest[1]) if self._newest is not None else ""
+        return _words(self._told) if self._newest is not None and self._told is not None else ""
 
     async def jpeg(self) -> bytes | None:
         """The picture as it may be shown, None while there is none. Raises ImageError if it cannot be drawn."""
         if self._newest is None:
             return None
-        picture, decision = self._newest
+        picture, decision, heat = self._newest
         if self._drawn[0] != decision.sample_id:
             loop = asyncio.get_running_loop()
-            work = partial(draw, picture, decision, self._rules, self._clean)
+            work = partial(draw, picture, decision, self._rules, self._clean, heat)
             self._drawn = (decision.sample_id, await loop.run_in_executor(_drawing, work))
         return self._drawn[1]
 
@@ -76,15 +86,23 @@ def _words(decision: Decision) -> str:
     return f"{verdict}{decision.label[:MAX_TEXT]} {decision.score:.1%}{many}, {at}, {decision.decided}"
 
 
-def draw(picture: bytes, decision: Decision, rules: DecisionRules | None = None, clean: str = NOTHING) -> bytes:
+def draw(
+    picture: bytes,
+    decision: Decision,
+    rules: DecisionRules | None = None,
+    clean: str = NOTHING,
+    heat: Heat | None = None,
+) -> bytes:
     """A JPEG of at most SIDE pixels a side: the picture in a frame of the verdict's colour, the decision below.
 
-    Each region stands in its place, in the colour that the rules give its label; one that the cloud cleared with a thin
-    line. Raises ImageError.
+    With `heat` the picture turns red where it is anomalous. Each region stands in its place, in the colour that the
+    rules give its label; one that the cloud cleared with a thin line. Raises ImageError.
     """
     image = _fitted(decode(picture, "bgr", reduce_to=(SIDE, SIDE)))
+    info = sniff(picture)
+    if heat is not None:
+        image = _heated(image, heat, (info.width, info.height))
     if decision.regions:
-        info = sniff(picture)
         image = _marked(image, decision.regions, (info.width, info.height), rules, clean)
     colour = _COLOURS[decision.verdict]
     height, width = image.shape[:2]
@@ -96,6 +114,18 @@ def draw(picture: bytes, decision: Decision, rules: DecisionRules | None = None,
     at = (_BORDER + 2, height + 2 * _BORDER + _LINE - 10)
     cv2.putText(canvas, text, at, cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), 1, cv2.LINE_AA)
     return encode_jpeg(canvas, 80, "bgr")
+
+
+def _heated(image: NDArray[np.uint8], heat: Heat, full: tuple[int, int]) -> NDArray[np.uint8]:
+    """The picture, the redder the more anomalous a place is; `full` is the size that the map's places refer to."""
+    height, width = image.shape[:2]
+    scale = np.array([width / full[0], height / full[1]])
+    # Of the map's edges; OpenCV wants centres.
+    to_image = heat.to_picture * scale[:, np.newaxis]
+    to_image[:, 2] += to_image[:, :2] @ np.array([0.5, 0.5]) - 0.5
+    values = cv2.warpAffine(heat.values, to_image, (width, height), flags=cv2.INTER_LINEAR)
+    share = (np.clip(2 * values - 0.5, 0, 1) * _HEAT)[:, :, np.newaxis]
+    return np.asarray(np.rint(image * (1 - share) + _RED * share), np.uint8)
 
 
 def _marked(

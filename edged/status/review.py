@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from edged.api import ApiError
+from edged.gallery.records import UNKNOWN
 from edged.samples.bodies import LabelBody
 from edged.samples.desk import SampleDesk
 from edged.samples.records import Label, LabelRecord, Sample, Text, says_the_same
@@ -64,14 +65,21 @@ class LabelKept(_Review, frozen=True, kw_only=True):
 
 
 def classes_of(service: Service | None, package: Path | None) -> Classes:
-    """Blocks on the disk. A package that is not here or cannot be read has no labels."""
+    """Blocks on the disk. A package that is not here or cannot be read has no labels.
+
+    Good or anomalous is a class, and so is who somebody is: the model of the latter has no labels, so all that is known
+    is that somebody may be unknown.
+    """
     labels: list[str] = []
     if package is not None:
         try:
             labels = open_package(package, verify=False).labels
         except (PackageError, OSError):
             labels = []
-    return Classes(task=service.task if service is not None else "classification", labels=labels)
+    task = service.task if service is not None else "classification"
+    if task == "embedding":
+        labels = [UNKNOWN]
+    return Classes(task="detection" if task == "detection" else "classification", labels=labels)
 
 
 class Review:

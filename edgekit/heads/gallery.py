@@ -18,6 +18,7 @@ MAX_IDENTITIES = 100_000
 MAX_PICTURES = 32
 """Embeddings of one identity."""
 _MAX_NAME = 128
+_BLOCK = 64
 
 Embeddings = NDArray[np.float32]
 
@@ -88,17 +89,22 @@ class Gallery:
             matches.append(Match(names[first], similarity, runner_up, similarity >= self.threshold))
         return matches
 
-    def impostors(self) -> list[float]:
-        """The similarity of each embedding to the nearest *other* identity: strangers to calibrate a threshold with."""
+    def impostors(self, most: int | None = None) -> list[float]:
+        """The similarity of each embedding to the nearest *other* identity: strangers to calibrate a threshold with.
+
+        With `most` that of so many of them at most, spread evenly over the gallery.
+        """
         if len(self._enrolled) < 2:
             return []
         enrolled, starts, names = self._index()
         own = np.repeat(np.arange(len(names)), np.diff([*starts, len(enrolled)]))
-        found = []
-        for row, identity in zip(enrolled, own, strict=True):  # one row at a time: a full square would be large
-            best = np.maximum.reduceat(enrolled @ row, starts)
-            best[identity] = -np.inf
-            found.append(float(best.max()))
+        count = len(enrolled) if most is None else min(most, len(enrolled))
+        found: list[float] = []
+        for rows in np.array_split(np.linspace(0, len(enrolled) - 1, count).astype(np.int64), -(-count // _BLOCK)):
+            # Some rows at a time: a full square would be large.
+            best = np.maximum.reduceat(enrolled[rows] @ enrolled.T, starts, axis=1)
+            best[np.arange(len(rows)), own[rows]] = -np.inf
+            found += best.max(axis=1).tolist()
         return found
 
     def tensors(self) -> Mapping[str, Embeddings]:

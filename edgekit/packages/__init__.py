@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from edgekit.packages.anomaly import AnomalySpec
 from edgekit.packages.detection import DetectionSpec, TemplateSpec
+from edgekit.packages.embedding import EmbeddingSpec
 from edgekit.packages.heads import HeadCut, HeadSpec, TailCut, TailSpec
 from edgekit.packages.manifest import (
     MANIFEST_NAME,
@@ -24,7 +26,9 @@ from edgekit.packages.store import adopt, find, install, installed, sweep
 
 __all__ = [
     "MANIFEST_NAME",
+    "AnomalySpec",
     "DetectionSpec",
+    "EmbeddingSpec",
     "HeadCut",
     "HeadSpec",
     "InputSpec",

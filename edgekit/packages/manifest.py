@@ -10,7 +10,9 @@ import msgspec
 from msgspec import Meta
 
 from edgekit import toml
+from edgekit.packages.anomaly import AnomalySpec, anomaly_fault
 from edgekit.packages.detection import DetectionSpec, TemplateSpec, box_fault, fault
+from edgekit.packages.embedding import EmbeddingSpec, embedding_fault
 from edgekit.packages.heads import HeadSpec, TailSpec, head_fault, tail_fault
 
 MANIFEST_NAME = "package.toml"
@@ -106,6 +108,9 @@ class ProofSample(_Table, frozen=True, kw_only=True):
     For detection a sample says one thing about its picture, and several samples may name the same file: either `box`,
     where the model must report a box of this label with at least `min_iou` (each sample a box of its own), or `count`,
     how many boxes of this label it must report. A picture without defects has count = 0.
+
+    For embedding `label` names what the picture shows: pictures of one label must be nearer to each other than to those
+    of another, and `score` is the cosine to the nearest one of the same label.
     """
 
     file: str
@@ -133,6 +138,8 @@ class Manifest(_Table, frozen=True, kw_only=True):
     template: TemplateSpec | None = None  # None: its defaults
     head: HeadSpec | None = None  # task "head": the edge's half of a split model
     tail: TailSpec | None = None  # task "tail": cloudd's half
+    anomaly: AnomalySpec | None = None  # task "anomaly": how a map becomes an answer
+    embedding: EmbeddingSpec | None = None  # task "embedding": what the vectors are
     variants: list[Variant] = []  # none for the halves of a split model, else at least one
     samples: list[ProofSample] = []
     files: dict[str, str] = {}  # path -> SHA-256, lower-case hex
@@ -190,6 +197,11 @@ def check_manifest(manifest: Manifest) -> None:
     if manifest.task == "classification" and not manifest.labels:
         raise PackageError(f'{MANIFEST_NAME}: "labels" is missing; a classification model needs a file of labels')
     _check_detection(manifest)
+    task, labels, kind = manifest.task, manifest.labels, manifest.output.kind
+    if found := anomaly_fault(task, manifest.anomaly, labels, kind) or embedding_fault(
+        task, manifest.embedding, labels, kind
+    ):
+        raise PackageError(f"{MANIFEST_NAME}: {found}")
     for _, path in _references(manifest):
         check_path(path)
 
@@ -339,6 +351,8 @@ def _references(manifest: Manifest) -> list[tuple[str, str]]:
         named.append(("labels", manifest.labels))
     if manifest.detection is not None and manifest.detection.priors:
         named.append(("detection.priors", manifest.detection.priors))
+    if manifest.anomaly is not None and manifest.anomaly.reference:
+        named.append(("anomaly.reference", manifest.anomaly.reference))
     if manifest.head is not None:
         named += [(f"head.cuts[{i}].file", cut.file) for i, cut in enumerate(manifest.head.cuts)]
     if manifest.tail is not None:

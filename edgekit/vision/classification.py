@@ -93,10 +93,10 @@ class Classifier:
             raise ModelError(f'{package.manifest.ref} has the output kind "none", so it is no classifier')
         if not self.labels:
             raise ModelError(f"{package.manifest.ref} has no labels")
-        self._input = _find(session.inputs, self._input_spec.name, "input")
+        self._input = find_tensor(session.inputs, self._input_spec.name, "input")
         if len(session.inputs) != 1:
             raise ModelError(f"the model has {len(session.inputs)} inputs; a classifier takes one picture")
-        self._output = _find(session.outputs, output_spec.name, "output")
+        self._output = find_tensor(session.outputs, output_spec.name, "output")
         self._output_at = session.outputs.index(self._output)
         check_input(self._input_spec, self._input)
         sizes = [size for size in self._output.shape[1:] if size != 1]
@@ -119,14 +119,7 @@ class Classifier:
 
         Raises ModelError if the file cannot be loaded or does not fit its manifest.
         """
-        variants = package.manifest.variants
-        if variant is None and not variants:
-            raise ModelError(
-                f"{package.ref} is the {package.manifest.task} of a split model and serves nothing by itself"
-            )
-        chosen = variant or next((v for v in variants if v.target is None and installed(v.runtime)), variants[0])
-        told = replace(options or SessionOptions(), declared=declared_input(package.manifest.input))
-        session = open_session(package.path(chosen.file), chosen.runtime, told, files_beside(package, chosen))
+        chosen, session = open_variant(package, options, variant)
         return cls(package, chosen, session)
 
     def classify(self, data: bytes) -> Classified:
@@ -187,11 +180,8 @@ class Classifier:
         return len(samples)
 
     def _prove(self, sample: ProofSample) -> None:
-        path = self.package.path(sample.file)
-        if path.stat().st_size > MAX_SAMPLE_BYTES:
-            raise ModelError(f"the sample {sample.file} is larger than {MAX_SAMPLE_BYTES} bytes")
         try:
-            answer = self.classify(path.read_bytes())
+            answer = self.classify(sample_bytes(self.package, sample.file))
         except ImageError as error:
             raise ModelError(f"the sample {sample.file} cannot be used: {error}") from error
         if answer.label != sample.label:
@@ -210,8 +200,8 @@ class Classifier:
         self.session.close()
 
 
-def _find(tensors: Sequence[TensorInfo], name: str, kind: str) -> TensorInfo:
-    """The tensor of this name, or the first one for ""."""
+def find_tensor(tensors: Sequence[TensorInfo], name: str, kind: str) -> TensorInfo:
+    """The tensor of this name, or the first one for "". Raises ModelError if there is none."""
     if not tensors:
         raise ModelError(f"the model has no {kind}")
     if not name:
@@ -220,6 +210,27 @@ def _find(tensors: Sequence[TensorInfo], name: str, kind: str) -> TensorInfo:
         if tensor.name == name:
             return tensor
     raise ModelError(f'the model has no {kind} "{name}"; it has {", ".join(t.name for t in tensors)}')
+
+
+def open_variant(package: Package, options: SessionOptions | None, variant: Variant | None) -> tuple[Variant, Session]:
+    """`variant`, or else the first one that was compiled for no special chip and whose runtime is installed, opened.
+
+    Raises ModelError if the file cannot be loaded, or the package is half of a split model.
+    """
+    variants = package.manifest.variants
+    if variant is None and not variants:
+        raise ModelError(f"{package.ref} is the {package.manifest.task} of a split model and serves nothing by itself")
+    chosen = variant or next((v for v in variants if v.target is None and installed(v.runtime)), variants[0])
+    told = replace(options or SessionOptions(), declared=declared_input(package.manifest.input))
+    return chosen, open_session(package.path(chosen.file), chosen.runtime, told, files_beside(package, chosen))
+
+
+def sample_bytes(package: Package, file: str) -> bytes:
+    """The encoded picture of a proof sample. Raises ModelError if it is too large."""
+    path = package.path(file)
+    if path.stat().st_size > MAX_SAMPLE_BYTES:
+        raise ModelError(f"the sample {file} is larger than {MAX_SAMPLE_BYTES} bytes")
+    return path.read_bytes()
 
 
 def declared_input(spec: InputSpec) -> TensorInfo:

@@ -77,8 +77,10 @@ class Subject:
     def _pictures(self) -> Iterator[Picture]:
         """The package's own, else made-up ones; none for a model that takes no pictures."""
         spec = self.package.manifest.input
-        files = dict.fromkeys(sample.file for sample in self.package.manifest.samples)
-        if self.vision is not None and files:
+        manifest = self.package.manifest
+        files = dict.fromkeys(sample.file for sample in manifest.samples)
+        takes_pictures = self.vision is not None or manifest.anomaly is not None or manifest.embedding is not None
+        if takes_pictures and files:
             for file in list(files)[: self._samples]:
                 try:
                     data = self.package.path(file).read_bytes()

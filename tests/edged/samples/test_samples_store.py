@@ -173,12 +173,13 @@ def test_the_queue_brings_the_most_useful_first(tmp_path: Path) -> None:
     twin = bench.add(3, margin=0.1, hash_=1 << 40)
     rare = bench.add(4, margin=0.1, says="crack")
     disputed = bench.add(5, margin=0.1, cloud="bad", source="disputed")
+    doubtful = bench.add(8, margin=0.3, source="doubtful")
     done = bench.add(6, margin=0.0)
     bench.store.label(done, by_operator("good"))
     imported = bench.add(7, margin=0.5)
     bench.store.label(imported, by_import("good"))
     order = [one.id for one in bench.store.queue("solder", 10)]
-    assert order == [disputed, rare, close, imported, easy, twin]
+    assert order == [disputed, rare, close, doubtful, imported, easy, twin]
     assert [one.id for one in bench.store.queue("solder", 2)] == [disputed, rare]
     assert bench.store.queue("vest", 10) == []
 

@@ -14,7 +14,7 @@ from edged.samples.thumbprint import difference_hash
 from edgekit.vision.images import encode_jpeg, encode_png
 
 HASHES = st.integers(0, (1 << 64) - 1)
-SOURCES: list[Source] = ["asked", "audit", "disputed", "random", "import"]
+SOURCES: list[Source] = ["asked", "audit", "disputed", "doubtful", "random", "import"]
 
 
 @given(HASHES, st.sets(st.integers(0, 63), max_size=worth.NEAR_BITS))
