@@ -89,7 +89,8 @@ def show(options: argparse.Namespace) -> int:
 
 def _print_one(state: LearningState) -> None:
     rows = [("service", state.service), ("stage", state.stage), ("", state.sentence)]
-    rows += [("model", state.base), ("learned", state.learned or "nothing that decides")]
+    decides = state.learned or (f"{state.candidate}, on probation" if state.stage == "probation" else state.base)
+    rows += [("model", state.base), ("decides", decides)]
     if state.rung:
         rows.append(("job", f"{state.job}: {state.rung}"))
     if state.step:
