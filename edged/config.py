@@ -23,6 +23,9 @@
     [adapt]
     mode = "background"                 # measure how each model runs best here; "never": all in the safe way
 
+    [federation]                        # with this table the device may learn together with others
+    enabled = true                      # every other key and the plants' keys: edged.federation.settings
+
     [dispatch]                          # with this table the cloud also helps when more comes than can be done here
     offload_above = { inline = 0.5 }    # and every other number of edgekit.dispatch.policy; read again on SIGHUP
 
@@ -35,7 +38,7 @@ import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -45,6 +48,9 @@ from edged.link.errors import LinkError
 from edgekit import toml
 from edgekit.dispatch.policy import DispatchPolicy
 from edgekit.runtimes.libraries import ROADS, road
+
+if TYPE_CHECKING:
+    from edged.federation.settings import Federation
 
 MAX_CONFIG = 65_536
 """Bytes of edged.toml."""
@@ -136,6 +142,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     adapt: AdaptMode = "background"
     interpreters: dict[tuple[str, str], str] = {}  # (runtime, provider) -> path
     dispatch: DispatchPolicy | None = None
+    federation: Federation | None = None  # None: it takes part in no federated job
 
     @property
     def socket_path(self) -> Path:
@@ -181,7 +188,7 @@ def load(flags: Flags, environ: Mapping[str, str] = os.environ) -> Settings:
     state = state_dir(flags.state, environ)
     path = _config_path(flags, environ, state)
     try:
-        config = read_config(path)
+        config, federation = read_config(path)
         runtime = environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
         name = (flags.name if flags.name is not None else config.name).strip()
         return Settings(
@@ -203,6 +210,7 @@ def load(flags: Flags, environ: Mapping[str, str] = os.environ) -> Settings:
             adapt=config.adapt.mode if flags.adapt is None else "background" if flags.adapt else "never",
             interpreters=_interpreters(config.adapt.interpreters),
             dispatch=config.dispatch,
+            federation=federation,
         )
     except toml.TomlError as error:
         raise ConfigError(f"{path}: {error}") from None
@@ -210,14 +218,16 @@ def load(flags: Flags, environ: Mapping[str, str] = os.environ) -> Settings:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def read_config(path: Path) -> Config:
-    """The file's content; defaults if there is none. Raises toml.TomlError or OSError."""
+def read_config(path: Path) -> tuple[Config, Federation | None]:
+    """The file's content and its `[federation]`; defaults if there is no file. Raises toml.TomlError or OSError."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_CONFIG + 1)
     except FileNotFoundError:
-        return Config()
-    return toml.convert(toml.read(data, MAX_CONFIG), Config)
+        return Config(), None
+    table = toml.read(data, MAX_CONFIG)
+    federation = table.pop("federation", None)
+    return toml.convert(table, Config), None if federation is None else _federation(federation)
 
 
 def parse_address(text: str, key: str) -> Address:
@@ -233,6 +243,12 @@ def parse_address(text: str, key: str) -> Address:
             f'"{key}" is {toml.show(text)}, but an address like "127.0.0.1:8700" belongs there (port 0 = any free one)'
         )
     return Address(host, int(port))
+
+
+def _federation(table: object) -> Federation:
+    from edged.federation.settings import read_federation  # most devices have no such table, and memory is counted
+
+    return read_federation(table)
 
 
 def _cloud_url(text: str) -> str:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
+import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from socket import socket
+from typing import TYPE_CHECKING
 
 import msgspec
 import psutil
@@ -22,18 +23,23 @@ from edged.collab import spool_view
 from edged.collab.spool_files import Ballast
 from edged.collab.spool_view import LeftRecord, SpooledSample
 from edged.config import Settings
-from edged.desired import MIGRATIONS, Change, DesiredStore, is_model
+from edged.desired import MIGRATIONS, DesiredStore, is_model
+from edged.federation.front import FederationFront, Subject
 from edged.fetcher import Fetcher
 from edged.follower import Follower
+from edged.gallery.desk import GalleryDesk
 from edged.health import Health
+from edged.learning.door import LearningDoor
+from edged.learning.parts import Parts
 from edged.link import LinkError
 from edged.link.service import LinkService
-from edged.model_desk import ModelDesk
+from edged.model_desk import ModelDesk, used_models
 from edged.models import ModelStore
 from edged.plan import Plan, service_of
 from edged.runner import Runner
 from edged.samples.desk import SampleDesk
 from edged.served import ServedModels
+from edged.service_desk import ServiceDesk
 from edged.spawn import Spawned, empty_directory
 from edged.status import doctor
 from edged.status.hardware import HardwareReport
@@ -43,21 +49,24 @@ from edged.status.preview import fetch_preview
 from edged.status.review import Classes, classes_of
 from edged.status.state import (
     Addresses,
-    CloudState,
     ModelState,
     ServedState,
     ServiceState,
     StatusState,
-    WorkerState,
 )
-from edged.status.views import observe_services, service_state
+from edged.status.views import cloud_state, observe_services, service_state, worker_state
 from edged.store import Database
 from edged.subjects import Outside
 from edged.tokens import MANAGEMENT_TOKEN, secret_token
 from edgekit import VERSION, atomic
 from edgekit.dispatch.policy import DispatchPolicy
-from edgekit.messages import Configure, DispatchChanged, Event, Held, Link, LinkChanged, PurgeSpool, Recalibrate, Report
-from edgekit.services import Samples, ServiceError, dump_service, parse_service
+from edgekit.messages import Configure, DispatchChanged, Event, Held, Link, LinkChanged, Report, RunSetting
+from edgekit.packages import find
+from edgekit.services import Samples, dump_service, parse_service
+
+if TYPE_CHECKING:
+    from edged.federation.around import Around
+    from edged.federation.settings import Federation
 
 log = logging.getLogger("edged.device")
 
@@ -106,9 +115,10 @@ class Device:
             self._planned,
             prepare=self._adaptation.prepare,
             on_setting_failed=self._adaptation.setting_failed,
-            on_death=self._adaptation.worker_died,
+            on_death=self._worker_died,
             on_model_wanted=lambda message, worker: self._served.wanted(message, worker),
             first=first,
+            learned=lambda: self.learning.learned(),
         )
         self._served = ServedModels(self._desired, self._models, self._runner, self._changing)
         self._management_token = ""
@@ -128,8 +138,16 @@ class Device:
         )
         self._desk = ModelDesk(self._desired, self._models, self._link.fetch_model, self.models, self._model_came)
         self._fetcher = Fetcher(self._link, self._models, lambda: self._runner.missing, self._model_came)
+        self._service_desk = ServiceDesk(
+            self._desired,
+            self._runner,
+            self._changing,
+            came=self._fetcher.wait,
+            changed=self._link.nudge,
+            put=lambda: self._follower.look_again(),
+        )
         self._follower = Follower(
-            self._desired, self._change, self.health, settings.allow_paths, hosts=settings.allow_hosts
+            self._desired, self._service_desk.change, self.health, settings.allow_paths, hosts=settings.allow_hosts
         )
         self.samples = SampleDesk(
             state,
@@ -138,6 +156,30 @@ class Device:
             self._samples_policy,
             self._samples_say,
         )
+        self.galleries = GalleryDesk(
+            state,
+            lambda: self._link.device_id,
+            self._task_of,
+            self._gate_of,
+            lambda: (self._addresses.inference, self._management_token),
+        )
+        self.learning = LearningDoor(
+            Parts(
+                state_dir=state,
+                empty=empty_directory(state),
+                entries=self._desired.entries,
+                models=self._models,
+                samples=self.samples,
+                runs=self._runner,
+                health=self.health,
+                device_id=lambda: self._link.device_id,
+                link_up=lambda: self._link.link.up,
+                settling=self._adaptation.settling,
+                served=lambda: frozenset(one.model for one in self._served.states()),
+                threads=max(1, len(os.sched_getaffinity(0)) - 1),
+            )
+        )
+        self.federation = FederationFront(settings.federation, self._federation_around)
         self._tasks: list[asyncio.Task[None]] = []
 
     def open(self) -> None:
@@ -151,6 +193,8 @@ class Device:
         self._models.open()
         self._take_file_problems(self._desired.open())
         self._desired.forgive(hopeless_only=True)
+        self.learning.open()
+        self.federation.open()
         self._follower.open()
 
     async def start(self) -> None:
@@ -164,6 +208,8 @@ class Device:
             "history": self._remember,
             "adaptation": self._adaptation.run,
             "samples": self.samples.run,
+            "learning": self.learning.run,
+            "federation": self.federation.run,
         }
         self._tasks = [asyncio.create_task(self._keep_running(name, loop)) for name, loop in loops.items()]
 
@@ -173,7 +219,8 @@ class Device:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._served.stop()
-        await self._runner.stop()
+        # Together: each may take a part of the time that the service manager allows.
+        await asyncio.gather(self.federation.close(), self.learning.close(), self._runner.stop())
         await self._link.stop()
         await self.samples.close()
         self._database.close()
@@ -211,23 +258,16 @@ class Device:
             health=self.health.state(),
             machine=self._machine.sample(),
             addresses=self._addresses,
-            cloud=self._cloud_state(),
-            worker=WorkerState(
-                state=self._runner.state(),
-                pid=worker.pid if worker is not None else None,
-                since=worker.started_at if worker is not None else None,
-                restarts=self._runner.restarts,
-                rss=report.rss if report is not None else 0,
-                breaker=report.breaker if report is not None else "closed",
-                uplink_bytes=self._runner.uplink_bytes,
-                swapping=self._runner.swapping,
-            ),
+            cloud=cloud_state(self._link, self.health, self._link_since),
+            worker=worker_state(self._runner),
             services=self.services(),
             models=self.models(),
             served=self._served.states(),
             spool=report.spool if report is not None else None,
             hardware=self._adaptation.state(),
             inference=self._runner.model_statistics(),
+            learning=self.learning.states(),
+            federation=self.federation.jobs(),
         )
 
     def history(self) -> tuple[Mapping[str, Sequence[Sample]], float]:
@@ -278,19 +318,11 @@ class Device:
 
     def service_text(self, name: str) -> ServiceText:
         """The newest definition of one service. Raises ApiError."""
-        entry = self._runner.entries.get(name)
-        if entry is None:
-            raise ApiError(404, self._no_service(name))
-        return ServiceText(name=name, text=entry.text, refused=entry.refused_why)
+        return self._service_desk.text(name)
 
     def models(self) -> list[ModelState]:
         """Every installed package and who uses it."""
-        used: dict[str, list[str]] = {}
-        for name in self._runner.entries:
-            choice = self._runner.running(name)
-            if choice is not None:
-                for ref in filter(None, (choice.ref, choice.head)):
-                    used.setdefault(ref, []).append(name)
+        used = used_models(self._runner, self.learning.holds())
         return self._models.states(used, {state.model for state in self._served.states()})
 
     async def doctor(self) -> list[Finding]:
@@ -326,41 +358,20 @@ class Device:
 
     async def add_service(self, text: str, wait_s: float) -> ServiceState:
         """Add or replace a service and wait until it runs, failed, or cannot be waited for. Raises ApiError."""
-        try:
-            service = parse_service(text, "the given file")
-        except ServiceError as error:
-            raise ApiError(400, str(error)) from None
-        await self._change(Change(put={service.name: text}))
-        self._follower.look_again()
-        await self._settled(service.name, service.model, wait_s)
-        return next(state for state in self.services() if state.name == service.name)
+        name = await self._service_desk.add(text, wait_s)
+        return next(state for state in self.services() if state.name == name)
 
     async def remove_service(self, name: str) -> Done:
         """Remove a service; samples of it that wait in the spool are still delivered. Raises ApiError."""
-        if name not in self._runner.entries:
-            raise ApiError(404, self._no_service(name))
-        await self._change(Change(remove=[name]))
-        self._follower.look_again()
-        await self._runner.settled(30.0)
-        return Done(text=f"The service {name} is removed.")
+        return await self._service_desk.remove(name)
 
     def recalibrate(self, name: str) -> Done:
         """Let a service's gate calibrate anew. Raises ApiError."""
-        entry = self._runner.entries.get(name)
-        if entry is None:
-            raise ApiError(404, self._no_service(name))
-        service = service_of(entry)
-        if service is not None and not service.hard_samples.asks:
-            raise ApiError(409, f"the service {name} asks nobody about hard samples, so there is nothing to calibrate")
-        self._tell_worker(Recalibrate(service=name))
-        if service is not None and service.hard_samples.mode == "filter":
-            return Done(text=f"The service {name} forgets what its audits said; its filter stays as it is.")
-        return Done(text=f"The service {name} calibrates anew: it sends every sample until it is certified.")
+        return self._service_desk.recalibrate(name)
 
     def purge_spool(self, service: str) -> Done:
         """Remove waiting samples. Raises ApiError."""
-        self._tell_worker(PurgeSpool(service=service))
-        return Done(text=f"The waiting samples of {service or 'every service'} are removed.")
+        return self._service_desk.purge_spool(service)
 
     async def add_model(self, path: str) -> str:
         """Install the package in a directory of this machine; its name@version. Raises ApiError."""
@@ -384,29 +395,49 @@ class Device:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    async def _change(self, change: Change) -> None:
-        try:
-            async with self._changing:
-                await asyncio.to_thread(self._desired.apply, change)
-        except (OSError, sqlite3.Error) as error:
-            raise ApiError(507, f"the change could not be saved: {error}") from None
-        self._runner.changed(by_hand=True)
-        self._link.nudge()
-
-    async def _settled(self, name: str, model: str, wait_s: float) -> None:
-        """Until the service runs or failed, or its model cannot come now."""
-        deadline = time.monotonic() + wait_s
-        while (left := deadline - time.monotonic()) > 0:
-            if not await self._runner.settled(left):
-                return
-            if model not in self._runner.missing or not await self._fetcher.wait(model, left):
-                return
-
     def _samples_say(self, event: Event) -> None:
         if event.passing:
             self.health.note(event.level, event.code, event.text)
         else:
             self.health.report(event.code, event.level, event.text)
+
+    def _task_of(self, name: str) -> str | None:
+        """The task of a wanted service."""
+        entry = self._runner.entries.get(name)
+        service = service_of(entry) if entry is not None else None
+        return service.task if service is not None else None
+
+    def _gate_of(self, name: str) -> str:
+        """What a running service says of its gate or gallery."""
+        return next((report.gate for report in self._runner.reports() if report.name == name), "")
+
+    def _federation_around(self, policy: Federation) -> Around:
+        from edged.federation.around import Around
+
+        return Around(
+            state_dir=self._settings.state_dir,
+            empty=empty_directory(self._settings.state_dir),
+            policy=policy,
+            link=self._link,
+            subject=self._subject_of,
+            labelled=self._labelled,
+            forget=self.samples.delete_version,
+            learning=self.learning,
+            report=self.health.report,
+            threads=max(1, len(os.sched_getaffinity(0)) - 1),
+        )
+
+    def _subject_of(self, name: str) -> Subject | None:
+        """A service that runs, with the package that its definition means: what a federated job would begin with."""
+        entry, packages = self._runner.entries.get(name), self._models.installed()
+        service = service_of(entry) if entry is not None else None
+        ref = find(service.model, packages) if service is not None else None
+        if entry is None or ref is None or self._runner.running(name) is None:
+            return None
+        return Subject(entry.text, ref, packages[ref])
+
+    async def _labelled(self, name: str) -> int:
+        return sum((await self.samples.stats(name)).labels.values())
 
     def _samples_policy(self, name: str) -> Samples:
         entry = self._runner.entries.get(name)
@@ -430,11 +461,16 @@ class Device:
             models=list(plan.models),
             management_token=self._management_token,
             dispatch=self._dispatch,
+            shadows={choice.name: choice.shadow for choice in plan.services if choice.shadow},
         )
 
     def _planned(self) -> None:
         self._runner.send(Held(services=self._runner.held))
         self._fetcher.wake()
+
+    def _worker_died(self, settings: Mapping[str, RunSetting], ready: bool, how: str) -> None:
+        self._adaptation.worker_died(settings, ready, how)
+        self.learning.worker_died()
 
     def _model_came(self) -> None:
         self._runner.changed(by_hand=True)
@@ -469,34 +505,11 @@ class Device:
             await asyncio.sleep(SAMPLE_S)
             self._history.take(self._runner.reports(), time.monotonic())
 
-    def _cloud_state(self) -> CloudState:
-        link, identity = self._link.link, self._link.identity
-        items = {item.code: item.text for item in self.health.items()}
-        detail = items.get("link.refused") or items.get("link.authority") or items.get("link") or ""
-        return CloudState(
-            joined=identity is not None,
-            url=link.url,
-            name=self._link.cloud_name,
-            up=link.up,
-            since=self._link_since,
-            authority=identity.authority_fingerprint if identity is not None else "",
-            certificate_until=identity.not_after if identity is not None else None,
-            detail="" if link.up else detail,
-        )
-
-    def _tell_worker(self, message: PurgeSpool | Recalibrate) -> None:
-        if not self._runner.send(message):
-            raise ApiError(503, "the worker is not running at the moment; try again in a few seconds")
-
     def _take_file_problems(self, problems: list[str]) -> None:
         if problems:
             self.health.report("services.files", "error", f"A service's file cannot be used: {'; '.join(problems)}")
         else:
             self.health.clear("services.files")
-
-    def _no_service(self, name: str) -> str:
-        known = ", ".join(sorted(self._runner.entries)) or "none"
-        return f"there is no service {name[:64]!r} (services: {known})"
 
 
 def _pinned(text: str, ref: str, head: str = "") -> str:

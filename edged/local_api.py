@@ -8,6 +8,9 @@
     GET  /spool?limit=&service=         POST /spool/purge {service}
     GET  /spool/left?limit=&service=
     /samples /datasets                  see edged.samples.routes
+    /gallery/SERVICE                    see edged.gallery.routes
+    /learning                           see edged.learning.routes
+    /federation                         see edged.federation.routes
 
 A browser cannot reach a unix socket; a request that carries an Origin all the same is refused.
 """
@@ -38,6 +41,12 @@ from edged.api import (
     ServiceText,
 )
 from edged.collab.spool_view import LeftRecord, SpooledSample
+from edged.federation import routes as federation_routes
+from edged.federation.front import FederationFront
+from edged.gallery import routes as gallery_routes
+from edged.gallery.desk import GalleryDesk
+from edged.learning import routes as learning_routes
+from edged.learning.door import LearningDoor
 from edged.samples import metrics as sample_metrics
 from edged.samples import routes as sample_routes
 from edged.samples.desk import SampleDesk
@@ -63,6 +72,12 @@ class Backend(Protocol):
 
     @property
     def samples(self) -> SampleDesk: ...
+    @property
+    def galleries(self) -> GalleryDesk: ...
+    @property
+    def learning(self) -> LearningDoor: ...
+    @property
+    def federation(self) -> FederationFront: ...
 
     def status(self) -> StatusState: ...
     async def doctor(self) -> list[Finding]: ...
@@ -112,6 +127,9 @@ def build(backend: Backend) -> web.Application:
     app.router.add_get("/spool/left", api.left)
     app.router.add_post("/spool/purge", api.purge)
     sample_routes.add(app, backend.samples)
+    gallery_routes.add(app, backend.galleries)
+    learning_routes.add(app, backend.learning)
+    federation_routes.add(app, backend.federation)
     return app
 
 

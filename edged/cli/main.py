@@ -24,6 +24,10 @@ VERBS = (
     "spool",
     "samples",
     "datasets",
+    "learning",
+    "fl",
+    "roster",
+    "gallery",
     "install",
     "version",
 )

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from edged.status.charts import history_card
+from edged.status.federation_page import federation_card
 from edged.status.hardware_page import hardware_card
 from edged.status.history import Sample
+from edged.status.learning_page import learning_card
 from edged.status.outputs_page import outputs_card
 from edged.status.plan_page import plan_card
 from edged.status.state import CloudState, ServiceState, StatusState, WorkerState
@@ -39,13 +41,15 @@ def render(
             _review(waiting),
             _pictures(state),
             history_card(history or {}, steady),
+            learning_card(state, logged_in),
+            federation_card(state),
             plan_card(state),
             outputs_card(state),
             f'<div class="grid">{_cloud(state.cloud, state.now)}{_spool(state)}{_worker(state)}{_machine(state)}</div>',
             hardware_card(state.hardware, state.now),
             _models(state),
             _events(state),
-            login(logged_in, "edged", "to recalibrate services"),
+            login(logged_in, "edged", "to recalibrate services and to decide about what they learn"),
         )
     )
     footer = f"edged {text(state.version)} · <code>{text(state.device_id)}</code>"

@@ -25,6 +25,7 @@ from aiohttp import web
 
 from edged.api import ApiError, Done, Problem, PurgeBody
 from edged.config import Address
+from edged.learning.door import LearningDoor
 from edged.samples import metrics as sample_metrics
 from edged.samples.desk import SampleDesk
 from edged.status import metrics, review_routes
@@ -46,6 +47,8 @@ _LOGIN = """<!doctype html><html lang="en"><meta charset="utf-8"><title>edged</t
 _PAGES = ("/", review_routes.PATH)
 """Where a login may come from, and leads back to."""
 
+_OPERATOR = "the operator at the page"
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -54,6 +57,8 @@ class Backend(Protocol):
 
     @property
     def samples(self) -> SampleDesk: ...
+    @property
+    def learning(self) -> LearningDoor: ...
     async def classes(self) -> Mapping[str, Classes]: ...
     def status(self) -> StatusState: ...
     def history(self) -> tuple[Mapping[str, Sequence[Sample]], float]: ...
@@ -98,6 +103,10 @@ def build(backend: Backend, token: str, address: Address, hosts: Iterable[str]) 
     app.router.add_post("/logout", page.logout)
     app.router.add_post("/api/services/{name}/recalibrate", page.recalibrate)
     app.router.add_post("/api/spool/purge", page.purge)
+    app.router.add_post("/api/learning/{name}/start", page.learn)
+    app.router.add_post("/api/learning/{name}/go", page.learning_go)
+    app.router.add_post("/api/learning/{name}/stop", page.learning_stop)
+    app.router.add_post("/api/learning/{name}/revert", page.learning_revert)
     review_routes.add(app, review, page.device)
     return app
 
@@ -196,6 +205,18 @@ class _Page:
 
     async def recalibrate(self, request: web.Request) -> web.Response:
         return _done(request, self._backend.recalibrate(request.match_info["name"]))
+
+    async def learn(self, request: web.Request) -> web.Response:
+        return _done(request, await self._backend.learning.start(request.match_info["name"], None, _OPERATOR))
+
+    async def learning_go(self, request: web.Request) -> web.Response:
+        return _done(request, await self._backend.learning.go(request.match_info["name"], _OPERATOR))
+
+    async def learning_stop(self, request: web.Request) -> web.Response:
+        return _done(request, await self._backend.learning.stop(request.match_info["name"], _OPERATOR))
+
+    async def learning_revert(self, request: web.Request) -> web.Response:
+        return _done(request, await self._backend.learning.revert(request.match_info["name"], _OPERATOR))
 
     async def purge(self, request: web.Request) -> web.Response:
         if _is_form(request):

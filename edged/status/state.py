@@ -10,6 +10,8 @@ from typing import Literal
 
 import msgspec
 
+from edged.federation.notes import JobView
+from edged.learning.bodies import LearningState
 from edged.status.hardware import HardwareState
 from edgekit.messages import Level, ModelStatistics, ServiceReport, SpoolReport
 
@@ -151,4 +153,6 @@ class StatusState(_State, frozen=True, kw_only=True):
     served: list[ServedState] = []  # models without a service
     spool: SpoolReport | None = None  # None before the worker's first report
     hardware: HardwareState = HardwareState()
+    learning: list[LearningState] = []  # services that learn, or have learned something
+    federation: list[JobView] = []  # federated jobs, those that go on first
     inference: list[ModelStatistics] = []  # each model version over the Open Inference Protocol

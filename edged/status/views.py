@@ -1,4 +1,4 @@
-"""Puts the wish, plan and report of each service together, for the page and for the health list. Pure."""
+"""Puts the wish, plan and report of each service together, and what is known of the link, for people. Pure."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import msgspec
 from edged.comparison import sentence
 from edged.desired import Entry, combination_key
 from edged.health import Health
+from edged.link.service import LinkService
 from edged.plan import Choice, service_of
-from edged.status.state import ServiceState
+from edged.runner import Runner
+from edged.status.state import CloudState, ServiceState, WorkerState
 from edgekit.messages import Comparison, ServiceReport
 from edgekit.packages import PackageError, find
 from edgekit.services import HardSamples, place
@@ -56,6 +58,39 @@ def service_state(
         refused=refused,
         last_good=last_good,
         comparison=sentence(compared) if compared is not None and running and running.ref == compared.model else "",
+    )
+
+
+def cloud_state(link: LinkService, health: Health, since: float) -> CloudState:
+    """The link to cloudd as the page shows it; `since` is when it last went up or down."""
+    identity = link.identity
+    items = {item.code: item.text for item in health.items()}
+    detail = items.get("link.refused") or items.get("link.authority") or items.get("link") or ""
+    return CloudState(
+        joined=identity is not None,
+        url=link.link.url,
+        name=link.cloud_name,
+        up=link.link.up,
+        since=since,
+        authority=identity.authority_fingerprint if identity is not None else "",
+        certificate_until=identity.not_after if identity is not None else None,
+        detail="" if link.link.up else detail,
+    )
+
+
+def worker_state(runner: Runner) -> WorkerState:
+    """The process that runs the models."""
+    worker = runner.worker
+    report = worker.report if worker is not None else None
+    return WorkerState(
+        state=runner.state(),
+        pid=worker.pid if worker is not None else None,
+        since=worker.started_at if worker is not None else None,
+        restarts=runner.restarts,
+        rss=report.rss if report is not None else 0,
+        breaker=report.breaker if report is not None else "closed",
+        uplink_bytes=runner.uplink_bytes,
+        swapping=runner.swapping,
     )
 
 

@@ -21,14 +21,17 @@ from cloudd.cli.main import VERBS
 from cloudd.config import Settings
 from edged.cli.main import build_parser
 from edged.config import Config
+from edged.federation.settings import read_federation
 from edged.serve.oip.endpoints import ProtocolApi
 from edgekit import services, toml
-from edgekit.gates.certified import allowed_differences, smallest_n
+from edgekit.gates.binomial import allowed_differences, smallest_n
 from edgekit.gates.filters import FilterParameters
 from edgekit.gates.policy import State
 from edgekit.messages import Decision, Level, TroubleKind
 from edgekit.packages import (
+    AnomalySpec,
     DetectionSpec,
+    EmbeddingSpec,
     HeadCut,
     HeadSpec,
     InputSpec,
@@ -41,11 +44,16 @@ from edgekit.packages import (
     Variant,
     parse_manifest,
 )
-from edgekit.secagg.policy import Policy
 from edgekit.services import (
     DecisionRules,
     Detection,
+    Gallery,
     HardSamples,
+    Learning,
+    LearningJudging,
+    LearningProbation,
+    LearningShadow,
+    LearningTriggers,
     Output,
     Pipeline,
     RegionGroup,
@@ -123,7 +131,7 @@ def test_every_toml_example_is_what_the_daemons_accept(text: str) -> None:
     elif table.keys() <= set(Settings.__struct_fields__):
         toml.convert(table, Settings)
     elif table.keys() == {"federation"}:
-        toml.convert(table["federation"], Policy)
+        read_federation(table["federation"])
     elif "head" in table.get("detection", {}):  # a part of a package
         shipped = tomllib.loads((REPOSITORY / "examples/models/solder-small/package.toml").read_text("utf-8"))
         toml.convert({**shipped, **table}, Manifest)
@@ -157,6 +165,12 @@ def test_the_documented_manifest_is_the_one_that_ships() -> None:
         ("service-definition.md", "### `[regions]`", Regions),
         ("service-definition.md", "### `[[regions.groups]]`", RegionGroup),
         ("service-definition.md", "### `[split]`", Split),
+        ("service-definition.md", "### `[gallery]`", Gallery),
+        ("service-definition.md", "### `[learning]`", Learning),
+        ("service-definition.md", "### `[learning.triggers]`", LearningTriggers),
+        ("service-definition.md", "### `[learning.judging]`", LearningJudging),
+        ("service-definition.md", "### `[learning.shadow]`", LearningShadow),
+        ("service-definition.md", "### `[learning.probation]`", LearningProbation),
         ("model-package.md", "## package.toml", Manifest),
         ("model-package.md", "### `[input]`", InputSpec),
         ("model-package.md", "### `[output]`", OutputSpec),
@@ -166,6 +180,8 @@ def test_the_documented_manifest_is_the_one_that_ships() -> None:
         ("model-package.md", "### `[[head.cuts]]`", HeadCut),
         ("model-package.md", "### `[tail]`", TailSpec),
         ("model-package.md", "### `[[tail.cuts]]`", TailCut),
+        ("model-package.md", "### `[anomaly]`", AnomalySpec),
+        ("model-package.md", "### `[embedding]`", EmbeddingSpec),
         ("model-package.md", "### `[[variants]]`", Variant),
         ("model-package.md", "### `[[samples]]`", ProofSample),
         ("http-api.md", "### The decision", Decision),
@@ -181,6 +197,7 @@ def test_every_key_is_documented_with_its_default(name: str, heading: str, struc
         shown = cells[field.encode_name][1 if struct is Decision else 2]
         if isinstance(field.default, str | int | float) and field.default not in ("", False):
             wanted = f'"{field.default}"' if isinstance(field.default, str) else f"{field.default:g}"
+            wanted = "true" if field.default is True else wanted
             assert wanted in shown or struct is Decision, (field.name, shown)
         elif field.default is msgspec.NODEFAULT and field.default_factory is msgspec.NODEFAULT:
             assert re.search("required|at least one|always there", shown), (field.name, shown)
@@ -223,7 +240,7 @@ def test_every_setting_is_documented(file: str, struct: type[msgspec.Struct]) ->
         'name = "x"\nmodel = "a"\n[[outputs]]\npath = "rel.jsonl"',
         'name = "x"\nmodel = "a"\ntask = "detection"\n[regions]\nclean = "good"',
         'name = "x"\nmodel = "a"\n[regions]\nclean = "good"',
-        'name = "x"\nmodel = "a"\n[learning]',
+        'name = "x"\nmodel = "a"\n[ocr]',
     ],
 )
 def test_the_documented_errors_are_the_real_ones(text: str) -> None:
@@ -315,8 +332,9 @@ def _source(*parts: str) -> str:
         ("## Local API of edged", "edged/local_api.py"),
         ("## Page port of edged", "edged/status/server.py edged/status/review_routes.py"),
         ("## Dashboard of cloudd", "cloudd/dashboard/server.py"),
-        ("## Admin API of cloudd", "cloudd/admin_api.py"),
+        ("## Admin API of cloudd", "cloudd/admin_api.py cloudd/federation/admin.py"),
         ("## Device API of cloudd", "cloudd/devices cloudd/registry/routes.py cloudd/answers/routes.py"),
+        ("### Federated jobs", "cloudd/federation/routes.py"),
     ],
 )
 def test_every_route_is_documented(heading: str, file: str) -> None:

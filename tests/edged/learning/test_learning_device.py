@@ -129,7 +129,7 @@ def test_labels_become_a_head_that_looks_on_decides_and_is_kept(
         assert main(["--state", str(tmp_path / "state"), "learning", "show", "solder"]) == 0
         assert main(["--state", str(tmp_path / "state"), "learning", "log", "solder"]) == 0
         shown = capsys.readouterr().out
-        assert f"learned:     {CANDIDATE}" in shown and "The model is kept: it decided" in shown
+        assert f"decides:     {CANDIDATE}" in shown and "The model is kept: it decided" in shown
         assert post(edged, "/api/learning/solder/go").startswith(b'{"error":"solder has no candidate on trial')
         assert CANDIDATE.encode() in post(edged, "/api/learning/solder/revert")
         wait_for(lambda: inspect(edged, 0.5).model == "brightness@1")

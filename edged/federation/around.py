@@ -1,0 +1,74 @@
+"""What federated learning needs of the rest of the supervisor."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from edged.federation.child import federation_command
+from edged.federation.front import Subject
+from edged.federation.settings import Federation
+from edgekit.identity import Identity
+from edgekit.learning.budget import Budget
+from edgekit.messages import Level, Link
+from edgekit.messages.learning import TrainDone
+
+LOOK_S = 5.0
+
+
+class Reserved(Protocol):
+    """What a candidate must be called, and what decides now; `edged.learning.parts.Reserved`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> str: ...
+    @property
+    def base_ref(self) -> str: ...
+    @property
+    def base(self) -> Path: ...
+
+
+class Learning(Protocol):
+    """What is needed of learning. Raises ApiError."""
+
+    async def reserve(self, service: str) -> Reserved: ...
+    async def offer(self, service: str, base_ref: str, done: TrainDone) -> None: ...
+
+
+class Linked(Protocol):
+    """What is needed of the link."""
+
+    @property
+    def link(self) -> Link: ...
+    @property
+    def identity(self) -> Identity | None: ...
+    @property
+    def device_id(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Around:
+    """What the desk needs of the rest of the supervisor; everything is asked in the event loop."""
+
+    state_dir: Path
+    empty: Path
+    """Where child processes run: nothing that a hostile model names relative to it exists there."""
+    policy: Federation
+    link: Linked
+    subject: Callable[[str], Subject | None]
+    labelled: Callable[[str], Awaitable[int]]
+    """Labelled samples of a service."""
+    forget: Callable[[str], Awaitable[object]]
+    """Delete a dataset version; may raise ApiError."""
+    learning: Learning
+    report: Callable[[str, Level, str], None]
+    """Health: (code, level, text)."""
+    threads: int = 1
+    budget: Budget = field(default_factory=lambda: Budget(min_free_memory=128 << 20))
+    command: Callable[[], Sequence[str]] = federation_command
+    wall: Callable[[], float] = time.time
+    look_s: float = LOOK_S

@@ -1,0 +1,311 @@
+"""The updates of a real device: its own labelled pictures, trained as the job says, at the pace that is allowed."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edged.federation.files import JobFolder
+from edged.federation.shared import Shared
+from edged.federation.updates import SourceError, Stopped
+from edged.train.lessons import Lessons
+from edgekit.autodiff.errors import AutodiffError
+from edgekit.autodiff.manifest import read_states
+from edgekit.autodiff.run import StepRunner
+from edgekit.autodiff.schedules import Schedule
+from edgekit.datasets.dataset import DatasetError
+from edgekit.faults import crash_point
+from edgekit.federated.strategy import LocalResult, LocalTerm, State
+from edgekit.learning.budget import Budget, Sensors
+from edgekit.messages.federation import LocalTraining
+from edgekit.packages import InputSpec
+from edgekit.runtimes import ModelError, SessionOptions, open_session
+from edgekit.training import (
+    FORWARD_FILE,
+    MODEL_FILE,
+    STEP_FOLDER,
+    WEIGHTS_FILE,
+    Augmentation,
+    ForwardModel,
+    LabelledExamples,
+    Paused,
+    Rest,
+    Saved,
+    Settings,
+    StepDone,
+    StepEngine,
+    Trainer,
+    TrainingError,
+    job_name,
+    replace_weights,
+)
+from edgekit.vision.classification import softmax
+
+CHECKPOINT = "training"
+ANCHOR = ".anchor"
+"""As `edgekit.autodiff.losses.proximal.ANCHOR`, whose module needs the package onnx; training a job needs none."""
+_PERSONAL = "personal-"
+_BATCH = 32
+_NAP_S = 0.5
+
+Weights = dict[str, NDArray[np.float32]]
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    version: int
+
+
+class LocalTrainer:
+    """A `Source`. Use it from one thread at a time, `stop` from any."""
+
+    def __init__(
+        self,
+        shared: Shared,
+        folder: JobFolder,
+        lessons: Lessons,
+        spec: InputSpec,
+        *,
+        threads: int = 1,
+        budget: Budget | None = None,
+        sensors: Sensors | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Raises SourceError for a train step or pictures that do not fit the job."""
+        self._shared, self._folder, self._lessons = shared, folder, lessons
+        self._local, self._threads, self._clock = shared.job.local, threads, clock
+        self._budget = budget or Budget()
+        self._sensors: dict[str, Sensors] = {} if sensors is None else {"sensors": sensors}
+        if lessons.classes != shared.job.labels:
+            raise SourceError("the job's labels are not those of the model that this service runs")
+        if not lessons.learn.pictures:
+            raise SourceError("this device has no labelled picture to learn from")
+        try:
+            self._runner = StepRunner(folder.files / STEP_FOLDER, threads=threads, spin=False)
+            self._first = read_states(folder.files / STEP_FOLDER, self._runner.manifest)
+            self.image, self.logits = _names(folder.files / MODEL_FILE)
+        except (AutodiffError, ModelError, OSError) as error:
+            raise SourceError(f"the job's train step cannot be used here: {error}") from None
+        self._learn, self._judge = lessons.pictures(lessons.learn, spec), lessons.pictures(lessons.judge, spec)
+        self._stop = threading.Event()
+        self._trainer: Trainer | None = None
+
+    @property
+    def samples(self) -> int:
+        """See Source."""
+        return len(self._lessons.learn.pictures)
+
+    def stop(self) -> None:
+        """See Source."""
+        self._stop.set()
+        trainer = self._trainer
+        if trainer is not None:
+            trainer.pause()
+
+    def train(self, state: State, term: LocalTerm, version: int) -> LocalResult:
+        """See Source."""
+        self._stop.clear()
+        weights = self.weights(state, version)
+        try:
+            steps, after = self._trained(weights, term, version)
+            flat = self._shared.rules.strategy.layout.flatten(after)
+        except (TrainingError, AutodiffError, DatasetError, ModelError) as error:
+            raise SourceError(f"the local training failed: {error}") from None
+        personal = {name: after[name] for name in self._shared.rules.strategy.layout.personal}
+        if personal:
+            self._folder.write(f"{_PERSONAL}{version:09d}", _Kept(version), personal)
+            for name in self._folder.names(_PERSONAL)[:-2]:
+                self._folder.remove(name)
+        self._folder.remove(CHECKPOINT)
+        return LocalResult(
+            delta=flat - state.model, samples=self.samples, steps=steps, learning_rate=self._local.learning_rate
+        )
+
+    def evaluate(self, state: State) -> tuple[NDArray[np.int64], float]:
+        """See Source."""
+        labels, count = self._lessons.judge.labels, len(self._lessons.classes)
+        confusion, loss = np.zeros((count, count), np.int64), 0.0
+        if not len(labels):
+            return confusion, loss
+        examples = LabelledExamples(self._judge, labels, count, image=self.image)
+        weights = self.weights(state)
+        try:
+            with closing(ForwardModel(self._folder.files / FORWARD_FILE, self._threads)) as forward:
+                for start in range(0, len(labels), _BATCH):
+                    places = np.arange(start, min(len(labels), start + _BATCH))
+                    logits = forward({self.image: examples.plain(places)[self.image]}, weights)[self.logits]
+                    if not np.isfinite(logits).all():
+                        raise SourceError("the shared model gives NaN or infinity on this device's pictures")
+                    truth = labels[places]
+                    np.add.at(confusion, (truth, logits.argmax(axis=1)), 1)
+                    said = softmax(logits)[np.arange(len(truth)), truth]
+                    loss -= float(np.log(np.maximum(said, np.finfo(np.float32).tiny)).sum())
+        except (ModelError, TrainingError, DatasetError) as error:
+            raise SourceError(f"the shared model cannot be judged here: {error}") from None
+        return confusion, loss / len(labels)
+
+    def weights(self, state: State, version: int | None = None) -> Weights:
+        """All tensors of the model: shared ones of the state, personal ones as the newest training (before `version`)
+        left them.
+        """
+        layout = self._shared.rules.strategy.layout
+        personal: Weights = {name: self._first[name] for name in layout.personal}
+        for name in self._folder.names(_PERSONAL):
+            kept = self._folder.read(name, _Kept)
+            if (
+                kept is not None
+                and (version is None or kept[0].version < version)
+                and kept[1].keys() == personal.keys()
+            ):
+                personal = {one: np.asarray(array, np.float32) for one, array in kept[1].items()}
+        return {**layout.unflatten(state.model), **personal}
+
+    def write_model(self, state: State, target: Path) -> None:
+        """Put the model of a state into a folder: MODEL_FILE and WEIGHTS_FILE. Raises TrainingError, OSError."""
+        for file in (MODEL_FILE, WEIGHTS_FILE):
+            shutil.copyfile(self._folder.files / file, target / file)
+        replace_weights(target / WEIGHTS_FILE, self.weights(state))
+
+    # --- training ---------------------------------------------------------------------------------------------------
+
+    def _trained(self, weights: Weights, term: LocalTerm, version: int) -> tuple[int, Weights]:
+        """Steps made, and all weights after them."""
+        local, runner = self._local, self._runner
+        fresh = {one.name: self._first[one.name] for one in runner.manifest.of("optimiser")}
+        runner.load({**fresh, **weights})
+        parameters = [one.name for one in runner.manifest.of("parameter")]
+        anchors = {name + ANCHOR: weights[name] for name in parameters} if term.proximal else {}
+        engine = _Corrected(StepEngine(runner, optimiser_inputs=anchors), runner, self._corrections(term, parameters))
+        seed = (local.seed + version) & (2**63 - 1)
+        settings = Settings(
+            epochs=local.epochs,
+            batch=local.batch,
+            schedule=Schedule(peak=local.learning_rate, shape="constant"),
+            balance=local.balance,
+            budget=self._budget,
+            seed=seed,
+        )
+        named = msgspec.structs.replace(
+            settings, budget=Budget()
+        )  # how fast it may go changes nothing of what it gives
+        examples = LabelledExamples(
+            self._learn,
+            self._lessons.learn.labels,
+            len(self._lessons.classes),
+            seed=seed,
+            augmentation=augmentation(local),
+            image=self.image,
+        )
+        job = job_name((named, local), (self._shared.digest().hex(), self._lessons.digest))
+        trainer = Trainer(
+            engine,
+            examples,
+            None,
+            settings,
+            job=job,
+            checkpoints=_SealedCheckpoint(self._folder, job),
+            clock=self._clock,
+            **self._sensors,
+        )
+        self._trainer = trainer
+        try:
+            self._run(trainer)
+        finally:
+            self._trainer = None
+        return trainer.progress.step, {name: np.asarray(one, np.float32) for name, one in engine.weights().items()}
+
+    def _run(self, trainer: Trainer) -> None:
+        for event in trainer.run():
+            if self._stop.is_set():
+                trainer.pause()
+            if isinstance(event, Rest):
+                self._stop.wait(event.seconds)
+            elif isinstance(event, StepDone):
+                crash_point("fl.step")
+            elif isinstance(event, Saved):
+                crash_point("fl.checkpoint")
+            elif isinstance(event, Paused):
+                if self._stop.is_set():
+                    raise Stopped(event.reason)
+                raise SourceError(event.reason)
+
+    def _corrections(self, term: LocalTerm, parameters: list[str]) -> Weights:
+        """What SCAFFOLD adds to the gradient of each trained tensor; running statistics have none."""
+        if term.correction is None:
+            return {}
+        found = self._shared.rules.strategy.layout.unflatten(np.asarray(term.correction, np.float32))
+        return {name: found[name] for name in parameters if name in found}
+
+
+class _Corrected:
+    """An Engine whose every step also goes against a constant: w -= learning_rate * correction."""
+
+    def __init__(self, engine: StepEngine, runner: StepRunner, corrections: Weights) -> None:
+        self._engine, self._runner, self._corrections = engine, runner, corrections
+
+    def step(self, feeds: Mapping[str, NDArray[Any]], learning_rate: float) -> float:
+        """See Engine.step."""
+        loss = self._engine.step(feeds, learning_rate)
+        if self._corrections:
+            now, rate = self._runner.parameters(), np.float32(learning_rate)
+            self._runner.load({name: now[name] - rate * one for name, one in self._corrections.items()})
+        return loss
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """See Engine.state."""
+        return self._engine.state()
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """See Engine.restore."""
+        self._engine.restore(state)
+
+    def weights(self) -> dict[str, NDArray[Any]]:
+        """See Engine.weights."""
+        return self._engine.weights()
+
+
+class _SealedCheckpoint:
+    """`edgekit.training.Checkpoints` in the job's folder. One that does not open, or of another round, is none."""
+
+    def __init__(self, folder: JobFolder, job: str) -> None:
+        self._folder, self._mark = folder, job.encode()
+
+    def read(self) -> bytes | None:
+        """See Checkpoints.read."""
+        data = self._folder.read_bytes(CHECKPOINT)
+        return data[len(self._mark) :] if data is not None and data.startswith(self._mark) else None
+
+    def write(self, data: bytes) -> None:
+        """See Checkpoints.write."""
+        self._folder.write_bytes(CHECKPOINT, self._mark + data)
+
+
+def augmentation(local: LocalTraining) -> Augmentation | None:
+    """What the job's words mean for pictures: as in `cloudd train`."""
+    if not local.augment:
+        return None
+    return Augmentation(
+        flip_horizontal=local.symmetry != "none",
+        flip_vertical=local.symmetry == "any",
+        quarter_turns=local.symmetry == "any",
+        rotation=8.0,
+        scale=0.1,
+        shift=0.05,
+        brightness=0.1,
+        contrast=0.15,
+        noise=5.0,
+    )
+
+
+def _names(model: Path) -> tuple[str, str]:
+    """Of the model's input and of its first output."""
+    with closing(open_session(model, "onnxruntime", SessionOptions(threads=1), [WEIGHTS_FILE])) as session:
+        return session.inputs[0].name, session.outputs[0].name

@@ -1,0 +1,356 @@
+"""One device in one job, from its first round to its last: train, take a seat, apply what is published, begin again.
+
+Everything is kept before it matters: `run` may be cancelled, and the process killed, at any instruction, and a later
+`run` goes on in the same round, or sits it out. It never contributes twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from edged.federation.book import Book
+from edged.federation.chain import Chain
+from edged.federation.cloud import Cloud, Rejected, RoundOver
+from edged.federation.files import JobFolder
+from edged.federation.notes import JobNote, Level, Stage
+from edged.federation.opening import Rosters, admit, fetch_files, is_there, open_job, plan_of
+from edged.federation.settings import Federation
+from edged.federation.shared import Shared
+from edged.federation.sitting import Seat, Signing, Sitting
+from edged.federation.updates import Source, SourceError, Updates
+from edgekit.faults import crash_point
+from edgekit.federated.rounds import read_words
+from edgekit.messages import FileEntry
+from edgekit.messages.federation import (
+    DeviceRefusal,
+    FederatedJob,
+    Invitation,
+    Later,
+    Over,
+    Publication,
+    PublishedRound,
+    PublishedSum,
+    Standing,
+)
+from edgekit.secagg.audit import Outcome
+from edgekit.secagg.errors import Refusal
+from edgekit.secagg.masks import Words
+from edgekit.secagg.messages import RoundConfig, from_cloud
+
+SETTLE_S = 2.0
+"""Seconds before the next question where cloudd has nothing for this device, or the same that it has left already."""
+_SHORTEST_S, _LONGEST_S = 0.1, 60.0
+"""Seconds before the next question, whatever cloudd asks for: it holds questions itself."""
+_SUMS = "sums"
+
+
+@dataclass(frozen=True)
+class Places:
+    """What a participant keeps things in."""
+
+    folder: JobFolder
+    book: Book
+    chain: Chain
+
+
+class Participant:
+    """`say` is told of every change, for people; `wall` gives seconds since the epoch."""
+
+    def __init__(
+        self,
+        job: str,
+        cloud: Cloud,
+        source: Callable[[FederatedJob, JobFolder, Shared], Source],
+        *,
+        identity: Signing,
+        policy: Federation,
+        places: Places,
+        say: Callable[[JobNote], None] = lambda note: None,
+        wall: Callable[[], float] = time.time,
+        settle_s: float = SETTLE_S,
+    ) -> None:
+        """`source` is called once (in a thread), when the job's files are there."""
+        self._id, self._cloud, self._make_source = job, cloud, source
+        self._identity, self._policy, self._wall, self._say = identity, policy, wall, say
+        self._folder, self._book, self._chain = places.folder, places.book, places.chain
+        self._settle = settle_s
+        self._note = self._book.job(job)
+        self._sitting: Sitting | None = None
+        self._said_all = -1  # number of the round in which this device has said its last word
+        self._told: set[int] = set()  # numbers of rounds that cloudd knows this device has left
+        self._job: FederatedJob
+        self._rosters: Rosters
+        self._updates: Updates
+        self.shared: Shared
+        """The job's rules and state, once `run` has opened them."""
+
+    async def run(self) -> Over:
+        """Take part until the job is over.
+
+        Raises Refusal if this device wants no part in it, SourceError if it has nothing to learn from, Rejected if
+        cloudd wants it no more, LinkError without a cloudd, OSError for a full disk.
+        """
+        try:
+            await self._open()
+            try:
+                return await self._take_part()
+            finally:
+                await self._updates.end()
+        except Refusal as refusal:
+            await self._cloud.refuse(self._id, _courtesy(refusal, None))
+            self._change("refused", f"this device takes no part: {refusal}", _level(refusal))
+            raise
+        except SourceError as error:
+            await self._cloud.refuse(self._id, DeviceRefusal(rule="samples", text=str(error)[:500]))
+            self._change("failed", str(error), "refused")
+            raise
+
+    async def _open(self) -> None:
+        self._book.check()
+        self._job = job = await open_job(self._id, self._cloud, self._folder)
+        private = plan_of(job).privacy is not None
+        if self._note is None:
+            self._note = JobNote(
+                job=self._id, service=job.service, model=job.model, secure=job.secure, private=private,
+                rounds=job.rounds,
+            )  # fmt: skip
+        reason = self._book.refusal(self._id)
+        if reason:
+            raise Refusal("policy", f"refused by the people here: {reason}")
+        admit(job, self._policy)
+        await fetch_files(job, self._cloud, self._folder)
+        self._rosters = Rosters(
+            job, self._folder, node=self._identity.node, policy=self._policy, book=self._book, wall=self._wall
+        )
+        self._rosters.membership()
+        self._kept_seat()  # one that does not open any more is given up before cloudd asks for it
+        self.shared = await asyncio.to_thread(Shared, job, self._folder)
+        source = await asyncio.to_thread(self._make_source, job, self._folder, self.shared)
+        self._updates = Updates(self.shared, source, self._folder, self._book, self._policy)
+        self._change("waiting", "it has what it needs", version=self.shared.state.version, samples=source.samples)
+
+    # --- the loop ---------------------------------------------------------------------------------------------------
+
+    async def _take_part(self) -> Over:
+        while True:
+            if self.shared.rules.plan.max_age:  # asynchronous: the update comes first, the round when enough have one
+                await self._updates.result()
+            turn = await self._cloud.next(self._id, self._standing())
+            if isinstance(turn, Invitation):
+                await self._sit(turn)
+            elif isinstance(turn, Publication):
+                await self._take(turn)
+            elif isinstance(turn, Later):
+                self._change("waiting", turn.reason)
+                await asyncio.sleep(max(min(self._settle, _SHORTEST_S), min(_LONGEST_S, turn.retry_after_s)))
+            else:
+                self._give_up_seat()
+                whole = turn.outcome == "finished" or self.shared.state.version >= self._job.rounds
+                self._change("judging" if whole else "stopped", turn.reason)
+                return turn
+
+    def _standing(self) -> Standing:
+        samples = self._updates.samples
+        return Standing(
+            version=self.shared.state.version,
+            state=self.shared.digest().hex(),
+            samples=1 << (samples.bit_length() - 1) if samples else 0,  # no more of it than cloudd needs to know
+            trained=self._updates.ready() if self.shared.rules.plan.max_age else None,
+            aes=has_aes(),
+            health="error" if self._updates.spent else "ok",  # it follows the job, and contributes nothing any more
+        )
+
+    # --- rounds -----------------------------------------------------------------------------------------------------
+
+    async def _sit(self, invitation: Invitation) -> None:
+        """One round, or the rest of it."""
+        number = invitation.number
+        if self._book.round_ended(self._id, number) is not None:
+            if number not in self._told:  # else cloudd would wait for this device
+                self._told.add(number)
+                text = "this device has no part in this round any more"
+                await self._cloud.refuse(self._id, DeviceRefusal(number=number, rule="left", text=text))
+            await asyncio.sleep(self._settle)
+            return
+        if number == self._said_all:
+            await asyncio.sleep(self._settle)
+            return
+        sitting: Sitting | None = None
+        try:
+            sitting = seat = self._seat(invitation)
+            seat.check()
+            if invitation.kind == "learn":
+                self._updates.begin()  # while keys and shares are exchanged
+            self._change("round", f"round {number} ({invitation.kind})", round=number)
+            await seat.run(lambda cohort: self._updates.vector(invitation.kind, seat.config, cohort))
+            self._said_all = number
+            self._change("waiting", f"round {number}: waiting for the sum")
+        except Refusal as refusal:
+            self._told.add(number)
+            await self._cloud.refuse(self._id, _courtesy(refusal, number))
+            self._end_seat(sitting, number, "refused", refusal)
+            self._change("waiting", f"round {number} refused ({refusal.rule}): {refusal}", _level(refusal))
+        except RoundOver:
+            self._change("waiting", f"round {number} is over")
+            await asyncio.sleep(self._settle)
+        except Rejected as error:
+            self._told.add(number)
+            await self._cloud.refuse(self._id, DeviceRefusal(number=number, rule="left", text=str(error)[:500]))
+            self._end_seat(sitting, number, "left")
+            self._change("waiting", f"round {number}: cloudd refused a message ({error.rule}): {error}", "refused")
+            await asyncio.sleep(self._settle)
+
+    def _seat(self, invitation: Invitation) -> Sitting:
+        """The seat in this round: the one that is kept, or a new one. Raises Refusal."""
+        config = self.shared.check_invitation(invitation)
+        if invitation.kind == "evaluate":
+            self._policy.check_privacy(False)
+        kept = self._kept_seat()
+        if kept is not None and kept.number != invitation.number:
+            self._give_up_seat()
+            kept = None
+        if kept is not None and kept.config != invitation.config:
+            raise Refusal("once", "the round was begun with another configuration")
+        if self._sitting is None:
+            self._sitting = self._opened(kept or Sitting.begin(invitation, self._job.secure), config)
+        return self._sitting
+
+    def _opened(self, seat: Seat, config: RoundConfig) -> Sitting:
+        return Sitting(
+            seat,
+            config,
+            job=self._id,
+            cloud=self._cloud,
+            folder=self._folder,
+            book=self._book,
+            identity=self._identity,
+            membership=self._rosters.membership(),
+            policy=self._policy,
+            weights=self.shared.weights_digest(seat.kind),
+        )
+
+    def _kept_seat(self) -> Seat | None:
+        if self._sitting is not None:
+            return self._sitting.seat
+        return Sitting.kept(self._id, self._book, self._folder)
+
+    def _kept_sitting(self) -> Sitting | None:
+        seat = self._kept_seat()
+        if seat is None or self._sitting is not None:
+            return self._sitting
+        config = from_cloud(seat.config)
+        return self._opened(seat, config) if isinstance(config, RoundConfig) else None
+
+    def _give_up_seat(self) -> None:
+        """cloudd speaks of something else: the round of the seat is void, or went on without this device."""
+        sitting = self._kept_sitting()
+        if sitting is not None:
+            judged = sitting.seat.kind == "evaluate" and sitting.counted
+            self._end_seat(sitting, sitting.seat.number, "summed" if judged else "void")
+
+    def _end_seat(self, sitting: Sitting | None, number: int, outcome: Outcome, refusal: Refusal | None = None) -> None:
+        self._sitting = None
+        if sitting is None:
+            self._book.end_round(self._id, number, outcome)
+        else:
+            sitting.end(outcome, self._chain, self._wall(), refusal)
+
+    # --- sums -------------------------------------------------------------------------------------------------------
+
+    async def _take(self, publication: Publication) -> None:
+        """Apply published sums in their order."""
+        fresh = [one for one in publication.rounds if one.version > self.shared.state.version]
+        if not fresh:
+            await asyncio.sleep(self._settle)
+        for published in fresh:
+            await self._updates.end()  # a training for a round that closed without this device
+            await self._apply(published)
+
+    async def _apply(self, published: PublishedRound) -> None:
+        files = await self._fetch(published)
+        sitting = self._kept_sitting()
+        own: PublishedSum | None = None
+        if sitting is not None and sitting.seat.kind == "learn":
+            own = next((one for one in published.sums if one.number == sitting.seat.number), None)
+        if own is not None and sitting is not None:
+            _check_own(own, sitting.seat)
+        counted = own is not None and sitting is not None and sitting.counted
+        memory = self.shared.memory
+        result = self._updates.newest() if counted and self.shared.remembers else None
+        if result is not None:
+            memory = self.shared.contribution(result).memory
+
+        def words_of(one: PublishedSum, config: RoundConfig) -> Words:
+            return read_words(files[one.sha256].read_bytes(), config)
+
+        await asyncio.to_thread(self.shared.apply, published, words_of)
+        outcome: Outcome = "summed" if own is not None else "void"
+        if sitting is not None:  # on record before the state moves: afterwards nothing tells how the round ended
+            sitting.record(outcome, self._chain, self._wall())
+        asynchronous = self.shared.rules.plan.max_age > 0
+        if counted and asynchronous:  # before the state moves: an update that stayed could be contributed once more
+            self._updates.forget()
+        crash_point("fl.apply")
+        await asyncio.to_thread(self.shared.keep, memory)
+        crash_point("fl.applied")
+        if sitting is not None:
+            self._end_seat(sitting, sitting.seat.number, outcome)
+        if not asynchronous:
+            self._updates.forget(durable=False)
+        shutil.rmtree(self._folder.path / _SUMS, ignore_errors=True)
+        done = (self._note.contributed if self._note is not None else 0) + counted
+        self._change("waiting", f"version {published.version}", version=published.version, contributed=done)
+
+    async def _fetch(self, published: PublishedRound) -> dict[str, Path]:
+        rules = self.shared.rules
+        size = (rules.numbers("learn").parameters + 2) * rules.room.bits // 8
+        files = {one.sha256: self._folder.path / _SUMS / one.sha256 for one in published.sums}
+        for one in published.sums:
+            if one.size != size:
+                raise Refusal("malformed", f"a published sum of {one.size} bytes; this job's have {size}")
+            entry = FileEntry(path=one.sha256, sha256=one.sha256, size=one.size)
+            if not is_there(entry, files[one.sha256]):
+                await self._cloud.fetch(self._id, entry, files[one.sha256], durable=False)
+        return files
+
+    def _change(self, stage: Stage, text: str, level: Level = "info", **changes: int) -> None:
+        if self._note is None:
+            return
+        note = msgspec.structs.replace(self._note, stage=stage, text=text[:500], **changes)
+        if note != self._note or level != "info":
+            self._note = note
+            self._book.note(note, (level, text) if level != "info" or changes else None)
+            self._say(note)
+
+
+def has_aes(path: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the processor has AES instructions, as the kernel says."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        for line in file.read(65_536).splitlines():
+            if line.split(b":")[0].strip().lower() in (b"flags", b"features"):
+                return b"aes" in line.split()
+    return False
+
+
+def _check_own(own: PublishedSum, seat: Seat) -> None:
+    """Raises Refusal if the sum of a round that this device sat in is said to be another one."""
+    if own.config != seat.config:
+        raise Refusal("binding", "the sum is said to be of another configuration than the round's")
+    if seat.survivors and own.survivors != seat.survivors:
+        raise Refusal("binding", f"the sum is said to be of {own.survivors} devices; {seat.survivors} were signed")
+
+
+def _courtesy(refusal: Refusal, number: int | None) -> DeviceRefusal:
+    return DeviceRefusal(number=number, rule=refusal.rule, text=str(refusal)[:500])
+
+
+def _level(refusal: Refusal) -> Level:
+    return "alarm" if refusal.rule == "once" else "refused"

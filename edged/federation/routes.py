@@ -1,0 +1,64 @@
+"""The routes of the local API that are about federated jobs.
+
+GET  /federation?limit=             GET /federation/policy        GET /federation/audit?limit=
+POST /federation/refuse {job, reason?}                            POST /federation/forgive
+"""
+
+from __future__ import annotations
+
+import msgspec
+from aiohttp import web
+
+from edged.api import ApiError
+from edged.federation.front import FederationFront
+
+MAX_LIMIT = 1000
+
+
+def add(app: web.Application, front: FederationFront) -> None:
+    """Add the routes to the local API."""
+    routes = _Routes(front)
+    app.router.add_get("/federation", routes.state)
+    app.router.add_get("/federation/policy", routes.policy)
+    app.router.add_get("/federation/audit", routes.audit)
+    app.router.add_post("/federation/refuse", routes.refuse)
+    app.router.add_post("/federation/forgive", routes.forgive)
+
+
+class _Routes:
+    def __init__(self, front: FederationFront) -> None:
+        self._front = front
+
+    async def state(self, request: web.Request) -> web.Response:
+        return _json(await self._front.desk.state(_limit(request)))
+
+    async def policy(self, request: web.Request) -> web.Response:
+        from edged.federation.bodies import PolicyReply
+
+        return _json(PolicyReply(federation=self._front.desk.policy()))
+
+    async def audit(self, request: web.Request) -> web.Response:
+        return _json(await self._front.desk.audit(_limit(request)))
+
+    async def refuse(self, request: web.Request) -> web.Response:
+        from edged.federation.bodies import RefuseBody  # not before there is a job
+
+        try:
+            body = msgspec.json.decode(await request.read(), type=RefuseBody)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ApiError(400, f"the body cannot be read: {error}") from None
+        return _json(await self._front.desk.refuse(body.job, body.reason))
+
+    async def forgive(self, request: web.Request) -> web.Response:
+        return _json(await self._front.desk.forgive())
+
+
+def _limit(request: web.Request) -> int:
+    text = request.query.get("limit", "20")
+    if not (text.isascii() and text.isdigit() and len(text) <= 6 and 1 <= int(text) <= MAX_LIMIT):
+        raise ApiError(400, f"limit must be a whole number from 1 to {MAX_LIMIT}")
+    return int(text)
+
+
+def _json(value: object) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), content_type="application/json")

@@ -1,0 +1,201 @@
+"""The local training of a device: the same bits however often it is interrupted, personal tensors, corrections."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import cv2
+import msgspec
+import numpy as np
+import pytest
+
+from cloudd.federation.definition import read
+from cloudd.federation.preparing import prepare
+from edged.federation import local
+from edged.federation.files import JobFolder
+from edged.federation.local import LocalTrainer
+from edged.federation.shared import Shared
+from edged.federation.updates import SourceError, Stopped
+from edged.samples.opening import open_store
+from edged.samples.reading import Filter
+from edged.samples.records import Label, LabelRecord, NewSample
+from edged.train.lessons import Lessons, load_lessons, open_samples
+from edgekit.federated.strategy import LocalTerm, State
+from edgekit.messages.federation import FederatedJob
+from edgekit.packages import Package
+from edgekit.services import Samples, parse_service
+from edgekit.training import MODEL_FILE, WEIGHTS_FILE, read_weights
+from tests.support.federation import LABELS, definition, small_package
+
+SERVICE = parse_service('name = "solder"\nmodel = "small"\n[samples]\nkeep = "all"\n', "test")
+FEDAVG = '[plan.strategy]\nstrategy = "fedavg"\nclip = 10.0\n'
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Package:
+    return small_package(tmp_path_factory.mktemp("model") / "small")
+
+
+@pytest.fixture(scope="module")
+def lessons(tmp_path_factory: pytest.TempPathFactory, package: Package) -> Iterator[Lessons]:
+    state = tmp_path_factory.mktemp("samples")
+    with closing(
+        open_store(state, "device", lambda name: Samples(keep="all"), 0, lambda e: None, lambda: 1.0)
+    ) as store:
+        for number in range(30):
+            label = LABELS[number % 2]
+            rng = np.random.default_rng(number)
+            image = np.clip(rng.normal(60 if number % 2 else 160, 15, (32, 32)), 0, 255).astype(np.uint8)
+            record = LabelRecord(label=Label(label=label), kind="operator", author="anna", at=1.0)
+            new = NewSample(service="solder", source="import", captured_at=float(number), group=f"g{number}")
+            store.add(new, bytes(cv2.imencode(".png", image)[1]), record)
+        store.versions.make("v", Filter(service="solder"), "labels")
+    with closing(open_samples(state, "device")) as store:
+        yield load_lessons(store, "v", SERVICE, package.labels)
+
+
+def shared_of(root: Path, package: Package, plan: str = FEDAVG, settings: str = "") -> tuple[Shared, JobFolder]:
+    text = definition(None, f"[local]\nlearning_rate = 0.05\nbatch = 6\nepochs = 2\n{settings}{plan}")
+    parsed, found = read(text)
+    folder = JobFolder(root, secrets.token_hex(16), lambda data, name: data[::-1], lambda data, name: data[::-1])
+    folder.files.rmdir()
+    prepare(package, parsed, found, folder.files)
+    job = FederatedJob(
+        id=folder.path.name, service="solder", model=package.ref, package=package.digest, labels=tuple(package.labels),
+        plan=msgspec.json.encode(found).decode(), local=parsed.local, rounds=3, secure=False, least=2, most=4,
+    )  # fmt: skip
+    return Shared(job, folder), folder
+
+
+def trainer_of(shared: Shared, folder: JobFolder, lessons: Lessons, package: Package) -> LocalTrainer:
+    return LocalTrainer(shared, folder, lessons, package.manifest.input)
+
+
+def test_training_gives_the_same_bits_again_and_others_in_the_next_round(
+    package: Package, lessons: Lessons, tmp_path: Path
+) -> None:
+    shared, folder = shared_of(tmp_path, package)
+    trainer = trainer_of(shared, folder, lessons, package)
+    term = shared.rules.strategy.term(shared.state)
+    first, again, other = (trainer.train(shared.state, term, version) for version in (0, 0, 1))
+    assert np.abs(first.delta).max() > 0 and first.samples == len(lessons.learn.pictures)
+    np.testing.assert_array_equal(first.delta, again.delta)
+    assert (first.delta != other.delta).any()
+    assert first.steps == 2 * (len(lessons.learn.pictures) // 6)
+
+
+@pytest.mark.parametrize("point", ["fl.step", "fl.checkpoint"])
+def test_a_killed_training_goes_on_to_the_same_bits(
+    package: Package, lessons: Lessons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    shared, folder = shared_of(tmp_path, package, settings='batch_norm = "train"\nmomentum = 0.5\n')
+    term = shared.rules.strategy.term(shared.state)
+    wanted = trainer_of(shared, folder, lessons, package).train(shared.state, term, 0)
+    passed = []
+
+    def crash_point(name: str) -> None:
+        passed.append(name)
+        if name == point and passed.count(point) == 1:
+            raise Killed
+
+    monkeypatch.setattr(local, "crash_point", crash_point)
+    with pytest.raises(Killed):
+        trainer_of(shared, folder, lessons, package).train(shared.state, term, 0)
+    found = trainer_of(shared, folder, lessons, package).train(shared.state, term, 0)
+    np.testing.assert_array_equal(found.delta, wanted.delta)
+    assert found.steps == wanted.steps
+    assert not folder.names("training")
+
+
+def test_a_stopped_training_saves_and_a_stale_checkpoint_is_none(
+    package: Package, lessons: Lessons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared, folder = shared_of(tmp_path, package)
+    term = shared.rules.strategy.term(shared.state)
+    trainer = trainer_of(shared, folder, lessons, package)
+    monkeypatch.setattr(local, "crash_point", lambda name: trainer.stop() if name == "fl.step" else None)
+    with pytest.raises(Stopped):
+        trainer.train(shared.state, term, 0)
+    assert folder.names("training") == ["training"]
+    monkeypatch.undo()
+    later = trainer.train(shared.state, term, 1)
+    fresh, other = shared_of(tmp_path / "other", package)
+    np.testing.assert_array_equal(later.delta, trainer_of(fresh, other, lessons, package).train(
+        fresh.state, fresh.rules.strategy.term(fresh.state), 1).delta)  # fmt: skip
+
+
+def test_personal_tensors_stay_here_and_go_on_from_round_to_round(
+    package: Package, lessons: Lessons, tmp_path: Path
+) -> None:
+    names = [one.name for one in shared_of(tmp_path, package)[0].rules.strategy.layout.slots]
+    personal = names[-1]
+    shared, folder = shared_of(tmp_path, package, f'[plan]\npersonal = ["{personal}"]\n{FEDAVG}')
+    trainer = trainer_of(shared, folder, lessons, package)
+    term = shared.rules.strategy.term(shared.state)
+    start = trainer.weights(shared.state)[personal]
+    trainer.train(shared.state, term, 0)
+    assert personal not in [one.name for one in shared.rules.strategy.layout.slots]
+    np.testing.assert_array_equal(trainer.weights(shared.state, 0)[personal], start)
+    moved = trainer.weights(shared.state)[personal]
+    assert (moved != start).any()
+    np.testing.assert_array_equal(trainer_of(shared, folder, lessons, package).weights(shared.state)[personal], moved)
+
+
+def test_a_correction_goes_against_every_step(package: Package, lessons: Lessons, tmp_path: Path) -> None:
+    shared, folder = shared_of(tmp_path, package, settings="augment = false\n")
+    few = msgspec.structs.replace(shared.job.local, epochs=1, batch=4096)
+    shared.job = msgspec.structs.replace(shared.job, local=few)
+    trainer = trainer_of(shared, folder, lessons, package)
+    size = shared.rules.strategy.layout.size
+    plain = trainer.train(shared.state, LocalTerm(shared.state.model), 0)
+    correction = np.full(size, 0.25, np.float32)
+    corrected = trainer.train(shared.state, LocalTerm(shared.state.model, 0.0, correction), 0)
+    np.testing.assert_allclose(corrected.delta, plain.delta - 0.05 * 0.25, atol=1e-6)
+
+
+def test_a_proximal_term_holds_the_weights_near_the_round_s_start(
+    package: Package, lessons: Lessons, tmp_path: Path
+) -> None:
+    def moved(plan: str) -> float:
+        shared, folder = shared_of(tmp_path, package, plan, settings="augment = false\n")
+        long = msgspec.structs.replace(shared.job.local, epochs=30)  # until the pull counts
+        shared.job = msgspec.structs.replace(shared.job, local=long)
+        term = shared.rules.strategy.term(shared.state)
+        return float(np.linalg.norm(trainer_of(shared, folder, lessons, package).train(shared.state, term, 0).delta))
+
+    assert moved(FEDAVG.replace("clip = 10.0", "clip = 10.0\nproximal = 5.0")) < 0.5 * moved(FEDAVG)
+
+
+def test_evaluation_counts_every_picture_that_was_held_out(package: Package, lessons: Lessons, tmp_path: Path) -> None:
+    shared, folder = shared_of(tmp_path, package)
+    confusion, loss = trainer_of(shared, folder, lessons, package).evaluate(shared.state)
+    assert confusion.sum() == len(lessons.judge.pictures)
+    np.testing.assert_array_equal(confusion.sum(axis=1), np.bincount(lessons.judge.labels, minlength=2))
+    assert 0 < loss < 10
+
+
+def test_the_model_that_is_written_has_the_state_s_weights(package: Package, lessons: Lessons, tmp_path: Path) -> None:
+    shared, folder = shared_of(tmp_path, package)
+    trainer = trainer_of(shared, folder, lessons, package)
+    state = State(shared.state.model + np.float32(0.125), {}, 1)
+    target = tmp_path / "out"
+    target.mkdir()
+    trainer.write_model(state, target)
+    assert (target / MODEL_FILE).exists()
+    written = read_weights(target / WEIGHTS_FILE)
+    for name, array in shared.rules.strategy.layout.unflatten(state.model).items():
+        np.testing.assert_array_equal(written[name], array)
+
+
+def test_other_labels_than_the_job_s_are_refused(package: Package, lessons: Lessons, tmp_path: Path) -> None:
+    shared, folder = shared_of(tmp_path, package)
+    shared.job = msgspec.structs.replace(shared.job, labels=("bad", "good"))
+    with pytest.raises(SourceError, match="labels"):
+        trainer_of(shared, folder, lessons, package)
