@@ -10,6 +10,8 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from cloudd.federation import admin as federation_admin
+from cloudd.federation.service import Federation
 from cloudd.operations import InviteRequest, Operations
 from cloudd.web import HttpProblem, json_response, new_app, read_json
 
@@ -37,7 +39,7 @@ class ModelRequest(msgspec.Struct, kw_only=True):
     path: str
 
 
-def application(operations: Operations) -> web.Application:
+def application(operations: Operations, federation: Federation) -> web.Application:
     """All routes of the admin socket."""
     app = new_app(_log_writes)
 
@@ -109,6 +111,7 @@ def application(operations: Operations) -> web.Application:
             web.get("/answers/{id}/picture", picture),
         ]
     )
+    app.add_routes(federation_admin.routes(federation))
     return app
 
 

@@ -33,6 +33,9 @@ from cloudd.devices.control import ControlHub
 from cloudd.devices.fleet import Fleet
 from cloudd.devices.invites import Invites
 from cloudd.devices.server_identity import ServerIdentity, host_names, reachable_address
+from cloudd.federation import routes as federation_routes
+from cloudd.federation.service import Federation
+from cloudd.federation.store import FederationStore
 from cloudd.operations import About, Operations
 from cloudd.registry import Registry
 from cloudd.registry import routes as registry_routes
@@ -113,6 +116,10 @@ async def serve(settings: Settings, state: Path, announce: Callable[[About], Non
         stack.push_async_callback(pool.stop)
         answers.start()
 
+        federation = Federation(FederationStore(rows, blobs), registry, state / "federation")
+        await federation.open()
+        stack.push_async_callback(federation.close)
+
         inherited = systemd.listen_fds()
         device_socket = _tcp(inherited.get("device"), settings.listen, "listen")
         dashboard_socket = _tcp(inherited.get("dashboard"), settings.dashboard, "dashboard")
@@ -125,16 +132,18 @@ async def serve(settings: Settings, state: Path, announce: Callable[[About], Non
         device_app.add_routes(hub.routes())
         device_app.add_routes(registry_routes.routes(registry, blobs))
         device_app.add_routes(answer_routes.routes(answers))
+        device_app.add_routes(federation_routes.routes(federation))
         guard = PageGuard(page_token(state), "cloudd-session", [*LOOPBACK_HOSTS, dashboard_socket.getsockname()[0]])
         listeners = [
-            Listener(admin_api.application(operations), admin_socket),
-            Listener(dashboard.application(operations, guard), dashboard_socket, total=256),
+            Listener(admin_api.application(operations, federation), admin_socket),
+            Listener(dashboard.application(operations, guard, federation), dashboard_socket, total=256),
             Listener(device_app, device_socket, tls),
         ]
         for listener in listeners:
             await listener.start()
             stack.push_async_callback(listener.stop)
         stack.push_async_callback(hub.stop)  # before its listener, which waits for open requests
+        stack.push_async_callback(federation.close)  # likewise
 
         background = [_upkeep(identity, tls, settings), _watchdog()]
         if settings.advertise:

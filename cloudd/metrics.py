@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import psutil
 
 from cloudd.dashboard.state import DashboardState
+from cloudd.federation.views import JobView
 
 CONTENT_TYPE = "text/plain; version=0.0.4"
 
 Sample = tuple[dict[str, str], float]
 
 
-def render(state: DashboardState) -> str:
+def render(state: DashboardState, jobs: Sequence[JobView] = ()) -> str:
     """All metrics of one moment. Label values come from devices and are escaped."""
     process = psutil.Process()
     cpu = process.cpu_times()
@@ -31,6 +32,7 @@ def render(state: DashboardState) -> str:
     ]
     online = [({"device": one.short_id, "name": one.name}, float(one.online)) for one in state.devices]
     spooled = [({"device": one.short_id}, one.spool.items) for one in state.devices if one.spool is not None]
+    named = [({"job": one.name, "status": one.status}, one) for one in jobs]
     blocks = [
         _family("cloudd_info", "gauge", "Always 1; the version is a label.", [({"version": state.version}, 1)]),
         _family("cloudd_started_seconds", "gauge", "Start time, seconds since 1970.", [({}, state.started_at)]),
@@ -48,6 +50,19 @@ def render(state: DashboardState) -> str:
         _family("cloudd_device_online", "gauge", "1 while the device's heartbeat is on time.", online),
         _family("cloudd_device_decisions_total", "counter", "Decisions by where they were made.", decided),
         _family("cloudd_device_spooled", "gauge", "Samples that wait on the device for the link.", spooled),
+        _family("cloudd_federation_job", "gauge", "1 for each federated job.", [(labels, 1) for labels, _ in named]),
+        _family(
+            "cloudd_federation_sums_total",
+            "counter",
+            "Sums published.",
+            [(labels, one.version) for labels, one in named],
+        ),
+        _family(
+            "cloudd_federation_devices_ready",
+            "gauge",
+            "Devices that stand ready for a round.",
+            [(labels, one.standing) for labels, one in named],
+        ),
         _family("process_cpu_seconds_total", "counter", "CPU time of cloudd.", [({}, cpu.user + cpu.system)]),
         _family("process_resident_memory_bytes", "gauge", "Memory of cloudd.", [({}, process.memory_info().rss)]),
     ]

@@ -13,14 +13,15 @@ STYLES = (STYLE,)
 SCRIPTS = (SCRIPT,)
 
 
-def render(state: DashboardState) -> str:
-    """The page for a browser. Touches nothing outside `state`."""
+def render(state: DashboardState, jobs: str = "") -> str:
+    """The page for a browser, with the ready HTML of the federated jobs. Touches nothing outside its arguments."""
     main = "".join(
         (
             _verdict(state),
             _totals(state),
             _devices(state),
             _samples(state),
+            jobs,
             _models(state.models),
             login(
                 state.logged_in,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from urllib.parse import parse_qs
 
 from aiohttp import web
@@ -9,6 +10,10 @@ from aiohttp.typedefs import Handler
 
 from cloudd import metrics
 from cloudd.dashboard import page
+from cloudd.federation import page as federation_page
+from cloudd.federation import views
+from cloudd.federation.errors import FederationError
+from cloudd.federation.service import Federation
 from cloudd.operations import InviteRequest, Operations
 from cloudd.web import HttpProblem, json_response, new_app, problem, read_body, read_json
 from edgekit import html
@@ -17,8 +22,8 @@ from edgekit.webguard import PageGuard, Refusal, security_headers
 _MAX_FORM = 4096
 
 
-def application(operations: Operations, guard: PageGuard) -> web.Application:
-    """The page (`/`), its data (`/state.json`, `/samples/ID.jpg`), `/metrics`, and the buttons (`/api/...`)."""
+def application(operations: Operations, guard: PageGuard, federation: Federation) -> web.Application:
+    """The pages (`/`, `/federation/JOB`), data (`/state.json`, `/samples/ID.jpg`), `/metrics`, buttons (`/api/...`)."""
     headers = security_headers(page.STYLES, page.SCRIPTS)
 
     @web.middleware
@@ -46,13 +51,22 @@ def application(operations: Operations, guard: PageGuard) -> web.Application:
 
     async def show_page(request: web.Request) -> web.Response:
         state = await operations.dashboard(logged_in=guard.logged_in(request.headers))
-        return web.Response(text=page.render(state), content_type="text/html", charset="utf-8")
+        jobs = federation_page.section(await views.jobs(federation), state.now)
+        return web.Response(text=page.render(state, jobs), content_type="text/html", charset="utf-8")
+
+    async def show_job(request: web.Request) -> web.Response:
+        try:
+            detail = await views.detail(federation, request.match_info["job"])
+        except FederationError as error:
+            raise HttpProblem(404, str(error)) from None
+        shown = federation_page.render(detail, time.time())
+        return web.Response(text=shown, content_type="text/html", charset="utf-8")
 
     async def show_state(request: web.Request) -> web.Response:
         return json_response(await operations.dashboard(logged_in=guard.logged_in(request.headers)))
 
     async def show_metrics(_request: web.Request) -> web.Response:
-        text = metrics.render(await operations.dashboard())
+        text = metrics.render(await operations.dashboard(), await views.jobs(federation))
         return web.Response(body=text.encode(), headers={"Content-Type": metrics.CONTENT_TYPE})
 
     async def show_thumbnail(request: web.Request) -> web.Response:
@@ -84,6 +98,7 @@ def application(operations: Operations, guard: PageGuard) -> web.Application:
         [
             web.get("/", show_page),
             web.get("/state.json", show_state),
+            web.get("/federation/{job}", show_job),
             web.get("/metrics", show_metrics),
             web.get(r"/samples/{id:\d{1,18}}.jpg", show_thumbnail),
             web.post("/login", login),

@@ -40,7 +40,7 @@ def routes(registry: Registry, blobs: Blobs) -> list[web.RouteDef]:
         size = await registry.offered_size(sha256) if is_sha256(sha256) else None
         if size is None:
             raise HttpProblem(404, "no model for devices has a file with this SHA-256")
-        return await _send(request, blobs, sha256, size)
+        return await send_blob(request, blobs, sha256, size)
 
     return [
         web.get("/v1/models/{name}", model),
@@ -49,7 +49,8 @@ def routes(registry: Registry, blobs: Blobs) -> list[web.RouteDef]:
     ]
 
 
-async def _send(request: web.Request, blobs: Blobs, sha256: str, size: int) -> web.StreamResponse:
+async def send_blob(request: web.Request, blobs: Blobs, sha256: str, size: int) -> web.StreamResponse:
+    """A blob of `size` bytes whole, in a range, or not at all if the device has it. Raises HttpProblem."""
     tag = f'"{sha256}"'
     headers = {"ETag": tag, "Accept-Ranges": "bytes", "Cache-Control": "private, immutable, max-age=31536000"}
     if request.headers.get("If-None-Match") == tag:

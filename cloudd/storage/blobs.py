@@ -110,6 +110,10 @@ class Blobs:
                 end = await self._size(sha256)
             if start >= end:
                 return
+            if self._directory is not None:  # the store's own stream takes four times the CPU time
+                async for chunk in _read(self._directory / _place(sha256), start, end):
+                    yield chunk
+                return
             result = await obstore.get_async(self._store, _place(sha256), options={"range": (start, end)})
             async for chunk in result.stream(min_chunk_size=_CHUNK):
                 yield bytes(chunk)
@@ -218,6 +222,14 @@ def _explained(done: str, sha256: str = "") -> Iterator[None]:
         raise KeyError(sha256) from None
     except (BaseError, OSError) as error:
         raise StorageError(f"a blob could not be {done}: {error}") from None
+
+
+async def _read(path: Path, start: int, end: int) -> AsyncIterator[bytes]:
+    with await asyncio.to_thread(path.open, "rb", buffering=0) as file:
+        file.seek(start)
+        while start < end and (chunk := await asyncio.to_thread(file.read, min(_CHUNK, end - start))):
+            start += len(chunk)
+            yield chunk
 
 
 def _prepare(directory: Path) -> None:

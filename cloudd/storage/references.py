@@ -6,7 +6,7 @@ from sqlalchemy import exists, or_, select, union
 
 from cloudd.storage.blobs import Blobs
 from cloudd.storage.rows import Rows
-from cloudd.storage.schema import answers, model_files
+from cloudd.storage.schema import answers, federation_files, federation_sums, model_files
 
 
 async def is_used(rows: Rows, sha256: str) -> bool:
@@ -16,6 +16,8 @@ async def is_used(rows: Rows, sha256: str) -> bool:
             exists().where(model_files.c.sha256 == sha256),
             exists().where(answers.c.picture == sha256),
             exists().where(answers.c.thumbnail == sha256),
+            exists().where(federation_files.c.sha256 == sha256),
+            exists().where(federation_sums.c.sha256 == sha256),
         )
     )
     async with rows.reading() as connection:
@@ -29,6 +31,8 @@ async def sweep(rows: Rows, blobs: Blobs) -> int:
         select(model_files.c.sha256),
         select(answers.c.picture).where(answers.c.picture.is_not(None)),
         select(answers.c.thumbnail).where(answers.c.thumbnail.is_not(None)),
+        select(federation_files.c.sha256),
+        select(federation_sums.c.sha256),
     )
     async with rows.reading() as connection:
         used = set((await connection.execute(named)).scalars())

@@ -16,6 +16,7 @@ from sqlalchemy import (
     ForeignKeyConstraint,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     Table,
     Text,
@@ -139,6 +140,82 @@ answers = Table(
     UniqueConstraint("device_id", "sample_id"),
 )
 Index("ix_answers_device_service", answers.c.device_id, answers.c.service)
+
+federation_jobs = Table(
+    "federation_jobs",
+    metadata,
+    Column("id", Text, primary_key=True),  # 32 hex digits: the session of its rounds
+    Column("name", Text, nullable=False),
+    Column("job", Text, nullable=False),  # edgekit.messages.federation.FederatedJob as JSON, as devices get it
+    Column("definition", Text, nullable=False),  # TOML, as its owner wrote it
+    Column("created_at", Double, nullable=False),
+    Column("status", Text, nullable=False),  # running, packing, finished, stopped, failed
+    Column("reason", Text, nullable=False, server_default=""),
+    Column("version", Integer, nullable=False, server_default="0"),  # sums published
+    Column("result", Text, nullable=False, server_default=""),  # the merged model, name@version
+    Column("ended_at", Double),
+)
+
+federation_files = Table(
+    "federation_files",
+    metadata,
+    Column("job_id", Text, ForeignKey("federation_jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("path", Text, primary_key=True),  # of the train step, or rosters/N
+    Column("sha256", Text, nullable=False, index=True),
+    Column("size", BigInteger, nullable=False),  # bytes
+)
+
+federation_sums = Table(
+    "federation_sums",
+    metadata,
+    Column("job_id", Text, ForeignKey("federation_jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True),  # of the cohort's round
+    Column("version", Integer, nullable=False),  # of the state that it leads to
+    Column("sha256", Text, nullable=False, index=True),
+    Column("size", BigInteger, nullable=False),  # bytes
+    Column("survivors", Integer, nullable=False),
+    Column("config", LargeBinary, nullable=False),  # edgekit.secagg.messages.RoundConfig on its wire
+    Column("nodes", LargeBinary, nullable=False),  # of a robust job: the survivors, 32 bytes each
+)
+
+federation_rounds = Table(
+    "federation_rounds",
+    metadata,
+    Column("job_id", Text, ForeignKey("federation_jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True),  # rises with every try and every bucket
+    Column("kind", Text, nullable=False),  # learn, evaluate
+    Column("version", Integer, nullable=False),  # of the state that it is a round of
+    Column("config", LargeBinary, nullable=False),
+    Column("invited", LargeBinary, nullable=False),  # nodes, 32 bytes each
+    Column("opened_at", Double, nullable=False),
+    Column("closed_at", Double),  # NULL: it goes on
+    Column("outcome", Text, nullable=False, server_default=""),  # summed, void
+    Column("reason", Text, nullable=False, server_default=""),
+    Column("record", JSON, nullable=False),  # cloudd.federation.store.RoundRecord: timeline, refusals, figures
+)
+
+federation_journal = Table(
+    "federation_journal",
+    metadata,
+    Column("job_id", Text, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("place", Integer, primary_key=True),  # in the order in which the round accepted them
+    Column("kind", Text, nullable=False),  # cloudd.federation.journal.Kind
+    Column("node", LargeBinary, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    ForeignKeyConstraint(
+        ["job_id", "number"], ["federation_rounds.job_id", "federation_rounds.number"], ondelete="CASCADE"
+    ),
+)
+
+federation_log = Table(
+    "federation_log",
+    metadata,
+    Column("id", _RowId, primary_key=True, autoincrement=True),
+    Column("job_id", Text, ForeignKey("federation_jobs.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("at", Double, nullable=False),
+    Column("text", Text, nullable=False),
+)
 
 audit = Table(
     "audit",

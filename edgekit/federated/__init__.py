@@ -17,6 +17,7 @@ accountant   Renyi differential privacy and its conversion
 plan         what a job is; which combinations are refused
 privacy      clip and distributed noise on the code of a sum
 budget       what a device has spent, and when it refuses
+rounds       what a job computes: the numbers of its rounds, what they are bound to, how sums move the state
 
 Everything that follows a published sum uses only +, -, *, / and square root, element by element, on float32 or whole
 numbers: IEEE 754 fixes each of them, so every device arrives at the same bits whatever its processor.

@@ -7,6 +7,7 @@ records only), durations are milliseconds when the name ends in `_ms`, sizes are
 answers    hard samples and their answers
 control    the control channel
 decisions  what is said about one sample
+federation federated jobs (import it as a module)
 joining    tokens, certificates
 models     what a device fetches
 reports    how services, models and the spool get on

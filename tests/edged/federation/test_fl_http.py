@@ -72,7 +72,7 @@ async def _job(
     folder.mkdir()
     plant = Plant(4)
     text = definition(plant if secure else None, plan, least=4, rounds=3, name=folder.name.lower())
-    row = await begin(federation, package, text, [plant.roster(folder / "r")] if secure else [], folder)
+    row = await begin(federation, package, text, [plant.roster(folder / "r")] if secure else [])
     return plant, [Edge(folder, plant, place, url, row.id, not secure) for place in range(4)]
 
 

@@ -1,0 +1,81 @@
+"""Heavy work in a process of its own: what needs onnx or a runtime is no part of the daemon.
+
+A child reads one JSON document from stdin, writes one to stdout and ends. It dies with what it does; the daemon does
+not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from cloudd.federation.errors import FederationError
+
+MAX_ORDER = 4 << 20
+"""Bytes."""
+_PREPARE_S = 600.0
+_NICE = 10
+
+ReplyT = TypeVar("ReplyT", bound=msgspec.Struct)
+
+
+class PrepareOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """Derive the train step of a job. Paths are absolute."""
+
+    base: str  # the base's package
+    definition: str  # TOML
+    folder: str  # gets the train step; not there yet
+
+
+class Prepared(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of it."""
+
+    values: int = 0  # shared ones
+    error: str = ""
+
+
+async def prepared(base: Path, definition: str, folder: Path) -> int:
+    """Have the train step derived into `folder`; returns the number of shared values. Raises FederationError."""
+    order = PrepareOrder(base=str(base), definition=definition, folder=str(folder))
+    reply = await ask("cloudd.federation.preparing", order, Prepared, _PREPARE_S)
+    if reply.error:
+        raise FederationError(reply.error)
+    return reply.values
+
+
+async def ask(module: str, order: msgspec.Struct, reply: type[ReplyT], seconds: float) -> ReplyT:
+    """Run a module with an order. Raises FederationError if it ends without a reply, or takes too long."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-P",
+        "-m",
+        module,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"},
+    )
+    try:
+        async with asyncio.timeout(seconds):
+            output, _ = await process.communicate(msgspec.json.encode(order))
+    except TimeoutError:
+        raise FederationError(f"{module} did not end within {seconds:.0f} seconds") from None
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+    try:
+        return msgspec.json.decode(output, type=reply)
+    except msgspec.DecodeError:
+        raise FederationError(f"{module} ended with status {process.returncode}; the log says more") from None
+
+
+def give_way() -> None:
+    """A host that answers devices goes on answering them."""
+    os.nice(_NICE)
