@@ -28,6 +28,7 @@ from edged.federation.shared import Shared
 from edged.federation.sitting import Signing
 from edged.federation.updates import Source, SourceError
 from edged.hardware.host import RealHost
+from edged.learning.settings import judging_limits
 from edged.link.http import open_session
 from edged.samples.reading import Filter
 from edged.samples.store import SampleStore
@@ -130,7 +131,8 @@ def conclude(order: FederationOrder, at: Places, pace: Pace) -> TrainDone:
         )
         sensors = machine(RealHost())
         place = Workplace(scratch, order.threads, pace, time.monotonic, sensors)
-        package, verdict = finish(made, lessons, JudgingLimits(), None, place)
+        limits = judging_limits(service.learning) if service.learning is not None else JudgingLimits()
+        package, verdict = finish(made, lessons, limits, None, place)
     hard = service.hard_samples
     return TrainDone(
         directory=str(package.root),

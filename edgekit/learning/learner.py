@@ -14,7 +14,7 @@ import msgspec
 
 from edgekit.learning import ladder, trial, watch
 from edgekit.learning.ladder import LadderState, Means, Outcome
-from edgekit.learning.records import Record
+from edgekit.learning.records import Record, failed
 from edgekit.learning.trial import ENDED, Expected, Tally, Trial, TrialLimits, Verdict, Watch
 from edgekit.learning.triggers import Evidence
 from edgekit.learning.watch import Triggers, TriggerStates
@@ -161,5 +161,5 @@ def _on(settings: Settings, state: State, now: float, act: Callable[[Trial], tup
     if after.stage not in ENDED:
         return Step(state=state, sentence=record.sentence, records=[record])
     outcomes: dict[str, Outcome] = {"kept": "kept", "refused": "refused", "rolled-back": "rolled-back"}
-    end = finished(settings, state, outcomes[after.stage], now, after.seconds)
+    end = finished(settings, state, outcomes[after.stage], now, after.seconds, failed(record.facts))
     return Step(state=end.state, sentence=record.sentence, records=[record, *end.records])

@@ -75,6 +75,15 @@ def test_a_new_class_goes_all_the_way() -> None:
     assert known.job is None and known.sentence == "Nothing asks for learning."
 
 
+def test_the_end_of_a_job_says_what_its_candidate_did_not_pass() -> None:
+    device = Device()
+    device.consider()
+    device.made()
+    few = Fact(name="items", value=75, limit=500, passed=False, text="it was compared on 75 pictures, 500 are needed")
+    device.judge(Verdict(accepted=False, reason=f"refused: {few.text}", dataset="d", facts=[few]))
+    assert device.records[-1].event == "refused" and device.records[-1].sentence.endswith(f"{few.text}.")
+
+
 def test_labels_that_came_in_during_a_job_count_for_the_next_one() -> None:
     device = Device()
     device.consider(labels={"good": 300})
