@@ -91,6 +91,8 @@ def _print_one(state: LearningState) -> None:
     rows = [("service", state.service), ("stage", state.stage), ("", state.sentence)]
     decides = state.learned or (f"{state.candidate}, on probation" if state.stage == "probation" else state.base)
     rows += [("model", state.base), ("decides", decides)]
+    if state.stock is not None and state.wanted:
+        rows.append(("labelled", f"{state.stock.known} of about {state.wanted} that a judgement needs"))
     if state.rung:
         rows.append(("job", f"{state.job}: {state.rung}"))
     if state.step:

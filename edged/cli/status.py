@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 
 from edged.cli.output import EXIT_OK, EXIT_PROBLEM, age, clean, client, print_json, print_table, size, verb
+from edged.federation.notes import JobView
+from edged.learning.bodies import LearningState
 from edged.status.state import StatusState
 
 _EXAMPLES = """\
@@ -50,8 +52,17 @@ def show(state: StatusState) -> None:
         print()
     if not state.services and not state.served:
         print("No service runs here yet. Add one: edged services add FILE.toml")
-    if not state.services:
-        return
+    if state.services:
+        _services(state)
+    if state.learning or state.federation:
+        print()
+    for one in state.learning:
+        print(f"learning   {clean(_learning(one))}")
+    for job in state.federation:
+        print(f"federated  {clean(_job(job))}")
+
+
+def _services(state: StatusState) -> None:
     print_table(
         ("SERVICE", "STATE", "MODEL", "INSPECTED", "OFFLOAD", "AGREEMENT", "P99", "HARD SAMPLES"),
         (
@@ -81,6 +92,23 @@ def _cloud(state: StatusState) -> str:
     if cloud.up:
         return clean(f"connected to {cloud.name} at {cloud.url}{since}")
     return clean(f"no link to {cloud.url or 'cloudd'}{since}; local work goes on")
+
+
+def _learning(one: LearningState) -> str:
+    candidate = f", candidate {one.candidate}" if one.candidate else ""
+    learned = f", learned {one.learned}" if one.learned else ""
+    stock, labels = one.stock, ""
+    if one.stage == "waiting" and not one.never and stock is not None and stock.known < one.wanted:
+        labels = f" {stock.known} of about {one.wanted} labelled pictures that a judgement needs."
+    return f"{one.service}: {one.stage}{candidate}{learned}. {one.sentence}{labels}"
+
+
+def _job(view: JobView) -> str:
+    note = view.note
+    where = "works" if view.running else note.stage
+    what = note.text if view.running or not view.why else view.why
+    sums = f"{note.version} of {note.rounds} sums, {note.contributed} with this device's update"
+    return f"{note.job[:12]} of {note.service}: {where}, {sums}{f': {what}' if what else ''}"
 
 
 def _worker(state: StatusState) -> str:

@@ -101,8 +101,9 @@ class LearningDesk:
             service, place = service_of(entry), self._ledger.place(name)
             if service is not None and (service.learning is not None or place.kept or place.busy):
                 sentence = self._ledger.sentences.get(name, "It waits until the service runs.")
-                last = self._ledger.last.get(name)
-                found.append(learning_state(place, service, sentence, self._workshop.progress(name), last))
+                last, progress = self._ledger.last.get(name), self._workshop.progress(name)
+                stock, jobs = self._looking.stocks.get(name), self._ledger.ended.get(name)
+                found.append(learning_state(place, service, sentence, progress, last, stock, jobs))
         return found
 
     def state(self, name: str) -> LearningState:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from edged.learning.bodies import Stock
 from edged.learning.place import Candidate, Counted, Place
 from edged.learning.settings import certified
 from edgekit.learning.ladder import Limits, Means, Spent
@@ -97,6 +98,12 @@ def means(
         never=never,
         later=later,
     )
+
+
+def stock(stats: SampleStats, labels: Sequence[str]) -> Stock:
+    """What there is to learn from, for a model with these `labels`."""
+    known = sum(stats.labels.get(label, 0) for label in set(labels))
+    return Stock(kept=stats.items, labelled=sum(stats.labels.values()), known=known)
 
 
 def seen_by(candidate: Candidate, outside: Outside) -> Candidate:

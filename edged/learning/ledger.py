@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import get_args
 
 from msgspec.structs import replace
 
 from edged.api import ApiError
+from edged.learning.bodies import JobOutcome
 from edged.learning.book import Book
 from edged.learning.course import Turn
 from edged.learning.parts import SAVE_S, Parts
@@ -23,6 +26,7 @@ from edgekit.messages import Level
 
 log = logging.getLogger("edged.learning")
 
+_ENDS: tuple[JobOutcome, ...] = get_args(JobOutcome)
 _BAD: frozenset[Event] = frozenset(("failed", "refused", "rolled-back", "exhausted", "superseded"))
 _TROUBLE = (sqlite3.Error, StoreError, OSError)
 
@@ -40,6 +44,8 @@ class Ledger:
         """Where the learning of each service stands."""
         self.last: dict[str, Record] = {}
         """The newest decision of each."""
+        self.ended: dict[str, Counter[JobOutcome]] = {}
+        """The jobs of each that ended since the start, by outcome."""
         self.usable = True
 
     def open(self) -> None:
@@ -114,6 +120,8 @@ class Ledger:
             raise ApiError(507, f"what is learned cannot be stored: {error}") from None
         self.places[place.service] = place
         for record in records:
+            if (outcome := _outcome(record)) is not None:
+                self.ended.setdefault(place.service, Counter())[outcome] += 1
             crash_point(f"learning.{record.event}")
 
     async def remove(self, name: str) -> None:
@@ -122,7 +130,7 @@ class Ledger:
             await asyncio.to_thread(self._book.remove, name)
         except _TROUBLE as error:
             raise ApiError(507, f"what was learned cannot be forgotten: {error}") from None
-        for table in (self.places, self.sentences, self.last, self._saved):
+        for table in (self.places, self.sentences, self.last, self._saved, self.ended):
             table.pop(name, None)
 
     async def tidy(self, workshop: Workshop) -> None:
@@ -141,3 +149,14 @@ class Ledger:
     async def close(self) -> None:
         """Close the database."""
         await asyncio.to_thread(self._book.close)
+
+
+def _outcome(record: Record) -> JobOutcome | None:
+    """How a job ended, if this ends one. Its trial says the same before, about the candidate: that is not counted."""
+    if record.rung is None:  # what was kept was taken back, or gave way, long after its job
+        return None
+    if record.event == "superseded":
+        return "superseded"
+    if record.candidate:
+        return None
+    return next((one for one in _ENDS if one == record.event), None)

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from edged.desired import Entry, combination_key
 from edged.learning import course, facts
+from edged.learning.bodies import Stock
 from edged.learning.course import Turn
 from edged.learning.facts import Outside
 from edged.learning.ledger import Ledger
@@ -44,6 +45,8 @@ class Looking:
         self._run = secrets.token_hex(8)
         self._deaths: Counter[str] = Counter()
         self._counted: dict[str, tuple[float, SampleStats]] = {}
+        self.stocks: dict[str, Stock] = {}
+        """What each service could learn from, as last counted."""
 
     def worker_died(self) -> None:
         """A worker failed: a candidate that decides in it is a suspect. One that looks on has a process of its own."""
@@ -92,12 +95,16 @@ class Looking:
         """What there is to see."""
         name, now, decides = place.service, self._parts.wall(), place.decides or place.root
         busy = self._workshop.occupied_by
+        stats = None if place.busy else await self._count(name, now)
+        labels = (await self._workshop.facts(decides)).labels
+        if stats is not None:
+            self.stocks[name] = facts.stock(stats, labels)
         return Outside(
             now=now,
             run=self._run,
             report=self._report(name),
-            stats=None if place.busy else await self._count(name, now),
-            labels=(await self._workshop.facts(decides)).labels,
+            stats=stats,
+            labels=labels,
             link_up=self._parts.link_up(),
             settling=self._parts.settling(decides),
             busy=f"{busy} learns now; one job at a time" if busy and busy != name else "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable
 
 from edgekit.gates.limits import Limits as OldLimits
@@ -26,6 +27,8 @@ from edgekit.services import HardSamples, Learning, Service
 
 _DAY, _HOUR = 86_400.0, 3600.0
 _BACK = 1.25
+JUDGE_SHARE = 0.3
+"""Of the labelled pictures of a service, by chance: those that judge (`edged.train.lessons.SHARES`)."""
 MAX_NAME, MAX_VERSION = 64, 32
 """Characters of a package's name and version."""
 
@@ -61,6 +64,27 @@ def judging_limits(learning: Learning) -> JudgingLimits:
         slower=judging.slower,
         larger=judging.larger,
     )
+
+
+def labels_wanted(learning: Learning) -> int:
+    """Labelled pictures of the model's own labels that a judgement needs, about: rounded up to two digits.
+
+    Which of them judge falls by chance, and all of one board or lot together. 0 where nothing is ever judged.
+    """
+    if learning.rungs == ["recalibrate"]:
+        return 0
+    need = math.ceil(learning.judging.items / JUDGE_SHARE)
+    step: int = 10 ** max(0, len(str(need)) - 2)
+    return math.ceil(need / step) * step
+
+
+def never_trains(service: Service) -> str:
+    """A clause: why no job can ever train the model of this service, "" if one can."""
+    if service.task != "classification":
+        return f'models of task = "{service.task}" cannot be trained on a device yet'
+    if service.pipeline is not None and service.pipeline.tiles is not None:
+        return "it cuts pictures into tiles, and a label of the whole picture does not say which tile it is of"
+    return ""
 
 
 def budget_of(learning: Learning) -> Budget:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
 
 from msgspec.structs import replace
 
-from edged.learning.bodies import LearningState
+from edged.learning.bodies import JobOutcome, LearningStage, LearningState, Stock
 from edged.learning.place import Place
-from edged.learning.settings import learner_settings
+from edged.learning.settings import labels_wanted, learner_settings, never_trains
 from edgekit.learning.records import NAMES, Record
 from edgekit.messages.learning import TrainProgress
 from edgekit.services import Learning, Service
 
 FACTS = 20
 """Numbers of the newest decision that go with every status."""
-
-Stage = Literal["waiting", "working", "shadow", "probation"]
 
 
 def learning_state(
@@ -25,8 +23,13 @@ def learning_state(
     sentence: str,
     progress: TrainProgress | None,
     last: Record | None,
+    stock: Stock | None = None,
+    jobs: Mapping[JobOutcome, int] | None = None,
 ) -> LearningState:
-    """`sentence` says where it stands, `progress` is of its training, `last` the newest decision."""
+    """`sentence` says where it stands, `progress` is of its training, `last` the newest decision.
+
+    `stock`: its pictures as last counted. `jobs`: those that ended, by outcome.
+    """
     learning = service.learning
     limits = learner_settings(service, learning or Learning()).trial
     trial, candidate = place.state.trial, place.candidate
@@ -49,6 +52,11 @@ def learning_state(
         shadow_audits=limits.shadow_audits,
         probation_items=trial.items if trial is not None else 0,
         probation_wanted=limits.probation_items,
+        keep=service.samples.keep,
+        stock=stock,
+        wanted=labels_wanted(learning) if learning is not None else 0,
+        never=never_trains(service),
+        jobs=dict(jobs or {}),
         last=_short(last) if last is not None else None,
     )
 
@@ -58,7 +66,7 @@ def _short(record: Record) -> Record:
     return replace(record, facts=sorted(record.facts, key=lambda fact: fact.passed)[:FACTS])
 
 
-def _stage(place: Place) -> Stage:
+def _stage(place: Place) -> LearningStage:
     trial = place.state.trial
     if trial is not None and trial.stage == "probation":
         return "probation"

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import msgspec
 
 from edged.api import Finding
+from edged.learning.bodies import LearningState
 from edged.status.state import StatusState
 from edgekit.identity import IdentityError, IdentityStore
 from edgekit.messages import Level
@@ -287,6 +288,66 @@ def _libraries(examination: Examination) -> Outcome:
     return Outcome(f"all installed: {', '.join(wanted)}")
 
 
+def _learning(examination: Examination) -> Outcome | None:
+    """What keeps a service from ever learning: its log would say so only after a job was tried."""
+    status = examination.status
+    learning = [one for one in status.learning if one.start != "off"] if status is not None else []
+    if not learning:
+        return None
+    found = [(one.service, problem) for one in learning if (problem := _cannot_learn(one, examination.state_dir))]
+    if not found:
+        return Outcome(f"nothing keeps {', '.join(one.service for one in learning)} from learning")
+    text = "; ".join(f"{service}: {outcome.text}" for service, outcome in found)
+    return Outcome(text, "; ".join(dict.fromkeys(outcome.remedy for _, outcome in found)))
+
+
+def _cannot_learn(one: LearningState, state_dir: Path) -> Outcome | None:
+    """The first thing that is in the way of a candidate of this service, None if nothing is."""
+    service, stock, model = one.service, one.stock, one.learned or one.base
+    if one.wanted == 0:  # only its threshold is calibrated anew
+        return None
+    if one.never:
+        return Outcome(
+            one.never, f"export the labelled samples of {service} (edged datasets make, export), then cloudd train"
+        )
+    if importlib.util.find_spec("onnx") is None:
+        return Outcome("the package onnx is not installed, so no job can begin", "pip install 'edged-cloudd[train]'")
+    if model and not _has_learning_file(model, state_dir):
+        text = f"{model} has no fp32 file for onnxruntime on any chip, and only such a file can learn"
+        return Outcome(text, f"install a version of the model of {service} with one: edged models add DIR")
+    if stock is None:
+        return None
+    need = f"about {one.wanted:,} labelled pictures are needed to judge a candidate"
+    bring = f"edged samples import DIR_OR_FILE --service {service}"
+    if not stock.kept and one.keep == "none":
+        text = f'no picture is kept (samples.keep is "none") and none was imported; {need}'
+        return Outcome(
+            text, f'set keep = "asked" in the table [samples] of {service}, or bring labelled pictures: {bring}'
+        )
+    if not stock.labelled:
+        text = f"none of its {stock.kept:,} pictures has a label; {need}"
+        return Outcome(text, f"label them on the page /review, or bring labelled pictures: {bring}")
+    if stock.known < one.wanted:
+        text = f"{stock.known:,} of its {stock.kept:,} pictures have a label that its model knows; {need}"
+        remedy = f"label more on the page /review, or bring labelled pictures: {bring}"
+        if stock.kept < one.wanted and one.keep != "all":
+            remedy += f'; or keep more: keep = "all", or a larger random, in the table [samples] of {service}'
+        return Outcome(text, f"{remedy}; fewer judge with a lower learning.judging.items, and prove less")
+    return None
+
+
+def _has_learning_file(ref: str, state_dir: Path) -> bool:
+    """Whether `edged.train.network` finds a file to learn from. What is not installed, or broken, has other checks."""
+    path = installed(state_dir / "models").get(ref)
+    try:
+        variants = open_package(path, verify=False).manifest.variants if path is not None else None
+    except PackageError:
+        variants = None
+    return variants is None or any(
+        (one.runtime, one.precision, one.target) == ("onnxruntime", "fp32", None) for one in variants
+    )
+
+
 def _memory(examination: Examination) -> Outcome | None:
     machine = examination.status.machine if examination.status else None
     if machine is None or not machine.memory_total:
@@ -310,6 +371,7 @@ CHECKS: tuple[Check, ...] = (
     Check("worker", "Worker", "error", _worker),
     Check("models", "Models", "error", _models),
     Check("services", "Services", "error", _services),
+    Check("learning", "Learning", "warning", _learning),
     Check("cloud", "Cloud link", "warning", _cloud),
     Check("spool", "Spool", "warning", _spool),
 )

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import get_args
 
+from edged.federation.notes import JobView
+from edged.federation.notes import Stage as JobStage
+from edged.learning.bodies import JobOutcome, LearningStage, LearningState
 from edged.status.state import StatusState
 from edgekit.messages import LATENCY_BOUNDS_MS, STAGE_BOUNDS_MS, ModelStatistics, ServiceReport
 
@@ -40,6 +45,8 @@ def render(state: StatusState) -> str:
         _counter("edged_worker_restarts_total", "Restarts after a crash.", [({}, worker.restarts)]),
         _counter("edged_uplink_bytes_total", "Bytes of hard samples sent to cloudd.", [({}, worker.uplink_bytes)]),
         *_service_blocks(state),
+        *_learning_blocks(state.learning),
+        *_federation_blocks(state.federation),
         *_inference_blocks(state.inference),
         *_hardware_blocks(state),
         _gauge("edged_memory_available_bytes", "Available memory of the machine.", [({}, machine.memory_available)]),
@@ -106,6 +113,16 @@ def _service_blocks(state: StatusState) -> list[str]:
             "Share of cloud answers that equal the edge's.",
             [({"service": report.name}, report.agreement) for report in reports],
         ),
+        _counter(
+            "edged_audited_total",
+            "Answers given here that the gate had the cloud check.",
+            [({"service": report.name}, report.audited) for report in reports],
+        ),
+        _counter(
+            "edged_audited_differing_total",
+            "Of these, those that the cloud answers differently.",
+            [({"service": report.name}, report.audited_differing) for report in reports],
+        ),
         _gauge(
             "edged_queue_length",
             "Requests that wait now.",
@@ -170,6 +187,53 @@ def _output_blocks(reports: Iterable[ServiceReport]) -> list[str]:
             "edged_output_up",
             "1 while an output takes decisions.",
             [(labels, float(output.failing_since is None)) for labels, output in labelled],
+        ),
+    ]
+
+
+def _learning_blocks(states: Sequence[LearningState]) -> list[str]:
+    return [
+        _gauge(
+            "edged_learning_stage",
+            "1 for the stage that the learning of a service is in, 0 for the others.",
+            [
+                ({"service": one.service, "stage": stage}, float(one.stage == stage))
+                for one in states
+                for stage in get_args(LearningStage)
+            ],
+        ),
+        _counter(
+            "edged_learning_jobs_total",
+            "Jobs of learning that ended, by the outcome.",
+            [
+                ({"service": one.service, "outcome": outcome}, one.jobs.get(outcome, 0))
+                for one in states
+                for outcome in get_args(JobOutcome)
+            ],
+        ),
+    ]
+
+
+def _federation_blocks(jobs: Iterable[JobView]) -> list[str]:
+    stages: dict[str, Counter[JobStage]] = {}
+    rounds: Counter[str] = Counter()
+    for job in jobs:
+        stages.setdefault(job.note.service, Counter())[job.note.stage] += 1
+        rounds[job.note.service] += job.note.contributed
+    return [
+        _gauge(
+            "edged_federated_jobs",
+            "Federated jobs that this device knows, by where it stands in them.",
+            [
+                ({"service": service, "stage": stage}, count[stage])
+                for service, count in stages.items()
+                for stage in get_args(JobStage)
+            ],
+        ),
+        _counter(
+            "edged_federated_rounds_total",
+            "Rounds in whose published sum this device's update is.",
+            [({"service": service}, number) for service, number in rounds.items()],
         ),
     ]
 

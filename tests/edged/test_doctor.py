@@ -13,6 +13,7 @@ from test_status_server import example_state
 
 from edged.api import Finding
 from edged.collab.sealing import Kek
+from edged.learning.bodies import LearningState, Stock
 from edged.status import doctor
 from edged.status.doctor import Check, Examination, Outcome, examine, worst
 from edged.status.state import Addresses, CloudState, HealthItem, Machine, StatusState, WorkerState
@@ -175,3 +176,55 @@ def test_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert look(tmp_path, "libraries").level == "ok"
     monkeypatch.setattr(doctor, "_LIBRARIES", {"no_such_library_at_all": "tests"})
     assert_fault(look(tmp_path, "libraries"), "error", "no_such_library_at_all (tests)", "pip install")
+
+
+def learns(**changes: object) -> StatusState:
+    """A service that can learn but for what is changed."""
+    one = LearningState(
+        service="solder", start="automatic", stage="waiting", sentence="Nothing asks.", base="brightness@1",
+        keep="asked", stock=Stock(kept=4000, labelled=1900, known=1850), wanted=1700,
+    )  # fmt: skip
+    return changed(example_state(), learning=[changed(one, **changes)])
+
+
+def test_learning_is_no_finding_where_nothing_learns_and_fine_where_all_is_there(tmp_path: Path) -> None:
+    alone = doctor.examine(
+        Examination(state_dir=tmp_path, status=example_state()),
+        tuple(check for check in doctor.CHECKS if check.id == "learning"),
+    )
+    assert alone == []
+    packages.install(make_package(tmp_path / "source").root, tmp_path / "models")
+    assert look(tmp_path, "learning", learns()).text == "nothing keeps solder from learning"
+    assert look(tmp_path, "learning", learns(stock=None)).level == "ok", "not counted yet"
+    only_recalibrates = learns(wanted=0, stock=Stock(), keep="none", never="no way")
+    assert look(tmp_path, "learning", only_recalibrates).level == "ok"
+
+
+def test_a_service_without_pictures_or_labels_is_told_how_to_get_them(tmp_path: Path) -> None:
+    nothing = learns(stock=Stock(), keep="none")
+    assert_fault(look(tmp_path, "learning", nothing), "warning", 'samples.keep is "none"', "about 1,700", "[samples]",
+                 "edged samples import DIR_OR_FILE --service solder")  # fmt: skip
+    assert look(tmp_path, "learning", learns(keep="none")).level == "ok", "what was imported is enough"
+    unlabelled = learns(stock=Stock(kept=2500))
+    assert_fault(look(tmp_path, "learning", unlabelled), "warning", "none of its 2,500 pictures", "/review")
+
+
+def test_too_few_labels_to_judge_are_counted_against_what_is_needed(tmp_path: Path) -> None:
+    few = look(tmp_path, "learning", learns(stock=Stock(kept=2000, labelled=900, known=412)))
+    assert_fault(few, "warning", "412 of its 2,000 pictures", "about 1,700", "samples import", "learning.judging.items")
+    assert "keep more" not in few.remedy, "enough is kept, it has to be labelled"
+    fewer = look(tmp_path, "learning", learns(stock=Stock(kept=500, labelled=412, known=412)))
+    assert_fault(fewer, "warning", 'keep = "all"')
+
+
+def test_a_model_that_no_job_can_change_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_fault(look(tmp_path, "learning", learns(never="it cuts pictures into tiles")), "warning", "tiles", "export")
+    path = packages.install(make_package(tmp_path / "source").root, tmp_path / "models").root
+    manifest = path / "package.toml"
+    text = manifest.read_text()
+    manifest.write_text(text.replace('"fp32"', '"int8"') if '"fp32"' in text else text.replace(
+        'runtime = "onnxruntime"', 'runtime = "onnxruntime"\nprecision = "int8"'))  # fmt: skip
+    assert_fault(look(tmp_path, "learning", learns()), "warning", "brightness@1 has no fp32 file", "models add")
+    assert look(tmp_path, "learning", learns(base="other@1")).level == "ok", "another check names a missing model"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert_fault(look(tmp_path, "learning", learns()), "warning", "onnx is not installed", "edged-cloudd[train]")

@@ -6,9 +6,12 @@ import math
 import re
 from collections.abc import Iterator
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edged.federation.notes import JobNote, JobView
+from edged.learning.bodies import LearningState
 from edged.serve.statistics import ServiceStatistics
 from edged.status import metrics
 from edged.status.state import ServiceState, StatusState
@@ -163,9 +166,45 @@ def test_the_names_that_dashboards_of_triton_look_for() -> None:
     assert reasons == {"REJECTED": 1, "CANCELED": 2, "BACKEND": 3, "OTHER": 4}
 
 
+NOT_HERE = ("nv_", "edged_output", "edged_stage", "edged_audited", "edged_learning", "edged_federated")
+
+
 def test_a_device_without_services_has_no_empty_family() -> None:
     samples = read(metrics.render(state([], [])))
-    assert not [name for name, _ in samples if name.startswith(("nv_", "edged_output", "edged_stage"))]
+    assert not [name for name, _ in samples if name.startswith(NOT_HERE)]
+
+
+def test_the_audits_of_the_gate_are_counted_and_how_many_differ() -> None:
+    report = ServiceReport(name="solder", model="m@1", state="ready", audited=40, audited_differing=3)
+    samples = read(metrics.render(state([report], [])))
+    assert samples["edged_audited_total", (("service", "solder"),)] == 40
+    assert samples["edged_audited_differing_total", (("service", "solder"),)] == 3
+
+
+def test_learning_is_in_one_stage_and_its_jobs_are_counted_by_outcome_from_zero_on() -> None:
+    one = LearningState(
+        service=HOSTILE, start="automatic", stage="shadow", sentence="It looks on.", jobs={"refused": 2, "kept": 1}
+    )
+    other = LearningState(service="b", start="operator", stage="waiting", sentence="Nothing asks.")
+    samples = read(metrics.render(msgspec.structs.replace(state([], []), learning=[one, other])))
+    stages = {dict(labels)["stage"]: value for (name, labels), value in samples.items()
+              if name == "edged_learning_stage" and dict(labels)["service"] == "b"}  # fmt: skip
+    assert stages == {"waiting": 1, "working": 0, "shadow": 0, "probation": 0}
+    ended = {dict(labels)["outcome"]: value for (name, labels), value in samples.items()
+             if name == "edged_learning_jobs_total" and dict(labels)["service"] != "b"}  # fmt: skip
+    assert ended == {"kept": 1, "refused": 2, "rolled-back": 0, "failed": 0, "superseded": 0}
+
+
+def test_federated_jobs_of_one_service_are_counted_together() -> None:
+    note = JobNote(job="a1", service="solder", model="m@1", secure=True, private=False, rounds=9, contributed=4)
+    done = msgspec.structs.replace(note, job="a2", stage="done", contributed=9)
+    samples = read(
+        metrics.render(msgspec.structs.replace(state([], []), federation=[JobView(note=note), JobView(note=done)]))
+    )
+    assert samples["edged_federated_rounds_total", (("service", "solder"),)] == 13
+    stages = {dict(labels)["stage"]: value for (name, labels), value in samples.items()
+              if name == "edged_federated_jobs"}  # fmt: skip
+    assert (stages["waiting"], stages["done"], stages["round"]) == (1, 1, 0)
 
 
 def _texts() -> Iterator[str]:
