@@ -7,8 +7,8 @@ labelled patches of each arrive. Features: mean and maximum over the places of t
 `tiny_cnn`, trained by the product's own step on the other five labels (`own`), and beside it on solder joints only, so
 that it never saw a bare board (`foreign`). The head is the shrinkage LDA of `edgekit.heads` before and after.
 
-`rung` rows: the same with the jobs of the device (`edged.train`) on the own network: a new head on its last features
-alone, and fine-tuning that begins with it, with and without REPLAY patches of each old class among the new ones.
+`rung` rows: the same with the jobs of the device (`edged.train`) on the own network: a new head, and fine-tuning that
+begins with one on the old features, with and without REPLAY patches of each old class among the new ones.
 `scene` rows: the five labels in pictures of another scene, before and after BatchNorm re-estimation from 32 unlabelled
 patches of it; `kept` is the share of the accuracy at home.
 

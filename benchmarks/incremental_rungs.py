@@ -87,7 +87,7 @@ class Learner:
         lessons = self._lessons(learn, labels, classes)
         with tempfile.TemporaryDirectory() as name:
             at, began = _workplace(Path(name)), time.perf_counter()
-            network, _ = head.relearned(self._network, lessons, self.spec, at)
+            network, _ = head.relearned(self._network, lessons, self.spec, at, widen=rung == "head")
             write = network.save
             if rung != "head":
                 settings = settings_for(rung, len(learn), self.spec, seed, _SECONDS, Budget())

@@ -175,7 +175,7 @@ def _tuned(
 
     def start() -> Network:
         """With new classes the steps begin from a head that knows them."""
-        return head.relearned(network, lessons, spec, at)[0] if lessons.new else network
+        return head.relearned(network, lessons, spec, at, widen=False)[0] if lessons.new else network
 
     return tuning.tune(rung, network, start, lessons, spec, settings, base.digest, at)
 

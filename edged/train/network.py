@@ -18,13 +18,12 @@ import onnx.helper
 import onnx.numpy_helper
 from numpy.typing import NDArray
 
+from edged.train.stages import THROUGH, Stage, more_features
 from edgekit.packages import Package, Variant
 from edgekit.runtimes import Session, SessionOptions, open_session
 from edgekit.training import MODEL_FILE, WEIGHTS_FILE, write_model
 from edgekit.vision.classification import Classifier
 
-_THROUGH = frozenset(("Flatten", "Identity", "Dropout", "Squeeze", "Reshape"))
-"""What may stand between the last layer and the output: it changes no order of the classes."""
 _EMBEDDED = (2 << 30) - 1
 """Bytes of one protobuf message."""
 
@@ -71,7 +70,7 @@ class Network:
         """Its Gemm, MatMul or 1x1 Conv before the output. Raises NetworkError if it has none."""
         makers = {name: node for node in self.model.graph.node for name in node.output}
         node = makers.get(self.logits)
-        while node is not None and node.op_type in _THROUGH:
+        while node is not None and node.op_type in THROUGH:
             node = makers.get(node.input[0])
         bias_node, product = None, node
         if node is not None and node.op_type == "Add":
@@ -94,6 +93,51 @@ class Network:
 
         Raises NetworkError where the number of classes is written into the graph behind it.
         """
+        return self._with_layer(weight, bias, self.last_layer().features, ())
+
+    def widened(self, size: tuple[int, ...]) -> Network | None:
+        """The same network, giving the same values, with a last layer that reads features of earlier maps, too.
+
+        They stand before the old ones, with weights of 0; `size` is the shape of an image. None where the graph shows
+        none that it does not read already; see `edged.train.stages`. Raises NetworkError as `last_layer`.
+        """
+        old = self.last_layer()
+        more = more_features(self.model, self.image, size, old.features)
+        if not more:
+            return None
+        weight = np.pad(old.weight, ((0, 0), (sum(one.features for one in more), 0)))
+        features, nodes = self._joined(old, more)
+        return self._with_layer(weight, old.bias, features, nodes)
+
+    def _joined(self, old: LastLayer, more: Sequence[Stage]) -> tuple[str, list[onnx.NodeProto]]:
+        """The name of `more` with the old features behind, and the nodes that make it.
+
+        Earlier maps come first and are joined one after another. Where only the last blocks are trained, each join then
+        passes on all of its gradient but perhaps its first part; onnxruntime crashes in a Split of which nobody reads
+        another part.
+        """
+        taken = {name for node in self.model.graph.node for name in (*node.input, *node.output, node.name)}
+        nodes: list[onnx.NodeProto] = []
+
+        def add(kind: str, inputs: list[str], name: str, **attributes: Any) -> str:
+            name = _free(f"learned.{name}", taken)
+            taken.add(name)
+            nodes.append(onnx.helper.make_node(kind, inputs, [name], name=name, **attributes))
+            return name
+
+        joined: list[str] = []
+        for at, one in enumerate(reversed(more), 1):
+            places = one.map
+            if one.window != (1, 1):
+                places = add("AveragePool", [places], f"places{at}", kernel_shape=one.window, strides=one.window)
+            pooled = [add(operator, [places], f"pool{at}") for operator in one.operators]
+            joined = [add("Concat", [*joined, *pooled], f"joined{at}", axis=1)]
+        if old.node.op_type != "Conv":
+            joined = [add("Flatten", joined, "flat", axis=1)]
+        return add("Concat", [*joined, old.features], "features", axis=1), nodes
+
+    def _with_layer(self, weight: Floats, bias: Floats, features: str, before: Sequence[onnx.NodeProto]) -> Network:
+        """Another last layer that reads `features`, which the nodes `before` it may make."""
         old = self.last_layer()
         classes = len(weight)
         model = _copy(self.model)
@@ -102,7 +146,7 @@ class Network:
         index = next(at for at, one in enumerate(graph.node) if one.output and one.output[0] in wanted)
         taken = {one.name for one in graph.initializer}
         names = [_free(name, taken) for name in ("learned.weight", "learned.bias")]
-        layer, inputs = graph.node[index], [old.features, *names]
+        layer, inputs = graph.node[index], [features, *names]
         values = np.asarray(weight, np.float32)
         if layer.op_type == "Conv":
             new = onnx.helper.make_node("Conv", inputs, [layer.output[0]], name=layer.name)
@@ -111,7 +155,9 @@ class Network:
             output = layer.output[0] if old.bias_node is None else old.bias_node.output[0]
             new = onnx.helper.make_node("Gemm", inputs, [output], name=layer.name, transB=1)
         kept = [one for one in graph.node if old.bias_node is None or one.output[0] != old.bias_node.output[0]]
-        nodes = [new if one.output[0] in wanted else one for one in kept]
+        nodes = []
+        for one in kept:
+            nodes += [*before, new] if one.output[0] in wanted else [one]
         del graph.node[:]
         graph.node.extend(nodes)
         graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(values), names[0]))

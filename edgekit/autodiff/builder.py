@@ -322,8 +322,10 @@ class GraphBuilder:
 
 def _proto(node: Node, needed: set[str], rename: Mapping[str, str]) -> onnx.NodeProto:
     inputs = [rename.get(one.name, one.name) if one else "" for one in node.inputs]
+    whole = node.op == "Split"  # onnxruntime crashes where one of its outputs has no name
     outputs = [
-        rename.get(one.name, one.name) if i == 0 or one.name in needed else "" for i, one in enumerate(node.outputs)
+        rename.get(one.name, one.name) if whole or i == 0 or one.name in needed else ""
+        for i, one in enumerate(node.outputs)
     ]
     return onnx.helper.make_node(node.op, inputs, outputs, name=node.name, **node.attributes)
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edged.train.head import Labelled, new_head
+from edged.train.head import Labelled, cross_validated, new_head
 from edged.train.network import LastLayer, NetworkError
 
 FEATURES = 6
@@ -80,3 +80,26 @@ def test_a_class_without_labels_is_still_found_whatever_the_scale_of_the_old_lay
 def test_too_few_labels_are_refused(counts: list[int], says: str) -> None:
     with pytest.raises(NetworkError, match=says):
         new_head(old_layer(3), ["a", "b", "c", "new"], clusters(counts), clusters([5] * 4))
+
+
+def test_a_cross_validation_finds_what_heads_without_the_fold_find() -> None:
+    these, folds = clusters([40, 40, 40]), np.tile(np.arange(5), 24)
+    assert cross_validated(these, folds, 3) > 0.95
+    blurred = Labelled(these.features + np.random.default_rng(3).normal(0, 1.5, these.features.shape), these.classes)
+    assert 0.4 < cross_validated(blurred, folds, 3) < 0.9
+
+
+def test_a_class_of_one_fold_is_not_found_in_a_cross_validation() -> None:
+    """All its pictures are of one board: what one of them teaches says nothing about boards that nobody has seen."""
+    these = clusters([40, 40, 40])
+    folds = np.where(these.classes == 2, 0, np.arange(120) % 5)
+    assert cross_validated(these, folds, 3) == pytest.approx(2 / 3, abs=0.03)
+    assert cross_validated(these, np.zeros(120, np.int64), 3) == 0.0
+
+
+def test_features_that_say_nothing_make_a_cross_validation_worse() -> None:
+    these = clusters([15, 15, 15])
+    noise = np.random.default_rng(4).normal(size=(45, 200))
+    wide = Labelled(np.concatenate([noise, these.features + noise[:, :FEATURES] * 0.8], axis=1), these.classes)
+    folds = np.arange(45) % 5
+    assert cross_validated(wide, folds, 3) < cross_validated(wide.last(FEATURES), folds, 3) - 0.05

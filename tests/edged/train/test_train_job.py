@@ -8,16 +8,39 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from train_bench import EASY, NEW, OLD, SERVICE, accuracy, base_package, broken_png, device, fill, open_writing, order
+from train_bench import (
+    DEFINITION,
+    DEVICE,
+    EASY,
+    NEW,
+    OLD,
+    SERVICE,
+    accuracy,
+    base_package,
+    broken_png,
+    device,
+    fill,
+    open_writing,
+    order,
+    png,
+    workplace,
+)
 
 from edged.samples.reading import Filter
 from edged.samples.records import Label, LabelRecord, NewSample
+from edged.train import head, tuning
 from edged.train.job import run
+from edged.train.lessons import load_lessons, open_samples
 from edged.train.lineage import read_lineage
+from edged.train.network import read_network
 from edged.train.pace import Pace
+from edgekit.autodiff.losses import CrossEntropy
+from edgekit.autodiff.optimisers import AdamW
+from edgekit.autodiff.step import build_step
 from edgekit.learning.budget import Budget, Reading
 from edgekit.messages.learning import TrainDone, TrainOrder, TrainProgress, TrainStopped
 from edgekit.packages import Package, open_package
+from edgekit.services import parse_service
 from edgekit.vision.classification import Classifier
 from tests.support.disk import fill as fill_disk
 
@@ -197,15 +220,76 @@ def test_a_slower_or_larger_candidate_is_refused(base: Package, state: Path, tmp
     assert not found.verdict.accepted and not size.passed and "its size is" in found.verdict.reason
 
 
-def test_a_candidate_can_learn_again(base: Package, state: Path, tmp_path: Path) -> None:
-    first = done(work(order(state, base, tmp_path / "first", "head")))
-    package = open_package(Path(first.directory))
-    again = order(state, package, tmp_path / "second", "head", version="1-2")
+@pytest.fixture(scope="module")
+def wide(base: Package, state: Path, place: Path) -> Package:
+    """A candidate whose last layer reads earlier maps, too."""
+    found = done(work(order(state, base, place / "wide", "head")))
+    package = open_package(Path(found.directory))
+    width = [read_network(one).last_layer().weight.shape[1] for one in (base, package)]
+    assert width[1] > width[0] and any("features of earlier maps" in note for note in found.notes), found.notes
+    return package
+
+
+@pytest.mark.parametrize("widen", [False, True])
+def test_a_head_reads_more_only_if_it_may(widen: bool, base: Package, state: Path, tmp_path: Path) -> None:
+    network = read_network(base)
+    store = open_samples(state, DEVICE)
+    lessons = load_lessons(store, "lessons", parse_service(DEFINITION, "test"), base.labels, 20)
+    made, notes = head.relearned(network, lessons, base.manifest.input, workplace(tmp_path / "work"), widen=widen)
+    store.close()
+    layers = [one.last_layer().weight for one in (network, made)]
+    assert len(layers[1]) == len(layers[0]) + 1
+    assert (layers[1].shape[1] > layers[0].shape[1]) == widen == any("earlier maps" in note for note in notes)
+
+
+def test_a_candidate_can_learn_again(wide: Package, state: Path, tmp_path: Path) -> None:
+    again = order(state, wide, tmp_path / "second", "head", version="1-2")
     second = done(work(again))
     learned = open_package(Path(second.directory))
-    assert learned.labels == package.labels and second.verdict.accepted, second.verdict.reason
+    assert learned.labels == wide.labels and second.verdict.accepted, second.verdict.reason
     lineage = read_lineage(learned)
-    assert lineage is not None and lineage.base.model == package.ref and lineage.classes == []
+    assert lineage is not None and lineage.base.model == wide.ref and lineage.classes == []
+    layers = [read_network(one).last_layer() for one in (wide, learned)]
+    assert layers[0].weight.shape == layers[1].weight.shape
+
+
+def test_a_candidate_learns_one_more_class_later(wide: Package, tmp_path: Path) -> None:
+    """A class of a shade that no other has."""
+    store = open_writing(tmp_path / "state")
+    fill(store, dict.fromkeys((*OLD, NEW), 20))
+    for number in range(20):
+        new = NewSample(service=SERVICE, source="asked", captured_at=1.7e9 + number)
+        record = LabelRecord(label=Label(label="dark"), kind="operator", author="anna", at=1.0)
+        store.add(new, png("plain", 3000 + number, 0.2), record)
+    store.versions.make("lessons", Filter(service=SERVICE), "labels")
+    store.close()
+    found = done(work(order(tmp_path / "state", wide, tmp_path / "job", "head", version="1-2")))
+    learned = open_package(Path(found.directory))
+    assert learned.labels == [*OLD, NEW, "dark"]
+    assert accuracy(learned, [*OLD, NEW], LATER) >= 0.85
+    model = Classifier.load(learned)
+    assert sum(model.classify(png("plain", number, 0.2)).label == "dark" for number in LATER) >= 0.8 * len(LATER)
+    model.close()
+
+
+def test_a_candidate_takes_the_statistics_of_another_scene(wide: Package, state: Path, tmp_path: Path) -> None:
+    found = done(work(order(state, wide, tmp_path / "job", "batchnorm", version="1-2")))
+    package = open_package(Path(found.directory))
+    assert accuracy(package, [*OLD, NEW], LATER) >= 0.85, found.verdict
+
+
+@pytest.mark.parametrize("rung", ["last-blocks", "full"])
+def test_gradient_steps_go_on_from_a_candidate(
+    rung: tuning.TuningRung, wide: Package, small: Path, tmp_path: Path
+) -> None:
+    network = read_network(wide)
+    chosen = tuning.last_blocks(network) if rung == "last-blocks" else ".*"
+    step = build_step(network.model, CrossEntropy(output=network.logits), AdamW(), chosen, batch_norm="frozen")
+    splits = [node for node in step.graph.graph.node if node.op_type == "Split"]
+    assert splits and all(all(node.output) for node in splits), "onnxruntime crashes where an output has no name"
+    found = done(work(order(small, wide, tmp_path / "job", rung, version="1-2")))
+    package = open_package(Path(found.directory))
+    assert accuracy(package, [NEW], LATER) >= 0.8 and accuracy(package, OLD, LATER) >= 0.8, found.verdict
 
 
 def test_a_model_that_gives_probabilities_learns_and_gives_logits(state: Path, tmp_path: Path) -> None:

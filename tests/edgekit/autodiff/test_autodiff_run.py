@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.helper
+import onnx.numpy_helper
 import onnxruntime
 import pytest
 
@@ -48,6 +50,33 @@ def test_a_step_learns_a_batch_by_heart(folder: Path) -> None:
     runner = StepRunner(folder)
     losses = [float(runner.step({**FEEDS, "lr": 0.02})["loss"]) for _ in range(40)]
     assert losses[-1] < 0.1 < losses[0]
+
+
+def test_a_joint_of_trained_and_frozen_branches_learns(tmp_path: Path) -> None:
+    """onnxruntime ends with SIGSEGV where an output of a Split that nobody needs has no name."""
+    helper, weights = onnx.helper, {name: RNG.normal(size=(48, 4)).astype(np.float32) for name in ("w1", "w2", "w3")}
+    weights["w4"] = RNG.normal(size=(12, 4)).astype(np.float32)
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["flat"]),
+        *(helper.make_node("MatMul", ["flat", f"w{at}"], [f"branch{at}"]) for at in (1, 2, 3)),
+        helper.make_node("Concat", ["branch1", "branch2", "branch3"], ["joint"], axis=1),
+        helper.make_node("MatMul", ["joint", "w4"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", 3, 4, 4])],
+        [helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    for trained in (["w1", "w4"], ["w2", "w4"], ["w3", "w4"], ["w1", "w3"]):
+        folder = tmp_path / "-".join(trained)
+        build_step(model, CrossEntropy(), Descent(), trained).save(folder)
+        runner = StepRunner(folder)
+        feeds = {"x": FEEDS["x"][:, :, :4, :4], "labels": FEEDS["labels"], "lr": 0.05}
+        losses = [float(runner.step(feeds)["loss"]) for _ in range(30)]
+        assert losses[-1] < losses[0] and set(runner.parameters()) == set(trained)
 
 
 def test_the_same_steps_give_the_same_states(folder: Path) -> None:
