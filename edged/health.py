@@ -69,6 +69,13 @@ class Health:
         log.log(_LOG_LEVEL[level], "%s", text)
         self._events.appendleft(HealthEvent(at=self._wall(), level=level, code=code, text=text))
 
+    def take(self, event: Event) -> None:
+        """What a part of the daemon says, passing or lasting."""
+        if event.passing:
+            self.note(event.level, event.code, event.text)
+        else:
+            self.report(event.code, event.level, event.text)
+
     def items(self) -> list[HealthItem]:
         """Errors first, then warnings; inside each the oldest first."""
         return sorted(self._items.values(), key=lambda item: (_RANK[item.severity], item.since))
@@ -95,15 +102,13 @@ class WorkerItems:
 
     def take(self, pid: int, event: Event) -> None:
         """An event of the worker `pid`, which lives."""
-        if event.passing:
-            self._health.note(event.level, event.code, event.text)
-            return
-        if event.level != "ok":
-            if len(self._raised) < MAX_ITEMS:
-                self._raised.setdefault(event.code, set()).add(pid)
-        elif self._drop(event.code, pid):
-            return
-        self._health.report(event.code, event.level, event.text)
+        if not event.passing:
+            if event.level != "ok":
+                if len(self._raised) < MAX_ITEMS:
+                    self._raised.setdefault(event.code, set()).add(pid)
+            elif self._drop(event.code, pid):
+                return
+        self._health.take(event)
 
     def ended(self, pid: int) -> None:
         """The worker `pid` has ended, and what it alone raised with it."""

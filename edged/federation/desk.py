@@ -283,9 +283,9 @@ class FederationDesk:
         self._child = None
         if reserved is not None:
             await self._candidate(job, reserved, child)
-        elif child.status == LOST_LINK:
+        elif child.outcome == LOST_LINK:
             self._failed(job, "cloudd could not be reached")
-        elif child.status:
+        elif child.outcome:
             known = self._notes.get(job)
             self._failed(job, known.text if known is not None else "the process failed; the daemon's log says why")
         else:

@@ -82,6 +82,10 @@ class SampleDesk:
         )
         return await self._ask(lambda store: store.stats(service), none)
 
+    async def labelled(self, service: str) -> int:
+        """Samples of a service that have a label."""
+        return sum((await self.stats(service)).labels.values())
+
     async def overview(self) -> SampleStats:
         """Numbers of all samples, at most OVERVIEW_S old: counting reads every row, and metrics are asked for ever."""
         if self._overview is None or self._wall() - self._overview[0] > OVERVIEW_S:

@@ -17,8 +17,8 @@ from support import scripted_worker
 from support.scripted_worker import EXIT, FAIL, HANG, SEGFAULT, TROUBLE
 
 from edged import runner as runner_module
+from edged.briefing import pinned
 from edged.desired import MIGRATIONS, Change, DesiredStore, model_entry
-from edged.device import _pinned
 from edged.health import Health
 from edged.memory import BASE, SLACK, SPARE, Memory
 from edged.plan import Plan
@@ -56,7 +56,7 @@ class Bench:
         def configure(plan: Plan) -> Configure:
             return Configure(
                 state_dir=str(directory),
-                services=[_pinned(choice.text, choice.ref) for choice in plan.services],
+                services=[pinned(choice) for choice in plan.services],
                 packages={},
                 link=Link(),
                 spool_quota=1,
