@@ -178,7 +178,7 @@ def test_a_model_is_served_without_a_service_and_comes_back_after_a_restart(tmp_
         assert ready() == 400
         served = edged.client.post("/served", ServedState, ServeBody(ref="brightness"), 60)
         assert (served.model, served.state) == (ref, "ready")
-        assert ready() == 200
+        wait_for(lambda: ready() == 200)  # for a moment the worker before may still take a new connection
         assert [model.served for model in edged.client.get("/models", list[ModelState])] == [True]
         with pytest.raises(ApiError, match="edged models unserve"):
             edged.client.delete(f"/models/{ref}", Done)
