@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +57,36 @@ async def test_a_job_ends_with_the_same_model_when_cloudd_is_killed_in_every_ste
     wanted = expected(devices[0], devices[0].start, [[0, 1, 2, 3]] * rounds)
     for device in devices:
         assert np.array_equal(device.state.model, wanted.model)
+
+
+BEGINNING = """
+import asyncio, sys
+from pathlib import Path
+from edgekit.packages import open_package
+from tests.support.federation import begin, definition, site
+
+async def main() -> None:
+    async with site(Path(sys.argv[1])) as (federation, _):
+        await begin(federation, open_package(Path(sys.argv[2])), definition(None, least=2, rounds=1), [])
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(("point", "begun"), [("federation.files", False), ("federation.started", True)])
+async def test_a_job_that_was_being_started_when_cloudd_was_killed_is_there_or_not(
+    tmp_path: Path, package: Package, point: str, begun: bool
+) -> None:
+    command = [sys.executable, "-c", BEGINNING, str(tmp_path / "cloudd"), str(package.root)]
+    child = await asyncio.create_subprocess_exec(*command, env={**os.environ, "EDGED_CRASH_AT": point})
+    assert await asyncio.wait_for(child.wait(), 60) == -signal.SIGKILL
+    async with site(tmp_path / "cloudd") as (federation, address):
+        rows = await federation.store.jobs()
+        assert len(rows) == begun
+        row = rows[0] if begun else await begin(federation, package, definition(None, least=2, rounds=1), [])
+        devices = [Device(i, key, address) for i, key in enumerate(Plant(2).devices)]
+        ends = await asyncio.wait_for(fleet(devices, row.id, {}), 30)
+        assert {(one.outcome, one.version) for one in ends} == {("finished", 1)}
 
 
 async def test_a_job_whose_cloudd_is_killed_at_its_end_is_packed_when_it_is_started_again(

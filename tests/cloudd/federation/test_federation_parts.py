@@ -245,7 +245,7 @@ def test_the_documented_job_is_one() -> None:
     text = (Path(__file__).parents[3] / "docs" / "federated.md").read_text("utf-8")
     example = text[text.index('name = "solder-1"') :].partition("```")[0]
     found, plan = read(example.replace("02ab...", Plant(0).public))
-    assert (found.name, found.most, plan.personal) == ("solder-1", 32, ("*norm*",))
+    assert (found.name, found.most, plan.personal) == ("solder-1", 32, ("*.norm.mean", "*.norm.variance"))
     shown = {line.partition("=")[0].strip() for line in example.splitlines() if "=" in line}
     assert set(type(found).__struct_fields__) <= shown | {"local", "deadlines", "window", "plants"}
     assert set(type(found.deadlines).__struct_fields__) <= shown

@@ -22,20 +22,21 @@ def hall(tmp_path_factory: pytest.TempPathFactory) -> Hall:
 
 
 async def test_secure_and_plain_jobs_end_with_the_same_model_which_becomes_a_candidate(hall: Hall) -> None:
-    """In the secure one a device is killed between its signature on the survivors and the last step."""
+    """In the secure one devices are killed while they train, and between the signature on the survivors and the end."""
     with Cloud(hall.root / "cloudd") as cloud, ExitStack() as stack:
         await hall.join(cloud)
         models: dict[bool, np.ndarray] = {}
         for secure in (True, False):
             job = hall.begin(cloud, "secure" if secure else "plain", secure)
             orders = [one.order(cloud.url, job, hall.plants) for one in hall.edges]
-            children = [start(order, "fl.vote" if secure and not place else "") for place, order in enumerate(orders)]
+            kills = ["fl.step:2", "fl.checkpoint", "fl.vote", ""] if secure else [""] * 4
+            children = [start(order, kill) for order, kill in zip(orders, kills, strict=True)]
             for child in children:
                 stack.callback(child.kill)
-            if secure:
-                assert ended(children[0])[0] == -signal.SIGKILL
-                children[0] = start(orders[0])
-                stack.callback(children[0].kill)
+            for place in (place for place, kill in enumerate(kills) if kill):
+                assert ended(children[place])[0] == -signal.SIGKILL, kills[place]
+                children[place] = start(orders[place])
+                stack.callback(children[place].kill)
             for child in children:
                 status, _, log = ended(child)
                 assert status == 0, log
