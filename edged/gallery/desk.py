@@ -1,4 +1,7 @@
-"""The supervisor's side: who is enrolled, forgetting somebody, passing pictures on to the worker that embeds them."""
+"""The supervisor's side: who is enrolled, forgetting somebody, passing pictures on to the worker that embeds them.
+
+What only a device with a gallery needs is imported when it is needed, because the supervisor's memory is counted.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,18 @@ import asyncio
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote, urlencode
 
 import aiohttp
 import msgspec
 
 from edged.api import ApiError, Done, Problem
-from edged.collab.sealing import SealError
 from edged.gallery.records import Enrolled, EnrolReply, GalleryInfo, Identity, counted
-from edged.gallery.store import GalleryStore, path_in
 from edged.store import StoreError
+
+if TYPE_CHECKING:
+    from edged.gallery.store import GalleryStore
 
 T = TypeVar("T")
 
@@ -133,6 +137,8 @@ class GalleryDesk:
 
     async def _do(self, work: Callable[[GalleryStore], T], none: T) -> T:
         """In a thread, with the store open for so long; `none` if there is no store yet."""
+        from edged.collab.sealing import SealError
+        from edged.gallery.store import GalleryStore, path_in
 
         def open_and_work() -> T:
             if not path_in(self._state_dir).exists():

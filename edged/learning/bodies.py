@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from edgekit.learning.records import Record
-from edgekit.learning.trial import Tally
+from edgekit.learning.tally import Tally
 from edgekit.services.learning import LearningRung
 
 LearningStage = Literal["waiting", "working", "shadow", "probation"]

@@ -14,7 +14,8 @@ from edged.learning.place import Candidate, Counted, Place
 from edged.learning.settings import certified
 from edgekit.learning.ladder import Limits, Means, Spent
 from edgekit.learning.records import RUNGS, Rung
-from edgekit.learning.trial import Expected, Tally, Watch
+from edgekit.learning.tally import Tally
+from edgekit.learning.trial import Expected, Watch
 from edgekit.learning.triggers import Evidence
 from edgekit.messages import GateFacts, ServiceReport
 from edgekit.services import Learning, Service

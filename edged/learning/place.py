@@ -6,7 +6,7 @@ import msgspec
 
 from edgekit.learning import learner
 from edgekit.learning.records import Rung
-from edgekit.learning.trial import Tally
+from edgekit.learning.tally import Tally
 from edgekit.learning.triggers import Request
 from edgekit.messages.learning import TrainDone
 

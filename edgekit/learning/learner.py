@@ -15,7 +15,8 @@ import msgspec
 from edgekit.learning import ladder, trial, watch
 from edgekit.learning.ladder import LadderState, Means, Outcome
 from edgekit.learning.records import Record, failed
-from edgekit.learning.trial import ENDED, Expected, Tally, Trial, TrialLimits, Verdict, Watch
+from edgekit.learning.tally import Tally
+from edgekit.learning.trial import ENDED, Expected, Trial, TrialLimits, Verdict, Watch
 from edgekit.learning.triggers import Evidence
 from edgekit.learning.watch import Triggers, TriggerStates
 

@@ -24,6 +24,7 @@ import msgspec
 from edgekit.gates.drift import AuditAlarm
 from edgekit.learning.band import Band, BandState
 from edgekit.learning.records import Cause, Event, Fact, Record, Rung, duration, failed, points
+from edgekit.learning.tally import Tally
 
 Stage = Literal["judging", "shadow", "probation", "kept", "refused", "rolled-back"]
 ENDED: frozenset[Stage] = frozenset(("kept", "refused", "rolled-back"))
@@ -77,35 +78,6 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
         for value in (self.offload, self.p95_ms):
             if value is not None and not (math.isfinite(value) and value > 0.0):
                 raise ValueError(f"{value} cannot be expected of a model; leave out what is not known")
-
-
-class Tally(msgspec.Struct, frozen=True, kw_only=True):
-    """The shadow phase in counts. An item counts for the audits only where the auditor knows the candidate's label."""
-
-    items: int = 0
-    agreeing: int = 0  # candidate and present model gave the same label
-    unusable: int = 0  # the candidate gave no finite answer
-    audits: int = 0
-    lost: int = 0  # the present model was right and the candidate wrong
-    gained: int = 0
-    sent: int = 0  # items that the present model's threshold sends
-    would_send: int = 0  # and the candidate's
-
-    def item(
-        self, present: str, candidate: str | None, audit: str | None = None, *, sent: bool, would_send: bool
-    ) -> Tally:
-        """With one more live item. `candidate` is None where it gave no usable answer, `audit` where there is none."""
-        audited = audit is not None and candidate is not None
-        return Tally(
-            items=self.items + 1,
-            agreeing=self.agreeing + (candidate == present),
-            unusable=self.unusable + (candidate is None),
-            audits=self.audits + audited,
-            lost=self.lost + (audited and present == audit != candidate),
-            gained=self.gained + (audited and candidate == audit != present),
-            sent=self.sent + sent,
-            would_send=self.would_send + would_send,
-        )
 
 
 class Watch(msgspec.Struct, frozen=True, kw_only=True):

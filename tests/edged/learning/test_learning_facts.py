@@ -15,7 +15,8 @@ from edged.learning.place import Candidate, Place
 from edged.learning.settings import candidate_name, learner_settings, next_number
 from edged.samples.records import SampleStats
 from edgekit.learning.ladder import Limits
-from edgekit.learning.trial import Expected, Tally
+from edgekit.learning.tally import Tally
+from edgekit.learning.trial import Expected
 from edgekit.messages import GateFacts, ServiceReport, ShadowReport
 from edgekit.packages import check_name, check_version
 from edgekit.services import Learning, parse_service

@@ -9,7 +9,7 @@ from edged.status.learning_page import FACTS, learning_card
 from edged.status.page import render
 from edged.status.state import StatusState
 from edgekit.learning.records import Fact, Record
-from edgekit.learning.trial import Tally
+from edgekit.learning.tally import Tally
 
 HOSTILE = "<script>alert(1)</script>\"'&"
 

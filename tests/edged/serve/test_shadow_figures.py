@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edged.serve.shadow.figures import MAX_AWAITED, Figures, Said
 from edged.serve.shadow.wire import Look
-from edgekit.learning.trial import Tally
+from edgekit.learning.tally import Tally
 from edgekit.messages import SendReason
 from edgekit.services import HardSamples
 

@@ -12,7 +12,8 @@ import pytest
 from edgekit.learning.ladder import Means
 from edgekit.learning.learner import Settings, State, Step, consider, finished, judge, made, order, probation, shadow
 from edgekit.learning.records import Fact, Record
-from edgekit.learning.trial import Expected, Tally, Verdict, Watch
+from edgekit.learning.tally import Tally
+from edgekit.learning.trial import Expected, Verdict, Watch
 from edgekit.learning.triggers import Evidence
 
 DAY = 86_400.0

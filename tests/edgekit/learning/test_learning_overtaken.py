@@ -19,7 +19,8 @@ from edgekit.learning.learner import (
     superseded,
 )
 from edgekit.learning.records import Fact
-from edgekit.learning.trial import Expected, Tally, Verdict
+from edgekit.learning.tally import Tally
+from edgekit.learning.trial import Expected, Verdict
 from edgekit.learning.triggers import Evidence
 
 SETTINGS = Settings()

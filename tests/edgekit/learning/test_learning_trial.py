@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgekit.learning.records import Fact, Record
+from edgekit.learning.tally import Tally
 from edgekit.learning.trial import (
     ENDED,
     Expected,
-    Tally,
     Trial,
     TrialLimits,
     Verdict,
