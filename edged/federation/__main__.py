@@ -8,31 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
-import resource
 import signal
 import sqlite3
 import sys
-import threading
 import time
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import NoReturn
 
 import msgspec
 
+from edged.background import be_the_only_one, end_with_parent, take_the_least
 from edged.collab.sealing import SealError
 from edged.federation.book import FOLDER, Book
 from edged.federation.chain import ChainError
 from edged.federation.notes import Stage
 from edged.federation.order import LOST_LINK, MAX_ORDER, FederationOrder
-from edged.hardware.bench.manners import give_way, leave_a_cpu
 from edged.store import StoreError
 
-NICE = 19
-_LOOK_S = 1.0
-_LOCK_S = 10.0
 log = logging.getLogger("edged.federation")
 
 
@@ -40,12 +34,14 @@ def main() -> NoReturn:
     events = os.dup(1)
     os.dup2(2, 1)  # what a library prints goes where nobody takes it for an event
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    end_with_parent()
     status = 1
     try:
         order = msgspec.json.decode(sys.stdin.buffer.read(MAX_ORDER + 1)[:MAX_ORDER], type=FederationOrder)
-        _bound()
-        with _lock(Path(order.state_dir) / FOLDER / "lock"):
+        take_the_least()
+        folder = Path(order.state_dir) / FOLDER
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with be_the_only_one(folder / "lock", "takes part for this device"):
             status = _finish(order, events) if order.finish else _learn(order)
     except msgspec.MsgspecError as error:
         log.error("The order cannot be read: %s.", error)
@@ -123,46 +119,6 @@ def _finish(order: FederationOrder, events: int) -> int:
         last = TrainStopped(kind="failed", reason=str(error)[:1000], resumable=False)
     _say(events, last)
     return 0 if getattr(last, "directory", "") else 1
-
-
-def _bound() -> None:
-    """No core files, the least of everything, and first to go when memory runs out."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
-    give_way(max(0, NICE - os.nice(0)))
-    leave_a_cpu()
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    import psutil
-
-    with contextlib.suppress(OSError, psutil.Error):
-        psutil.Process().ionice(psutil.IOPRIO_CLASS_IDLE)
-
-
-def _lock(path: Path) -> BinaryIO:
-    """Be the only process that takes part for this device. Raises OSError."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    file = path.open("ab")
-    end = time.monotonic() + _LOCK_S
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > end:
-                file.close()
-                raise OSError(f"another process takes part for this device ({path})") from None
-            time.sleep(0.1)
-        else:
-            return file
-
-
-def _end_with(parent: int) -> None:
-    """End this process after its parent. What was kept stays, and the next process goes on from there."""
-    while os.getppid() == parent:
-        time.sleep(_LOOK_S)
-    os._exit(1)
 
 
 def _say(descriptor: int, event: msgspec.Struct) -> None:

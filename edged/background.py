@@ -1,0 +1,63 @@
+"""What every process does that learns in the background: take the least of everything, be the only one, end in time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import resource
+import threading
+import time
+from io import BufferedWriter
+from pathlib import Path
+
+from edged.hardware.bench.manners import give_way, leave_a_cpu
+
+NICE = 19
+_LOOK_S = 1.0
+_LOCK_S = 10.0
+"""So long another process, which lost its supervisor, may take to notice."""
+
+
+def take_the_least() -> None:
+    """No core files, the least priority, a CPU left to the line, and first to go when memory runs out."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # numpy's own threads are none that the order allows
+        os.environ.setdefault(name, "1")
+    give_way(max(0, NICE - os.nice(0)))
+    leave_a_cpu()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    import psutil
+
+    with contextlib.suppress(OSError, psutil.Error):
+        psutil.Process().ionice(psutil.IOPRIO_CLASS_IDLE)
+
+
+def be_the_only_one(path: Path, what: str) -> BufferedWriter:
+    """Hold the lock `path` as long as the file is open; `what` the other one does, for people. Raises OSError."""
+    file = path.open("ab")
+    end = time.monotonic() + _LOCK_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                file.close()
+                raise OSError(f"another process {what} ({path})") from None
+            time.sleep(0.1)
+        else:
+            return file
+
+
+def end_with_parent() -> None:
+    """From now on this process ends after its parent. What was saved stays, and the next one goes on from there."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
