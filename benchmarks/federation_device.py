@@ -26,6 +26,7 @@ from edged.federation.participant import Participant, Places
 from edged.federation.settings import Federation
 from edged.federation.shared import Shared
 from edged.federation.sitting import Signing
+from edged.federation.updates import SourceError
 from edged.link.http import open_session
 from edgekit.federated.strategy import LocalResult, LocalTerm, State
 from edgekit.identity import IdentityStore, client_context
@@ -59,7 +60,7 @@ class MadeUp:
 
     def evaluate(self, state: State) -> tuple[NDArray[np.int64], float]:
         """See Source."""
-        raise NotImplementedError("the benchmark's job has no evaluation")
+        raise SourceError("made-up updates have nothing to be judged by")
 
     def stop(self) -> None:
         """See Source."""

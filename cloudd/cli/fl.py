@@ -60,7 +60,10 @@ def _start_job(args: argparse.Namespace) -> int:
     try:
         text = args.definition.read_text("utf-8")
         definition, _ = read(text)
-    except (FederationError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        print(f"cloudd: {printable(str(args.definition))} is no text, so it is no job", file=sys.stderr)
+        return 1
+    except FederationError as error:
         print(f"cloudd: {error}", file=sys.stderr)
         return 1
     rosters = [base64.b64encode((args.definition.parent / name).read_bytes()).decode() for name in definition.rosters]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -63,7 +64,7 @@ class Bell:
             pass
 
 
-class Cohort:
+class Cohort(ABC):
     """One try of one cohort. Subclasses take messages and run the steps."""
 
     def __init__(
@@ -99,9 +100,9 @@ class Cohort:
 
     # --- for a job --------------------------------------------------------------------------------------------------
 
+    @abstractmethod
     async def run(self) -> CohortResult:
         """All steps to the end. Raises Void, StorageError, OSError. Cancelled, the round can be taken up again."""
-        raise NotImplementedError
 
     async def resume(self) -> None:
         """Go to where the journal ends. Raises StorageError, OSError, and FederationError if it cannot be followed.
@@ -125,9 +126,9 @@ class Cohort:
         """Whether this device still has something to do here."""
         return node in self.invited and node not in self._away and not self.over and not self.finished(node)
 
+    @abstractmethod
     def finished(self, node: bytes) -> bool:
         """Whether a device has done all that it can."""
-        raise NotImplementedError
 
     @property
     def left_s(self) -> float:
@@ -135,9 +136,9 @@ class Cohort:
         return max(0.0, self._vector_until - self._clock())
 
     @property
+    @abstractmethod
     def delivered(self) -> int:
         """Vectors that are in the sum."""
-        raise NotImplementedError
 
     # --- for devices ------------------------------------------------------------------------------------------------
 
@@ -244,11 +245,13 @@ class Cohort:
             else:
                 self._replay_message(entry)
 
+    @abstractmethod
     def _replay_close(self, step: str) -> None:
-        raise NotImplementedError
+        """Close the step in the machine again."""
 
+    @abstractmethod
     def _replay_message(self, entry: Entry) -> None:
-        raise NotImplementedError
+        """Give the machine an accepted message again."""
 
 
 def vector_bytes(config: RoundConfig) -> int:

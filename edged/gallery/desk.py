@@ -53,6 +53,8 @@ class GalleryDesk:
         self._known(service)
         none: tuple[dict[str, Enrolled], list[str]] = ({}, [])
         rows, closed = await self._do(lambda store: store.all(service), none)
+        if self._task(service) is None and not rows and not closed:
+            raise ApiError(404, f"there is no service {service}, and no gallery of one that was removed")
         people: dict[str, list[Enrolled]] = {}
         for row in rows.values():
             people.setdefault(row.identity, []).append(row)

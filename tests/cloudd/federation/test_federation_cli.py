@@ -47,6 +47,9 @@ async def test_a_job_from_its_file_to_its_end_by_commands_and_certificates(
     assert 'there was a job "first" already' in capsys.readouterr().err
     (tmp_path / "bad.toml").write_text(definition(plant, name="bad", model="nothing@1"))
     assert main(["fl", "start", str(tmp_path / "bad.toml"), *state]) == 1
+    (tmp_path / "picture.toml").write_bytes(b"\x89PNG\xff")
+    assert main(["fl", "start", str(tmp_path / "picture.toml"), *state]) == 1
+    assert "picture.toml is no text, so it is no job" in capsys.readouterr().err
 
     reply = await devices[0].send(cloud, "GET", "/v1/federation/jobs")
     (notice,) = msgspec.json.decode(reply.body, type=JobList).jobs

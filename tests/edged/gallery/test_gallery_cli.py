@@ -127,6 +127,8 @@ def test_who_was_enrolled_is_known_after_the_power_failed(tmp_path: Path) -> Non
 
 
 def test_what_goes_wrong_is_said(edged: Edged, tmp_path: Path) -> None:
+    unknown = command(*here(edged, "gallery", "list", "nobody"))
+    assert unknown.returncode == 1 and "there is no service nobody, and no gallery of one" in unknown.stderr
     nowhere = command(*here(edged, "gallery", "enrol", "nobody", __file__, "--as", "Anna"))
     assert nowhere.returncode == 1 and "there is no service nobody" in nowhere.stderr
     loose = tmp_path / "loose.png"
@@ -144,6 +146,7 @@ def test_the_local_api_takes_no_nonsense(edged: Edged) -> None:
     for call, status in (
         (lambda: edged.client.post("/gallery/x/pictures?identity=A", EnrolReply, b""), 400),
         (lambda: edged.client.post("/gallery/x/pictures?identity=A", EnrolReply, bytes(17 << 20)), 413),
+        (lambda: edged.client.get("/gallery/never-was", GalleryInfo), 404),
         (lambda: edged.client.delete("/gallery/x?what=some", Done), 400),
         (lambda: edged.client.delete("/gallery/x/identities?name=", Done), 404),
         (lambda: edged.client.delete("/gallery/..%2f..%2fx/identities?name=y", Done), 404),
@@ -151,4 +154,3 @@ def test_the_local_api_takes_no_nonsense(edged: Edged) -> None:
         with pytest.raises(ApiError) as caught:
             call()
         assert caught.value.status == status, caught.value
-    assert edged.client.get("/gallery/never-was", GalleryInfo).identities == []
