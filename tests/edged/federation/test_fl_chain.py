@@ -89,6 +89,14 @@ def test_every_flipped_bit_is_found(
     assert found is not None or len(whole) < 3 or len(kept) == 3, "nothing but spelling of the same record may pass"
 
 
+def test_a_signature_spelled_in_capitals_is_found(three: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    lines = three.splitlines(keepends=True)
+    head, mark, signature = lines[2].rpartition(b'"signature":')
+    path.write_bytes(b"".join(lines[:2]) + head + mark + signature.upper())
+    assert chain.first_wrong(path, OWN) == 3
+
+
 def test_a_record_that_is_taken_out_of_the_middle_is_missed(three: bytes, tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     lines = three.splitlines(keepends=True)
