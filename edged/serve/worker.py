@@ -28,6 +28,7 @@ from edged.serve.leaving import Leaving, stop_accepting
 from edged.serve.loading import Loaded, LoadedService, Loader
 from edged.serve.management import Management
 from edged.serve.offloading import Offloader
+from edged.serve.oip import binary_at
 from edged.serve.pictures import is_stream, only_this_machine
 from edged.spawn import empty_directory
 from edgekit.envelope import EnvelopeError
@@ -207,7 +208,7 @@ class Worker:
             galleries=assembly.galleries,
         )
         api.pictures.allow_preview(self._configure.management_token, only_this_machine(self._listener))
-        server = HttpServer(api.handle, wants_stream=is_stream, admit=api.admit, fault=api.fault)
+        server = HttpServer(api.handle, wants_stream=is_stream, admit=api.admit, fault=api.fault, split_at=binary_at)
         loop = asyncio.get_running_loop()
         listening = await loop.create_server(server, sock=self._listener, backlog=BACKLOG)
         inheriting = handover.Receiver(self._receiving, server.adopt) if self._receiving is not None else None

@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import numpy as np
+
 from edged.serve.http import HttpError, HttpServer, Limits, Request, Response, json_response
 
 
@@ -66,7 +68,11 @@ class Lab:
 
     def __init__(self, limits: Limits | None = None) -> None:
         self.server = HttpServer(
-            self.handle, limits, wants_stream=lambda method, path: path == "/stream", admit=self.admit
+            self.handle,
+            limits,
+            wants_stream=lambda method, path: path == "/stream",
+            admit=self.admit,
+            split_at=lambda request: int(request.headers.get("split", "0")),
         )
         self.port = 0
         self.clients: list[RawClient] = []
@@ -86,6 +92,9 @@ class Lab:
         match request.path:
             case "/echo":
                 return Response(200, request.body, "application/octet-stream")
+            case "/address":
+                split = int(request.headers["split"])
+                return json_response(np.frombuffer(request.body, np.uint8)[split:].ctypes.data)
             case "/json":
                 return json_response({"data": "x" * int(request.query.get("size", "1"))})
             case "/parts":

@@ -93,7 +93,7 @@ class Request:
         self.headers = headers
         self.length, self.chunked, self.keep_alive, self.old = length, chunked, keep_alive, old
         self.received = received
-        self.body: bytes | bytearray = b""
+        self.body: Buffer = b""
         self.stream: AsyncIterator[bytes] | None = None
         self.together = 1
         self.closed = False

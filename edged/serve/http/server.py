@@ -66,14 +66,17 @@ class HttpServer:
         wants_stream: Callable[[str, str], bool] | None = None,
         admit: Callable[[Request], object] | None = None,
         fault: Callable[[Request, Exception], Response] | None = None,
+        split_at: Callable[[Request], int] = lambda request: 0,
     ) -> None:
         """`wants_stream(method, path)`: the handler takes this body as `request.stream` while it arrives.
 
         `admit` may raise HttpError for a request whose body has not come yet, which then need not be sent.
         `fault` makes a reply of what a handler raised; without it only HttpError is more than an internal error.
+        `split_at(request)`: where in its body numbers begin, which are wanted aligned.
         """
         self.handler, self.limits = handler, limits or Limits()
         self.wants_stream, self.admit = wants_stream, admit
+        self.split_at = split_at
         self._fault = fault
         self.loop = asyncio.get_running_loop()
         self.scratch = bytearray(RECEIVED_AT_ONCE)

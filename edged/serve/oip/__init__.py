@@ -6,6 +6,7 @@ the engine, `metadata` what the protocol tells about all that, `endpoints` the r
 
 from edged.serve.oip.endpoints import ProtocolApi
 from edged.serve.oip.models import ModelTable, ServedModel, of_service, without_service
+from edged.serve.oip.request import binary_at
 from edged.serve.oip.tensors import RequestError, Unsupported
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "RequestError",
     "ServedModel",
     "Unsupported",
+    "binary_at",
     "of_service",
     "without_service",
 ]

@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from edged.serve.http import Buffer, Request
 from edged.serve.oip.datatypes import SIZES
 from edged.serve.oip.signature import MAX_RANK, Signature, shape_text
 from edged.serve.oip.tensors import (
@@ -100,7 +101,13 @@ class InferRequest:
         return first.shape[0] if self.signature.batched else 1
 
 
-def json_size(body: bytes | bytearray, header_length: str | None) -> int:
+def binary_at(request: Request) -> int:
+    """Where the tensors begin in the body of this request, by its HTTP header; 0 where it does not say."""
+    length = request.headers.get("inference-header-content-length", "")
+    return int(length) if length.isascii() and length.isdigit() and len(length) <= 12 else 0
+
+
+def json_size(body: Buffer, header_length: str | None) -> int:
     """Bytes of JSON in a request: what reading its header costs."""
     if header_length is None:
         return len(body)
@@ -108,7 +115,7 @@ def json_size(body: bytes | bytearray, header_length: str | None) -> int:
 
 
 def read_request(
-    body: bytes | bytearray, header_length: str | None, signature: Signature, json_output: bool = False
+    body: Buffer, header_length: str | None, signature: Signature, json_output: bool = False
 ) -> InferRequest:
     """Read a request's header; `header_length` is the HTTP header of that name.
 
@@ -165,7 +172,7 @@ class _Remembered:
         )
 
 
-def _parse(data: bytes | bytearray | memoryview) -> _Header:
+def _parse(data: Buffer) -> _Header:
     try:
         return _decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -43,6 +43,18 @@ async def test_bodies_of_all_sizes_come_back_as_they_were(size: int) -> None:
         assert (await client.ask(get("/x"))).status == 200
 
 
+@pytest.mark.parametrize("split", [0, 1, 163, 164, 4096])
+async def test_what_lies_behind_the_split_of_a_large_body_is_aligned(split: int) -> None:
+    async with lab() as it:
+        client = await it.client()
+        for size in (602_275, 602_275, 1_200_000, 3_000_001):  # the second one lands in the buffer of the first
+            body = os.urandom(size)
+            reply = await client.ask(post("/echo", body, f"Split: {split}"))
+            assert reply.body == body
+            reply = await client.ask(post("/address", body, f"Split: {split}"))
+            assert reply.json % 16 == 0
+
+
 def _cut(data: bytes, size: int) -> list[bytes]:
     return [data[at : at + size] for at in range(0, len(data), size)]
 
