@@ -367,6 +367,7 @@ class Runner:
             return
         crash_point("supervisor.worker-ready")
         old, self.worker = self.worker, candidate
+        self.comparisons |= {compared.service: compared for compared in ready.comparisons}
         if old is candidate:
             self._park(None)  # it has inherited that; the end of the one before is parked when that has ended
         self._accepted = {choice.name: choice for choice in plan.choices}
@@ -375,7 +376,6 @@ class Runner:
                 await self._trouble.good(choice)
         crash_point("supervisor.swapped")
         self._trouble.over()
-        self.comparisons |= {compared.service: compared for compared in ready.comparisons}
         comparison.tell(ready.comparisons, self._health)
         if old is not None and old is not candidate:
             self._leaving = asyncio.create_task(self._retire(old))
