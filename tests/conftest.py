@@ -10,7 +10,7 @@ import pytest
 
 # An example that takes 300 ms on a busy machine is no failure; what must be quick is measured in benchmarks.
 hypothesis.settings.register_profile("edged", deadline=None)
-# What decides about a change must say the same of the same change: CI draws the same examples each time, people new ones.
+# What decides about a change must say the same of the same change: CI draws the same examples each time, people others.
 hypothesis.settings.register_profile("same", hypothesis.settings.get_profile("edged"), derandomize=True)
 hypothesis.settings.load_profile(os.environ.get("EDGED_EXAMPLES", "edged"))
 
