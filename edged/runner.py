@@ -21,6 +21,7 @@ from edged import comparison
 from edged.desired import Entry, is_model
 from edged.health import Health, WorkerItems
 from edged.memory import Memory
+from edged.parting import DRAIN_S, Parting
 from edged.plan import Choice, Learned, Plan, failures, has_better, make_plan, newcomers, unproven, what_runs
 from edged.reports import Reports, live_models, live_services
 from edged.spawn import Spawned, spawn, worker_command
@@ -47,8 +48,6 @@ SILENCE_S = 20.0
 """A ready worker reports every second. After this much silence it is taken for hung and replaced."""
 LOOK_S = 5.0
 """How often a resting supervisor looks for that silence."""
-DRAIN_S = 15.0
-"""In-flight inspections have deadlines far below this; systemd's TimeoutStopSec=30 leaves room for the kill."""
 RETRY_FAILED_S = 600.0
 """A service whose model failed to load (an accelerator that fell off its bus) is tried again this often."""
 
@@ -108,8 +107,7 @@ class Runner:
         self.comparisons: dict[str, Comparison] = {}
         """By service: its present model's answers to the samples of the one before."""
         self._candidate: Worker | None = None
-        self._leaving: asyncio.Task[None] | None = None  # drains the predecessor
-        self._parked: socket.socket | None = None  # idle connections of a worker that has ended, for the next one
+        self._parting = Parting(self._ended, lambda: self.worker)
         self._reports = Reports()
         self._trouble = Trouble(desired, health)
         self._accepted: dict[str, Choice] = {}  # what the present worker became ready with
@@ -214,8 +212,8 @@ class Runner:
         if self.worker is not None and self.worker.alive:
             await self.worker.drain(DRAIN_S)
             self.worker.handed.close()
-        await self._see_out()
-        self._park(None)
+        await self._parting.finish()
+        self._parting.park(None)
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -272,7 +270,7 @@ class Runner:
     async def _replace(self, plan: Plan, entries: dict[str, Entry]) -> None:
         """Start a worker for `plan`; make it the present one if it is good, else learn from its failure."""
         self._retry_failed = self._swap = False
-        await self._see_out()  # never three workers at once
+        await self._parting.finish()  # never three workers at once
         packages = self._packages()
         verdict = await self._memory.verdict(plan.choices, packages, self.worker)
         if verdict.way is None:
@@ -285,13 +283,13 @@ class Runner:
         if self.worker is not None and verdict.way != "beside":
             log.info("There is not memory enough for two workers: the present one ends before its successor starts.")
             leaving, self.worker = self.worker, None
-            await self._retire(leaving)
+            await self._parting.retire(leaving)
         if self._prepare is not None:
             await self._prepare(plan.services)
         self.swapping = self.worker is not None
         try:
             configure = comparison.with_comparisons(self._configure(plan), plan, self._accepted, self._packages())
-            inherits = self.worker.handed if self.worker is not None else self._parked
+            inherits = self.worker.handed if self.worker is not None else self._parting.parked
             candidate = await Worker.start(configure, self._spawn(inherits), self._take_event)
         except OSError as error:
             self._trouble.crashed(f"The worker could not be started: {error}.", self.worker is not None)
@@ -369,7 +367,7 @@ class Runner:
         old, self.worker = self.worker, candidate
         self.comparisons |= {compared.service: compared for compared in ready.comparisons}
         if old is candidate:
-            self._park(None)  # it has inherited that; the end of the one before is parked when that has ended
+            self._parting.park(None)  # it has inherited that; the end of the one before is parked when that has ended
         self._accepted = {choice.name: choice for choice in plan.choices}
         for choice in plan.choices:
             if choice.name not in failed:
@@ -378,33 +376,13 @@ class Runner:
         self._trouble.over()
         comparison.tell(ready.comparisons, self._health)
         if old is not None and old is not candidate:
-            self._leaving = asyncio.create_task(self._retire(old))
+            self._parting.begin(old)
         count = len(plan.choices) - len(failed)
         log.info("Worker %d is ready with %d %s.", candidate.pid, count, "service" if count == 1 else "services")
-
-    async def _retire(self, worker: Worker) -> None:
-        """See a worker out and keep what it counted to the last. Its idle connections go to its successor."""
-        await worker.drain(DRAIN_S, handover=True)
-        self._ended(worker)
-        self._park(worker.handed)
-        if self.worker is not None and self.worker.alive:
-            self._park(None)  # the successor has a copy of its own
-
-    def _park(self, end: socket.socket | None) -> None:
-        """Keep the receiving end of what a worker gave away, and let go of the one before."""
-        if self._parked is not None:
-            self._parked.close()
-        self._parked = end
 
     def _ended(self, worker: Worker) -> None:
         self._items.ended(worker.pid)
         self._reports.ended(worker)
-
-    async def _see_out(self) -> None:
-        """Wait until the predecessor has ended."""
-        if self._leaving is not None:
-            await self._leaving
-            self._leaving = None
 
     def _bury(self, worker: Worker) -> None:
         self.worker = None
