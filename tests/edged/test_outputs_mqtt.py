@@ -203,6 +203,32 @@ async def test_tls_and_passwords_come_from_files(tmp_path: Path) -> None:
     await broker.kill()
 
 
+async def test_a_broker_that_asks_for_a_certificate_gets_it(tmp_path: Path) -> None:
+    tls, other = make_certificates(tmp_path / "tls"), make_certificates(tmp_path / "other")
+    broker = Mosquitto(tmp_path / "broker", tls=tls, ask_certificate=True)
+    await broker.start()
+
+    def bench(name: str, **files: str) -> Bench:
+        one = Bench(tmp_path / name, broker.port, "mqtts", ca_file=str(tls.ca), **files)
+        one.write(1)
+        return one
+
+    nobody = bench("nobody")
+    await until(lambda: "certificate required" in nobody.report.problem)
+    await nobody.outputs.close()
+    stranger = bench("stranger", certificate=str(other.client), key=str(other.client_key))
+    await until(lambda: "unknown ca" in stranger.report.problem)
+    await stranger.outputs.close()
+    known = bench("known", certificate=str(tls.client), key=str(tls.client_key))
+    await until(lambda: known.report.delivered == 1)
+    await known.outputs.close()
+    tls.client_key.chmod(0o644)
+    open_key = bench("open-key", certificate=str(tls.client), key=str(tls.client_key))
+    await until(lambda: "chmod o=" in open_key.report.problem)
+    await open_key.outputs.close()
+    await broker.kill()
+
+
 async def test_the_next_worker_takes_over_the_connection(tmp_path: Path, broker: Mosquitto) -> None:
     async with broker.listener("edged/#") as heard:
         old = Bench(tmp_path, broker.port)

@@ -17,7 +17,7 @@ from typing import Any
 import aiomqtt
 from aiohttp import web
 
-from edgekit.identity import Authority, generate_key, save_key
+from edgekit.identity import Authority, generate_key, make_csr, save_key
 from edgekit.messages import Decision, Level, Verdict
 
 
@@ -63,21 +63,27 @@ def free_port() -> int:
 
 @dataclass
 class Certificates:
-    """A certificate authority and a server certificate for 127.0.0.1 and localhost."""
+    """A certificate authority, a server certificate for 127.0.0.1 and localhost, and one of a client."""
 
     ca: Path
     certificate: Path
     key: Path
+    client: Path
+    client_key: Path
 
 
 def make_certificates(directory: Path, *names: str) -> Certificates:
     directory.mkdir(exist_ok=True)
     authority = Authority.create("test", time.time())
     key = generate_key()
-    found = Certificates(directory / "ca.pem", directory / "server.pem", directory / "server-key.pem")
+    files = ("ca.pem", "server.pem", "server-key.pem", "client.pem", "client-key.pem")
+    found = Certificates(*(directory / name for name in files))
     found.ca.write_text(authority.certificate_pem)
     save_key(key, found.key)
     found.certificate.write_text(authority.server_certificate(key, list(names) or ["127.0.0.1"], time.time()))
+    client_key = generate_key()
+    save_key(client_key, found.client_key)
+    found.client.write_text(authority.sign_csr(make_csr(client_key), time.time())[0])
     return found
 
 
@@ -127,6 +133,7 @@ class Mosquitto:
         directory: Path,
         *,
         tls: Certificates | None = None,
+        ask_certificate: bool = False,
         password_file: Path | None = None,
         persistent: bool = False,
     ) -> None:
@@ -145,6 +152,7 @@ class Mosquitto:
             lines.append(f"password_file {password_file}")
         if tls is not None:
             lines += [f"cafile {tls.ca}", f"certfile {tls.certificate}", f"keyfile {tls.key}"]
+            lines.append(f"require_certificate {_word(ask_certificate)}")
         self._config.write_text("\n".join(lines) + "\n")
         self._process: asyncio.subprocess.Process | None = None
 

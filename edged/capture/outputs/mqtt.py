@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
+import logging
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -100,9 +101,11 @@ class MqttSender:
                 )
         except SecretError as error:
             raise NotDelivered(str(error)) from None
+        heard = _Heard()
         client = aiomqtt.Client(
             host,
             port,
+            logger=heard.logger,
             username=user,
             password=password,
             identifier=self._identifier,
@@ -114,10 +117,7 @@ class MqttSender:
             tls_context=context,
         )
         client.pending_calls_threshold = 2 * self.window
-        try:
-            await client.__aenter__()
-        except (aiomqtt.MqttError, OSError, ValueError) as error:
-            raise NotDelivered(_words(error)) from None
+        await _connected(client, heard)
         self._client, self._broken = client, False
         self._lost = asyncio.create_task(_until_lost(client))
         if self._status:
@@ -138,6 +138,42 @@ class MqttSender:
                     await client.__aexit__(None, None, None)
         if lost is not None:
             lost.cancel()
+
+
+class _Heard(logging.Handler):
+    """What the library complains of. A broker that ends a handshake is only there, and waited for in vain."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._loop = asyncio.get_running_loop()
+        self.complaint: asyncio.Future[str] = self._loop.create_future()
+        self.logger = logging.Logger("edged.mqtt")  # outside the tree: what is wrong is in the output's report
+        self.logger.addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See Handler. The library connects in a thread."""
+        self._loop.call_soon_threadsafe(self._take, record.getMessage())
+
+    def _take(self, text: str) -> None:
+        if not self.complaint.done():
+            self.complaint.set_result(text)
+
+
+async def _connected(client: aiomqtt.Client, heard: _Heard) -> None:
+    """Connect. Raises NotDelivered with the reason, also if that is only in the library's log."""
+    import aiomqtt
+
+    connecting = asyncio.ensure_future(client.__aenter__())
+    either: set[asyncio.Future[Any]] = {connecting, heard.complaint}
+    try:
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not connecting.done():
+            raise NotDelivered(_words(ConnectionError(heard.complaint.result())))
+        connecting.result()
+    except (aiomqtt.MqttError, OSError, ValueError) as error:
+        raise NotDelivered(_words(error)) from None
+    finally:
+        connecting.cancel()
 
 
 async def _until_lost(client: aiomqtt.Client) -> None:
