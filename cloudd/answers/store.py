@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import msgspec
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import bindparam, delete, func, insert, select, update
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.exc import IntegrityError
 
@@ -27,6 +27,10 @@ log = logging.getLogger("cloudd.answers")
 _BATCH = 200
 _LOOKED_AT = 200
 """Newest answers in which the models in use are looked for."""
+_BEFORE = select(answers.c.cloud, answers.c.compute_ms, answers.c.mosaic_answer).where(
+    answers.c.device_id == bindparam("device"), answers.c.sample_id == bindparam("sample")
+)
+"""Built once: every sample asks this."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +92,8 @@ class AnswerStore:
 
     async def find(self, device_id: str, sample_id: str) -> Answer | None:
         """The answer this sample got before, marked as repeated; None if it got none."""
-        query = select(answers.c.cloud, answers.c.compute_ms, answers.c.mosaic_answer).where(
-            answers.c.device_id == device_id, answers.c.sample_id == sample_id
-        )
-        async with self._rows.reading() as connection:
-            row = (await connection.execute(query)).first()
+        async with self._rows.reading(single=True) as connection:
+            row = (await connection.execute(_BEFORE, {"device": device_id, "sample": sample_id})).first()
         if row is None:
             return None
         return Answer(
@@ -184,7 +185,7 @@ class AnswerStore:
     async def picture(self, answer_id: int, thumbnail: bool = False) -> bytes | None:
         """The picture (JPEG or PNG, as a device sent it: hostile) or our own JPEG thumbnail; None if it is not kept."""
         column = answers.c.thumbnail if thumbnail else answers.c.picture
-        async with self._rows.reading() as connection:
+        async with self._rows.reading(single=True) as connection:
             name = await connection.scalar(select(column).where(answers.c.id == answer_id))
         if name is None:
             return None
@@ -197,7 +198,7 @@ class AnswerStore:
         """What was where in an answer's mosaic, None of a whole picture and once that was removed; and what is said of
         its parts, None if a whole picture was classified."""
         query = select(answers.c.mosaic, answers.c.mosaic_answer).where(answers.c.id == answer_id)
-        async with self._rows.reading() as connection:
+        async with self._rows.reading(single=True) as connection:
             row = (await connection.execute(query)).first()
         if row is None:
             return None, None

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 import msgspec
-from sqlalchemy import Select, delete, insert, select, update
+from sqlalchemy import Select, bindparam, delete, insert, select, update
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -25,6 +25,14 @@ log = logging.getLogger("cloudd.devices")
 
 MAX_DESIRED = 512 * 1024
 """Bytes of all service definitions of one device together."""
+
+
+_STANDING = (
+    select(devices.c.id, revocations.c.revoked_at)
+    .join(revocations, revocations.c.device_id == devices.c.id, isouter=True)
+    .where(devices.c.id == bindparam("device"))
+)
+"""Built once: every request of every device asks this."""
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,13 +70,8 @@ class Fleet:
 
     async def check(self, device: str) -> None:
         """Raise HttpProblem 403 unless the device is enrolled and not revoked."""
-        query = (
-            select(devices.c.id, revocations.c.revoked_at)
-            .join(revocations, revocations.c.device_id == devices.c.id, isouter=True)
-            .where(devices.c.id == device)
-        )
-        async with self._rows.reading() as connection:
-            row = (await connection.execute(query)).first()
+        async with self._rows.reading(single=True) as connection:
+            row = (await connection.execute(_STANDING, {"device": device})).first()
         if row is None:
             raise HttpProblem(403, "this cloudd does not know the device; join again with a new token")
         if row.revoked_at is not None:
@@ -76,7 +79,7 @@ class Fleet:
 
     async def get(self, device: str) -> Device | None:
         """One device, None if there is none with exactly this id."""
-        async with self._rows.reading() as connection:
+        async with self._rows.reading(single=True) as connection:
             row = (await connection.execute(_everything().where(devices.c.id == device))).mappings().first()
         return None if row is None else _device(row)
 

@@ -78,24 +78,23 @@ class Registry:
 
     async def entry(self, name: str, version: str | None = None) -> ModelEntry | None:
         """One version, or the newest one (1.10 is newer than 1.9); None if there is none."""
-        async with self._rows.reading() as connection:
-            if version is None:
-                query = select(models.c.version).where(models.c.name == name)
-                versions = list((await connection.execute(query)).scalars())
-                if not versions:
-                    return None
-                version = max(versions, key=packages.version_key)
-            query = select(models.c.digest).where(models.c.name == name, models.c.version == version)
-            digest = await connection.scalar(query)
-            if digest is None:
-                return None
-            files = await connection.execute(
-                select(model_files.c.path, model_files.c.sha256, model_files.c.size)
-                .where(model_files.c.name == name, model_files.c.version == version)
-                .order_by(model_files.c.path)
-            )
-            entries = [FileEntry(path=path, sha256=sha256, size=size) for path, sha256, size in files]
-        return ModelEntry(name=name, version=version, digest=digest, files=entries)
+        files = model_files.c
+        query = (
+            select(models.c.version, models.c.digest, files.path, files.sha256, files.size)
+            .join(model_files, (files.name == models.c.name) & (files.version == models.c.version))
+            .where(models.c.name == name)
+            .order_by(files.path)
+        )
+        if version is not None:
+            query = query.where(models.c.version == version)
+        async with self._rows.reading(single=True) as connection:
+            rows = (await connection.execute(query)).all()
+        if not rows:
+            return None
+        newest = max((row.version for row in rows), key=packages.version_key)
+        found = [row for row in rows if row.version == newest]
+        entries = [FileEntry(path=row.path, sha256=row.sha256, size=row.size) for row in found]
+        return ModelEntry(name=name, version=newest, digest=found[0].digest, files=entries)
 
     async def resolve(self, ref: str) -> ModelEntry | None:
         """The entry that "name" or "name@version" means. Raises PackageError if `ref` is not a model reference."""
@@ -109,7 +108,7 @@ class Registry:
             .join(model_files)
             .group_by(models.c.name, models.c.version)
         )
-        async with self._rows.reading() as connection:
+        async with self._rows.reading(single=True) as connection:
             found = [ModelSummary(**row) for row in (await connection.execute(query)).mappings()]
         found.sort(key=lambda model: packages.version_key(model.version), reverse=True)
         found.sort(key=lambda model: model.name)
@@ -121,7 +120,7 @@ class Registry:
         if found is None:
             return None
         query = select(models.c.task).where(models.c.name == found.name, models.c.version == found.version)
-        async with self._rows.reading() as connection:
+        async with self._rows.reading(single=True) as connection:
             task = await connection.scalar(query)
         if task == _TAIL:
             raise RegistryError(f"{found.name}@{found.version} is the tail of a split model, which stays at cloudd")
@@ -135,7 +134,7 @@ class Registry:
             .where(model_files.c.sha256 == sha256, models.c.task != _TAIL)
             .limit(1)
         )
-        async with self._rows.reading() as connection:
+        async with self._rows.reading(single=True) as connection:
             size: int | None = await connection.scalar(query)
         return size
 

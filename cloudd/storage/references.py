@@ -20,7 +20,7 @@ async def is_used(rows: Rows, sha256: str) -> bool:
             exists().where(federation_sums.c.sha256 == sha256),
         )
     )
-    async with rows.reading() as connection:
+    async with rows.reading(single=True) as connection:
         return bool(await connection.scalar(question))
 
 

@@ -50,7 +50,8 @@ class Rows:
         """Connect, create or migrate the tables (with a log line for each step). Raises StorageError."""
         try:
             parsed = make_url(url)
-            engine = create_async_engine(parsed, pool_size=4, max_overflow=4, pool_pre_ping=True)
+            ping = parsed.get_backend_name() != "sqlite"  # a server may have gone away; a file has not
+            engine = create_async_engine(parsed, pool_size=4, max_overflow=4, pool_pre_ping=ping)
             if engine.dialect.name == "sqlite":
                 await asyncio.to_thread(_private_file, parsed.database)
         except (NoSuchModuleError, ModuleNotFoundError, SQLAlchemyError, TypeError) as error:
@@ -72,10 +73,15 @@ class Rows:
         return rows
 
     @contextlib.asynccontextmanager
-    async def reading(self) -> AsyncIterator[AsyncConnection]:
-        """A connection for SELECTs, on one consistent snapshot."""
+    async def reading(self, *, single: bool = False) -> AsyncIterator[AsyncConnection]:
+        """A connection for SELECTs, on one consistent snapshot.
+
+        `single`: for no more than one of them, which needs no transaction and so half the ways to the driver's thread.
+        """
         with _explained():
             async with self.engine.connect() as connection:
+                if single:
+                    connection = await connection.execution_options(cloudd_single=True)
                 yield connection
 
     @contextlib.asynccontextmanager
@@ -129,7 +135,10 @@ def _prepare_sqlite(engine: AsyncEngine) -> None:
     def begin(connection: Any) -> None:
         # A transaction that reads first and writes later fails with "database is locked" when somebody wrote between;
         # a writer therefore takes the lock when it begins.
-        write = connection.get_execution_options().get("cloudd_write", False)
+        options = connection.get_execution_options()
+        if options.get("cloudd_single", False):
+            return
+        write = options.get("cloudd_write", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
     @event.listens_for(engine.sync_engine, "invalidate")
