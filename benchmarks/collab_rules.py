@@ -153,28 +153,34 @@ def region_share(edge: Looked, cloud: Labels, truth: Labels, accuracy: float) ->
     return None
 
 
+def best(rules: Sequence[Row]) -> Row:
+    """The cheapest rule; the oracle is none."""
+    return min((row for row in rules if row["case"] != ORACLE), key=lambda row: float(row["bytes_a_board"]))
+
+
+def best_keeping(rules: Sequence[Row]) -> Row | None:
+    """The cheapest of the rules that keep the goal's accuracy; None if none does."""
+    keeping = [row for row in rules if row["share_of_cloud"] >= GOAL_ACCURACY]
+    return best(keeping) if keeping else None
+
+
 def verdict(cases: Sequence[Row], rules: Sequence[Row], same: Sequence[Row], carried: Sequence[Row]) -> Row:
     """The headline figures. `rules` reach the goal's accuracy, `same` that of the regions; the oracle is no rule.
 
     `carried`: rules with thresholds of other boards; the best is the cheapest of those that keep the goal's accuracy.
     """
     regions = next(case for case in cases if case["case"] == "regions")
-    best, level = (
-        min((row for row in rows if row["case"] != ORACLE), key=lambda row: row["bytes_a_board"])
-        for rows in (rules, same)
-    )
-    keeping = [row for row in carried if row["share_of_cloud"] >= GOAL_ACCURACY]
-    other = min(keeping, key=lambda row: row["bytes_a_board"], default=None)
-    ratio = regions["bytes_a_board"] / best["bytes_a_board"]
+    cheap, level, other = best(rules), best(same), best_keeping(carried)
+    ratio = regions["bytes_a_board"] / cheap["bytes_a_board"]
     return {
         "region_share": regions["asked"],
-        "image_share": best["asked"],
+        "image_share": cheap["asked"],
         "region_bytes": regions["bytes_a_board"],
-        "image_bytes": best["bytes_a_board"],
+        "image_bytes": cheap["bytes_a_board"],
         "share_of_cloud_accuracy": regions["share_of_cloud"],
         "escape_rate": regions["escape_rate"],
         "overkill_rate": regions["overkill_rate"],
-        "image_rule": best["case"],
+        "image_rule": cheap["case"],
         "bytes_ratio": ratio,
         "image_share_same_accuracy": level["asked"],
         "bytes_ratio_same_accuracy": regions["bytes_a_board"] / level["bytes_a_board"],

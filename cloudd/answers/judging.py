@@ -120,7 +120,7 @@ def _detected(model: Detector, picture: bytes, pipeline: Pipeline | None) -> Jud
 def _mosaic(model: Model, picture: bytes, header: MosaicHeader, clean: str) -> Judgement:
     if isinstance(model, AnomalyDetector):
         raise RegionError(f"{model.package.ref} knows whole parts only and cannot answer parts of a picture")
-    image = decode(picture, model.colour)
+    image = decode(picture, model.colour, webp=True)
     if isinstance(model, Detector):
         if model.compares_whole:
             raise RegionError(

@@ -13,7 +13,7 @@ from cloudd.answers.uploads import NoRoom, Uploads
 from cloudd.storage import StorageError
 from cloudd.web import DEVICE_ID, HttpProblem, json_response, read_body
 from edgekit.envelope import EnvelopeError, unseal
-from edgekit.messages import HardSample, unpacked
+from edgekit.messages import HardSample, briefly, unpacked
 from edgekit.packages import PackageError
 from edgekit.regions.header import RegionError
 from edgekit.services import check_pipeline
@@ -43,7 +43,7 @@ def routes(answers: Answers, memory: int = 512 << 20) -> list[web.RouteDef]:
             answers.check(device)
             with uploads.room(device, size):
                 sample, payload = _open(await read_body(request, _MAX_BODY, _UPLOAD_S))
-                return json_response(await answers.answer(device, sample, payload, arrived))
+                return json_response(briefly(sample, await answers.answer(device, sample, payload, arrived)))
         except (EnvelopeError, PackageError) as error:
             raise HttpProblem(400, str(error)) from None
         except UnknownModel as error:
@@ -87,7 +87,7 @@ def _open(body: bytes) -> tuple[HardSample, bytes]:
     if len(payload) > MAX_PICTURE:
         raise HttpProblem(413, f"the picture has {len(payload)} bytes; {MAX_PICTURE} are allowed")
     if sample.features is None:
-        info = sniff(payload)
+        info = sniff(payload, webp=sample.mosaic is not None)
         try:
             check_mosaic(sample, (info.width, info.height))
         except RegionError as error:

@@ -64,7 +64,9 @@ def _answer(models: _Models, ask: AskModel, payload: bytes) -> tuple[ModelAnswer
         crash_point("answer.worker")
         said = judge(model, ask, payload)
         compute_ms = (time.perf_counter() - started) * 1e3
-        name, small = (model.of, b"") if isinstance(model, Tail) else (ask.model, _thumbnail(payload))
+        name, small = (
+            (model.of, b"") if isinstance(model, Tail) else (ask.model, _thumbnail(payload, ask.mosaic is not None))
+        )
         answer = ModelAnswer(
             ticket=ask.ticket,
             verdict=Verdict(label=said.label, score=said.score, margin=said.margin, model=name),
@@ -82,5 +84,6 @@ def _answer(models: _Models, ask: AskModel, payload: bytes) -> tuple[ModelAnswer
         return ModelAnswer(ticket=ask.ticket, error=text, fault="picture"), b""
 
 
-def _thumbnail(picture: bytes) -> bytes:
-    return thumbnail(decode(picture, "rgb", reduce_to=(THUMBNAIL_SIDE, THUMBNAIL_SIDE)), THUMBNAIL_SIDE)
+def _thumbnail(picture: bytes, webp: bool) -> bytes:
+    small = decode(picture, "rgb", reduce_to=(THUMBNAIL_SIDE, THUMBNAIL_SIDE), webp=webp)
+    return thumbnail(small, THUMBNAIL_SIDE)

@@ -14,7 +14,6 @@ from cloudd.cli import common
 from cloudd.client import AdminClient, ClientError
 from edgekit.regions.header import MosaicAnswer, MosaicHeader
 from edgekit.text import printable
-from edgekit.vision.sniff import sniff
 
 _PAGE = 500
 
@@ -35,7 +34,7 @@ def add(verbs: common.Verbs) -> None:
         "A sample whose picture was already removed by retention is written without one, and so is one of which only\n"
         "features came. The parts of a mosaic, and what a detector found, are in answers.jsonl as edge and cloud have\n"
         "them, in pixels of the full frame; and with the cloud's labels in coco.json, in pixels of the pictures\n"
-        "beside it, for training.",
+        "beside it, for training. A mosaic that came as WebP is written as PNG.",
     )
     export.add_argument("directory", type=Path, metavar="DIRECTORY")
     export.add_argument("--limit", type=common.count, default=1000, metavar="N", help="how many, newest first (1000)")
@@ -91,6 +90,7 @@ def _with_parts(answer: dict[str, Any]) -> dict[str, Any]:
 
 def _export(args: argparse.Namespace) -> int:
     from cloudd.answers.parts import Coco, labelled
+    from edgekit.vision.images import decode, encode_png, sniff
 
     client = common.client(args)
     args.directory.mkdir(parents=True, exist_ok=True)
@@ -107,8 +107,10 @@ def _export(args: argparse.Namespace) -> int:
             name = ""
             data = _unless_gone(client, "answers", listed["id"], "picture")
             if data is not None:
-                info = sniff(data)
-                name = f"{int(answer['id'])}.{'png' if info.format == 'png' else 'jpg'}"
+                info = sniff(data, webp=header is not None)
+                if info.format == "webp":  # few programs that train read it
+                    data = encode_png(decode(data, "grey", webp=True))
+                name = f"{int(answer['id'])}.{'jpg' if info.format == 'jpeg' else 'png'}"
                 (args.directory / name).write_bytes(data)
                 if said is not None and (header is not None or not answer["regions"]):
                     coco.add(int(answer["id"]), name, (info.width, info.height), labelled(header, said))

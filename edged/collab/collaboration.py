@@ -224,6 +224,11 @@ class Collaboration:
         return self._uplink.bytes
 
     @property
+    def takes_webp(self) -> bool:
+        """Whether cloudd takes a mosaic as WebP, as far as it has said."""
+        return self._uplink.takes_webp
+
+    @property
     def breaker_state(self) -> State:
         return self.breaker.state
 

@@ -32,6 +32,7 @@ class Wanted:
     limit: int  # pixels of the mosaic's longer side
     longest: int  # pixels of a cut-out's longer side; a longer one is scaled down
     frame: bool = False  # the picture itself is sent instead if its mosaic would take as many bytes
+    webp: bool = False  # cloudd takes a grey mosaic as WebP
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Packed:
     """A mosaic, ready to be sent."""
 
     header: MosaicHeader
-    picture: bytes  # JPEG, or the frame as it came
+    picture: bytes  # JPEG or WebP, or the frame as it came
     took_ms: float = 0.0  # to decode the frame, cut out and encode
 
     def of(self, header: HardSample) -> HardSample:
@@ -79,7 +80,7 @@ def _packed(picture: bytes, wanted: Wanted) -> Packed:
     regions = wanted.questions()
     frame = decode(picture, "bgr")
     mosaic = compose(frame, regions, wanted.limit, wanted.longest)
-    header, packed = mosaic.header, mosaic.encode(wanted.quality, "bgr")
+    header, packed = mosaic.header, mosaic.encode(wanted.quality, "bgr", webp=wanted.webp)
     if wanted.frame and len(packed) >= len(picture) and max(frame.shape) <= MAX_MOSAIC:
         header, packed = whole((frame.shape[1], frame.shape[0]), regions), picture
     return Packed(header, packed, (time.perf_counter() - started) * 1e3)

@@ -147,6 +147,7 @@ class RegionCollaborator(Settler):
             limit=self._limit,
             longest=LIMIT if looks else self._longest,
             frame=self._tiles,
+            webp=self._hub.takes_webp,
         )
 
     def _header(self, decision: Decision) -> HardSample:

@@ -22,7 +22,7 @@ from edged.collab.uplink_replies import UplinkError as UplinkError
 from edged.collab.uplink_turns import Leaving, Turns
 from edgekit.envelope import seal
 from edgekit.identity import IdentityError, client_context, fingerprint, parse_certificate
-from edgekit.messages import Answer, HardSample, Link, packed
+from edgekit.messages import Answer, HardSample, Link, in_full, packed
 from edgekit.regions.header import RegionError
 from edgekit.vision.sniff import ImageError
 
@@ -101,6 +101,8 @@ class Uplink:
         """Who lets one body after the other leave; None: each leaves when it comes."""
         self.bytes = 0
         """Bytes of requests and replies so far, without TLS and TCP headers."""
+        self.takes_webp = False
+        """cloudd has said in its last answer to a mosaic that the next one may be a WebP."""
 
     @property
     def link(self) -> Link:
@@ -117,6 +119,7 @@ class Uplink:
         if link.url:
             import aiohttp  # noqa: F401 - now, and not while the first sample waits
         if not same:
+            self.takes_webp = False
             self._retire()
 
     def authority(self) -> str:
@@ -152,10 +155,15 @@ class Uplink:
 
     async def _ask(self, header: HardSample, picture: bytes, timeout_s: float, leaving: Leaving | None) -> Answer:
         body = seal(*packed(header, picture))
-        reply = await self._request("POST", "/v1/answers", body, timeout_s, _Trace(leaving=leaving))
         try:
-            answer = msgspec.json.decode(reply, type=Answer)
-        except msgspec.MsgspecError as error:
+            reply = await self._request("POST", "/v1/answers", body, timeout_s, _Trace(leaving=leaving))
+        except UplinkError as error:
+            if error.kind == "rejected" and header.mosaic is not None:  # it may be an older cloudd by now
+                self.takes_webp = False
+            raise
+        try:
+            answer = in_full(header, msgspec.json.decode(reply, type=Answer))
+        except (msgspec.MsgspecError, RegionError) as error:
             raise UplinkError("down", f"cloudd's answer cannot be read ({error})", sent=True) from error
         if answer.sample_id != header.sample_id or not is_sane(answer):
             raise UplinkError("down", "cloudd's answer does not belong to this sample or is no answer", sent=True)
@@ -165,6 +173,8 @@ class Uplink:
             check_regions(header, answer, picture)
         except (RegionError, ImageError, OverflowError) as error:
             raise UplinkError("down", f"cloudd's answer cannot be used ({error})", sent=True) from error
+        if header.mosaic is not None:
+            self.takes_webp = answer.webp
         return answer
 
     async def check(self, timeout_s: float) -> bool:

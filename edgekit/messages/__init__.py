@@ -23,6 +23,8 @@ from edgekit.messages.answers import (
     HardSample,
     ModelAnswer,
     Problem,
+    briefly,
+    in_full,
     packed,
     unpacked,
 )
@@ -126,6 +128,8 @@ __all__ = [
     "Verdict",
     "Welcome",
     "WorkerReport",
+    "briefly",
+    "in_full",
     "packed",
     "unpacked",
 ]

@@ -7,7 +7,11 @@ a mosaic must take an answer without it for no answer at all. It must not ask fo
 sample keeps its answer.
 
 A mosaic's header travels packed, before its JPEG (see `packed`); one in the JSON is understood as well. A cloudd that
-does not know packed headers yet refuses the payload with 422, because it is no picture.
+does not know packed headers yet refuses the payload with 422, because it is no picture. With it the sample says that it
+understands an answer in columns, which a cloudd that does not know them gives in rows.
+
+A mosaic may be a WebP only where cloudd has said so in an answer before (`Answer.webp`); one that does not know it
+refuses it with 422.
 
 Or it is the features that a head made of a picture (see edgekit.splitting), when pixels may not leave or features are
 quicker. A cloudd that does not know features yet refuses their payload with 422, because it is no picture.
@@ -22,6 +26,7 @@ from msgspec.structs import replace
 from edgekit.dispatch.policy import Priority
 from edgekit.messages.base import Message, SendReason
 from edgekit.messages.decisions import Verdict
+from edgekit.regions.columns import AnswerColumns, columns, rows
 from edgekit.regions.header import MosaicAnswer, MosaicHeader, RegionError
 from edgekit.regions.packing import pack, unpack
 from edgekit.services import Pipeline
@@ -37,8 +42,8 @@ class FeaturesHeader(Message, frozen=True, kw_only=True):
 class HardSample(Message, frozen=True, kw_only=True):
     """Header of the envelope that `POST /v1/answers` carries; the payload is the picture as it came (JPEG or PNG).
 
-    With `mosaic` the payload is the mosaic's JPEG, `pipeline` is None, and `edge` is the frame's local verdict, with
-    NOTHING_FOUND for a frame in which nothing was found.
+    With `mosaic` the payload is the mosaic's JPEG (or WebP, see Answer.webp), `pipeline` is None, and `edge` is the
+    frame's local verdict, with NOTHING_FOUND for a frame in which nothing was found.
 
     With `features` the payload is what edgekit.splitting.features.encode made of the head's outputs, `pipeline` and
     `mosaic` are None, and the answer is the tail's; `answer_model` is the model of which head and tail were cut.
@@ -59,6 +64,7 @@ class HardSample(Message, frozen=True, kw_only=True):
     left_ms: float | None = None  # how long the asker still waits when this is sent; None: unknown; nothing when `late`
     features: FeaturesHeader | None = None
     packed: int = 0  # instead of `mosaic`, on the wire only: bytes at the payload's start that hold it
+    brief: bool = False  # on the wire only: the answer to regions may come in columns
 
 
 def packed(sample: HardSample, payload: bytes) -> tuple[HardSample, bytes]:
@@ -66,7 +72,7 @@ def packed(sample: HardSample, payload: bytes) -> tuple[HardSample, bytes]:
     if sample.mosaic is None:
         return sample, payload
     head = pack(sample.mosaic)
-    return replace(sample, mosaic=None, packed=len(head)), head + payload
+    return replace(sample, mosaic=None, packed=len(head), brief=True), head + payload
 
 
 def unpacked(sample: HardSample, payload: bytes) -> tuple[HardSample, bytes]:
@@ -96,6 +102,28 @@ class Answer(Message, frozen=True, kw_only=True):
     waited_ms: float = 0.0  # in cloudd besides: for a worker, its model, and for the answer to be stored; 0 if repeated
     repeated: bool = False  # this sample had been answered before
     mosaic: MosaicAnswer | None = None
+    columns: AnswerColumns | None = None  # instead of `mosaic`, on the wire only, to a `brief` sample
+    webp: bool = False  # to a mosaic: the next one may be a lossy WebP
+
+
+def briefly(sample: HardSample, answer: Answer) -> Answer:
+    """The answer as it is sent: in columns if the sample understands that, and with what mosaics may be."""
+    if sample.mosaic is None:
+        return answer
+    said = columns(sample.mosaic, answer.mosaic) if sample.brief and answer.mosaic is not None else None
+    if said is None:
+        return replace(answer, webp=True)
+    compute_ms, waited_ms = round(answer.compute_ms, 1), round(answer.waited_ms, 1)
+    return replace(answer, mosaic=None, columns=said, webp=True, compute_ms=compute_ms, waited_ms=waited_ms)
+
+
+def in_full(sample: HardSample, answer: Answer) -> Answer:
+    """What `briefly` was given, rounded. Raises RegionError unless the columns are about the sample's regions."""
+    if answer.columns is None:
+        return answer
+    if sample.mosaic is None or answer.mosaic is not None:
+        raise RegionError("it has columns, and no regions were asked about or it has them twice")
+    return replace(answer, mosaic=rows(sample.mosaic, answer.columns), columns=None)
 
 
 class Problem(Message, frozen=True, kw_only=True):

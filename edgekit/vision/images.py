@@ -53,14 +53,15 @@ def decode(
     colour: Colour = "rgb",
     max_pixels: int = MAX_PIXELS,
     reduce_to: tuple[int, int] | None = None,
+    webp: bool = False,
 ) -> NDArray[np.uint8]:
-    """Decode a JPEG or PNG to uint8, HxWx3 for "rgb" and "bgr", HxW for "grey".
+    """Decode a JPEG or PNG (with `webp` also a lossy WebP) to uint8, HxWx3 for "rgb" and "bgr", HxW for "grey".
 
     `reduce_to` (width, height) allows a JPEG to be decoded at 1/2, 1/4 or 1/8 of its size as long as neither side falls
     below it: about three times faster for a camera frame, and close to an area resize. Raises ImageError for anything
     that is not a whole picture of at most `max_pixels` pixels; nothing is decoded before those checks.
     """
-    info = sniff(data)
+    info = sniff(data, webp=webp)
     if info.pixels > max_pixels:
         raise ImageError(f"{info.width}x{info.height} pixels exceed the limit of {max_pixels} pixels")
     factor = _reduction(info, reduce_to)

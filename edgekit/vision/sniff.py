@@ -1,7 +1,9 @@
 """What a picture claims to be, read from its header alone, and whether all of it arrived.
 
 Only the standard library is needed here, so a process without OpenCV can refuse nonsense at its door. Two formats are
-known, JPEG and PNG: every further decoder is attack surface, and these two are what cameras and their software write.
+known everywhere, JPEG and PNG: every further decoder is attack surface, and these two are what cameras and their
+software write. A third one, lossy WebP of one frame, is known where it is asked for: mosaics travel in it, and cloudd
+decodes them in a process that may do nothing else.
 """
 
 from __future__ import annotations
@@ -21,7 +23,11 @@ _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # C4 DHT, C8 reserved,
 _MISPLACED = frozenset((_SOI, _EOI, 0x00, *range(0xD0, 0xD8)))  # none of them begins a segment of the header
 _SEGMENT = struct.Struct(">BBH").unpack_from
 _PROGRESSIVE = 0xC2
+_VP8_HEADER = 30  # bytes up to the end of the size: RIFF header, chunk header, frame tag, start code, two sides
 _DECODABLE_SOF = frozenset((0xC0, 0xC1, _PROGRESSIVE))  # baseline, extended, progressive: what every decoder reads
+
+
+Format = Literal["jpeg", "png", "webp"]
 
 
 class ImageError(ValueError):
@@ -32,7 +38,7 @@ class ImageError(ValueError):
 class ImageInfo:
     """What the header says; nothing has been decoded yet."""
 
-    format: Literal["jpeg", "png"]
+    format: Format
     width: int  # pixels, as stored
     height: int
 
@@ -41,16 +47,19 @@ class ImageInfo:
         return self.width * self.height
 
 
-def sniff(data: bytes) -> ImageInfo:
+def sniff(data: bytes, *, webp: bool = False) -> ImageInfo:
     """Read the header of a JPEG or PNG and check that the file is whole, without decoding a pixel.
 
-    Raises ImageError if the bytes are empty, another format, have a broken header, a side of zero, are cut short, are
-    an animated PNG, or a JPEG with more than MAX_SCANS scans. Work is linear in the length of `data`.
+    With `webp` also that of a WebP, if it is one lossy frame and nothing else. Raises ImageError if the bytes are
+    empty, another format, have a broken header, a side of zero, are cut short, are an animated PNG, or a JPEG with more
+    than MAX_SCANS scans. Work is linear in the length of `data`.
     """
     if data[:2] == b"\xff\xd8":
         return _sniff_jpeg(data)
     if data[:8] == PNG_SIGNATURE:
         return _sniff_png(data)
+    if webp and data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return _sniff_webp(data)
     if not data:
         raise ImageError("the picture is empty (0 bytes)")
     raise ImageError("the bytes are not a JPEG or PNG picture")
@@ -139,7 +148,28 @@ def _sniff_png(data: bytes) -> ImageInfo:
     raise ImageError(f"the PNG has more than {MAX_SEGMENTS} chunks")
 
 
-def _checked(kind: Literal["jpeg", "png"], width: int, height: int) -> ImageInfo:
+def _sniff_webp(data: bytes) -> ImageInfo:
+    """The simple file format with one VP8 chunk (WebP container specification; RFC 6386, 9.1).
+
+    No chunk of the lossless coding, of transparency or animation is read: none of them is in a mosaic.
+    """
+    if len(data) < _VP8_HEADER:
+        raise ImageError("the WebP is cut short: it ends inside its header")
+    if data[12:16] != b"VP8 ":
+        raise ImageError("the WebP is lossless, animated or transparent; only a plain lossy one is read")
+    whole, chunk = (int.from_bytes(data[at : at + 4], "little") for at in (4, 16))
+    if whole + 8 != len(data) or 12 + chunk + chunk % 2 != whole:
+        raise ImageError("the WebP is cut short, or something follows it")
+    tag = int.from_bytes(data[20:23], "little")
+    if tag & 1 or not tag >> 4 & 1 or data[23:26] != b"\x9d\x01\x2a":
+        raise ImageError("the WebP has a broken header: it does not start with a key frame that is shown")
+    if tag >> 5 > chunk - 10:
+        raise ImageError("the WebP is cut short: its first part is missing")
+    width, height = struct.unpack_from("<HH", data, 26)
+    return _checked("webp", width & 0x3FFF, height & 0x3FFF)  # above: a wish how to scale it, which decoders ignore
+
+
+def _checked(kind: Format, width: int, height: int) -> ImageInfo:
     if width == 0 or height == 0:
         raise ImageError(f"the {kind.upper()} says it is {width}x{height} pixels")
     return ImageInfo(kind, width, height)

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import collab, collab_boards, collab_rules
+from benchmarks import collab, collab_boards, collab_rules, collab_sweep
 from benchmarks.collab_boards import CLEAN, IGNORED, PIPELINE
 from edgekit.messages import DecidedRegion, Decision, Verdict
-from edgekit.regions.mosaic import QUALITY
+from edgekit.regions.mosaic import QUALITY, Mosaic, whole
 from edgekit.services import HardSamples, Regions, parse_service
+from edgekit.vision.images import decode
 from edgekit.vision.pipeline import regions
 
 OPEN, SHORT = 1, 2
@@ -247,6 +248,40 @@ def test_the_verdict_is_against_the_best_rule_and_the_oracle_is_none(
     assert (found["image_rule_carried_over"], found["bytes_ratio_carried_over"]) == ("a", 0.25)
     assert (found["image_rule"], found["image_share"], found["region_share"]) == ("b", 0.7, 0.1)
     assert (found["accuracy_met"], found["bytes_met"]) == met
+
+
+def test_the_best_rule_is_the_cheapest_but_for_the_oracle_and_of_those_that_keep_the_accuracy_if_that_is_asked() -> (
+    None
+):
+    rows = [
+        {"case": "a", "bytes_a_board": 4.0, "share_of_cloud": 0.999},
+        {"case": "b", "bytes_a_board": 3.0, "share_of_cloud": 0.98},
+        {"case": collab_rules.ORACLE, "bytes_a_board": 1.0, "share_of_cloud": 0.999},
+    ]
+    assert collab_rules.best(rows)["case"] == "b"
+    kept = collab_rules.best_keeping(rows)
+    assert kept is not None and kept["case"] == "a"
+    assert collab_rules.best_keeping(rows[1:2]) is None
+
+
+def test_a_board_that_is_coded_anew_like_a_mosaic_costs_an_image_level_rule_what_that_takes() -> None:
+    edge = np.zeros((2, len(TILES)), int)
+    part = setting(edge)
+    changed = edge.copy()
+    frames = [board((290, 300, 320, 330, OPEN)), board()]
+    home = int(np.flatnonzero(frames[0].truth == OPEN)[0])
+    changed[0, home] = OPEN
+    margin = np.ones(edge.shape)
+    margin[0, home] = 0.1
+    hard = collab_rules.Looked(edge, margin, margin, edge.max(axis=1), margin.min(axis=1))
+    sure = collab_rules.Looked(changed, margin, margin, changed.max(axis=1), margin.min(axis=1))
+    part = collab.Setting(None, part.labels, frames, frames, hard, sure, hard, sure)  # type: ignore[arg-type]
+    cost = np.array([len(frame.data) + 500.0 for frame in frames])
+    found = collab_sweep.same_coding(part, cost, 1.0, 100.0)
+    anew = len(Mosaic(decode(frames[0].data, "grey"), whole((640, 640), [])).encode(webp=True))
+    assert found["image_bytes_same_coding"] == (anew + 500) / 2 < cost[0] / 2, "one of two boards is asked"
+    assert found["bytes_ratio_same_coding"] == 100.0 / ((anew + 500) / 2)
+    assert found["image_bytes_carried_over_same_coding"] == found["image_bytes_same_coding"]
 
 
 def test_a_setting_of_wanted_frames_keeps_what_belongs_together() -> None:

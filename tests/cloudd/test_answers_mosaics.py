@@ -23,7 +23,7 @@ from cloudd.answers.routes import routes
 from cloudd.answers.store import Retention
 from cloudd.web import DEVICE_ID, new_app
 from edgekit.envelope import seal
-from edgekit.messages import Answer, HardSample, ModelAnswer, Verdict, packed
+from edgekit.messages import Answer, HardSample, ModelAnswer, Verdict, in_full, packed
 from edgekit.regions.answers import compare
 from edgekit.regions.cutouts import EXACT, Context, region
 from edgekit.regions.header import FloatBox, MosaicHeader, RegionReason, check_answer
@@ -283,9 +283,43 @@ async def test_a_mosaic_goes_over_http_and_comes_back(here: Cloud) -> None:
         check_answer(mosaic.header, answer.mosaic)
 
 
+async def test_a_webp_is_answered_where_it_is_a_mosaic_and_nowhere_else(here: Cloud) -> None:
+    mosaic = cut([(BRIGHT[0], "bright", 0.5), (DARK, "bright", 0.1)])
+    picture = mosaic.encode(webp=True)
+    assert picture[:4] == b"RIFF"
+    async with served(here) as client:
+        reply = await client.post("/v1/answers", data=seal(*packed(question(1, mosaic, "big"), picture)))
+        assert reply.status == 200
+        answer = in_full(question(1, mosaic, "big"), msgspec.json.decode(await reply.read(), type=Answer))
+        assert answer.mosaic is not None and answer.webp
+        assert {one.index: one.label for one in answer.mosaic.regions} == {10: "bright", 11: "dark"}
+        refused = await client.post("/v1/answers", data=seal(sample(2), picture))
+        assert refused.status == 422 and "not a JPEG or PNG" in await refused.text()
+    (kept,) = await here.store.recent(10)
+    assert await here.store.picture(kept.id) == picture
+    small = await here.store.picture(kept.id, thumbnail=True)
+    assert small is not None and small[:2] == b"\xff\xd8", "our own, and a JPEG"
+
+
+async def test_who_understands_columns_gets_them_and_a_detectors_boxes_stay_what_they_are(here: Cloud) -> None:
+    mosaic = cut([(BRIGHT[0], "bright", 0.5), (DARK, "bright", 0.1)])
+    async with served(here) as client:
+        for number, (model, brief, in_columns) in enumerate(
+            (("big", True, True), ("big", False, False), ("finder", True, False))
+        ):
+            asked = question(number, mosaic, model, brief=brief)
+            reply = await client.post("/v1/answers", data=seal(asked, mosaic.encode()))
+            sent = msgspec.json.decode(await reply.read(), type=Answer)
+            assert ((sent.columns is not None), (sent.mosaic is not None)) == (in_columns, not in_columns)
+            whole = in_full(asked, sent)
+            assert whole.mosaic is not None
+            check_answer(mosaic.header, whole.mosaic)
+
+
 async def test_a_packed_header_is_understood_and_refused_like_a_plain_one(here: Cloud) -> None:
     mosaic = cut([(BRIGHT[0], "bright", 0.5), (DARK, "bright", 0.1)])
     asked, payload = packed(question(1, mosaic, "big"), mosaic.encode())
+    asked = msgspec.structs.replace(asked, brief=False)
     empty = msgspec.structs.replace(mosaic.header, size=(8, 8))
     bad, other = packed(msgspec.structs.replace(question(2, mosaic, "big"), mosaic=empty), mosaic.encode())
     async with served(here) as client:

@@ -117,7 +117,7 @@ async def test_the_way_of_a_mosaic(cloud: Cloud, tmp_path: Path) -> None:
         sample_id="m-1", service="boards", answer_model="finder", edge=edge, reason="hard", captured_at=1.0,
         mosaic=mosaic.header,
     )  # fmt: skip
-    assert (await ask(device, cloud, sample, mosaic.encode())).status == 200
+    assert (await ask(device, cloud, sample, mosaic.encode(webp=True))).status == 200
     whole = msgspec.structs.replace(sample, sample_id="w-1", mosaic=None)
     assert (await ask(device, cloud, whole, encode_png(frame))).status == 200
 
@@ -135,6 +135,7 @@ async def test_the_way_of_a_mosaic(cloud: Cloud, tmp_path: Path) -> None:
     coco = json.loads((tmp_path / "out" / "coco.json").read_text())
     assert [one["name"] for one in coco["categories"]] == ["rectangle"]
     assert len(coco["images"]) == 2, "pictures that were only classified are not among them"
+    assert line["picture"] == f"{number}.png", "it came as WebP, which few programs that train read"
     for image in coco["images"]:
         pixels = decode((tmp_path / "out" / image["file_name"]).read_bytes(), "grey")
         assert (image["width"], image["height"]) == (pixels.shape[1], pixels.shape[0])

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from edgekit.envelope import unseal
 from edgekit.identity import Authority, IdentityStore, generate_key, make_csr, peer_device_id, save_key, server_context
-from edgekit.messages import Answer, HardSample, Link, Problem, Verdict, unpacked
+from edgekit.messages import Answer, HardSample, Link, Problem, Verdict, briefly, unpacked
 from edgekit.regions.header import MosaicAnswer, check_header
 from edgekit.vision.sniff import sniff
 
@@ -39,6 +39,7 @@ class FaultyCloud:
         self.model = "large@1"
         self.delay = 0.0
         self.poison: set[str] = set()  # sample ids that it always fails on
+        self.webp = False  # it takes mosaics as WebP, and says so
         self.regions: Callable[[HardSample], MosaicAnswer | None] = lambda header: None
         self.received: list[HardSample] = []
         self.pictures: dict[str, bytes] = {}
@@ -92,7 +93,9 @@ class FaultyCloud:
         header, picture = unpacked(msgspec.json.decode(head, type=HardSample), picture)
         if header.mosaic is not None:
             check_header(header.mosaic)
-            info = sniff(picture)
+            info = sniff(picture, webp=True)
+            if info.format == "webp" and not self.webp:
+                return self._problem(422)
             assert header.pipeline is None and (info.width, info.height) == header.mosaic.size
         assert request.transport is not None
         self.devices.add(peer_device_id(request.transport.get_extra_info("ssl_object")))
@@ -120,6 +123,8 @@ class FaultyCloud:
             compute_ms=1.0,
             mosaic=self.regions(header),
         )
+        if self.webp:
+            answer = briefly(header, answer)
         self.answered[header.sample_id] = answer
         reply = msgspec.structs.replace(answer, repeated=known is not None)
         if mode == "wrong sample":

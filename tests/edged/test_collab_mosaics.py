@@ -10,7 +10,7 @@ from edgekit.regions.cutouts import EXACT, region
 from edgekit.regions.header import Region, check_header
 from edgekit.regions.mosaic import views
 from edgekit.regions.select import Candidate
-from edgekit.vision.images import decode, encode_jpeg
+from edgekit.vision.images import decode, encode_jpeg, sniff
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (192, 256, 3), np.uint8)
 COARSE, FINE = encode_jpeg(PIXELS, 20), encode_jpeg(PIXELS, 98)
@@ -24,10 +24,10 @@ def tiles(count: int) -> list[Region]:
     ]
 
 
-async def packed(picture: bytes, count: int, frame: bool) -> Packed:
+async def packed(picture: bytes, count: int, frame: bool, webp: bool = False) -> Packed:
     mosaics = Mosaics()
     try:
-        wanted = Wanted(questions=lambda: tiles(count), quality=90, limit=4096, longest=512, frame=frame)
+        wanted = Wanted(questions=lambda: tiles(count), quality=90, limit=4096, longest=512, frame=frame, webp=webp)
         return await mosaics.pack(picture, wanted)
     finally:
         mosaics.close()
@@ -49,3 +49,11 @@ async def test_else_the_mosaic_is_sent(picture: bytes, count: int, frame: bool) 
     sent = await packed(picture, count, frame)
     assert sent.picture != picture
     assert not frame or len(sent.picture) < len(picture)
+
+
+async def test_a_grey_mosaic_is_a_webp_where_cloudd_takes_it_and_a_coloured_one_a_jpeg() -> None:
+    grey = encode_jpeg(PIXELS[..., 0], 98)
+    for picture, webp, kind in ((grey, True, "webp"), (grey, False, "jpeg"), (FINE, True, "jpeg")):
+        sent = await packed(picture, 3, frame=False, webp=webp)
+        info = sniff(sent.picture, webp=True)
+        assert (info.format, (info.width, info.height)) == (kind, sent.header.size)

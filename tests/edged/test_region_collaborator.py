@@ -150,6 +150,24 @@ async def test_beyond_the_most_only_the_hardest_are_asked_about_and_the_frame_is
         assert [region.box for region in decision.regions] == [tile(4).box]
 
 
+async def test_mosaics_are_webp_once_cloudd_has_said_that_it_takes_them(bench: Bench) -> None:
+    async with bench.hub() as hub:
+        line = await certified(hub, tiled(), tile)
+
+        async def sent_as(index: int) -> str:
+            decision = await line.one(frame(tile(index, HARD), tile(9, HARD, "open")))
+            assert (decision.decided, decision.label, decision.route) == ("cloud", "open", "regions")
+            return sniff(bench.cloud.pictures[decision.sample_id], webp=True).format
+
+        assert [await sent_as(0), await sent_as(1)] == ["jpeg", "jpeg"], "a cloudd that does not know it says nothing"
+        bench.cloud.webp = True
+        assert [await sent_as(2), await sent_as(3)] == ["jpeg", "webp"]
+        bench.cloud.webp = False  # an older cloudd took its place: one sample is lost
+        lost = await line.one(frame(tile(4, HARD)))
+        assert (lost.decided, lost.spooled) == ("edge-degraded", False) and "422" in lost.reason
+        assert await sent_as(5) == "jpeg"
+
+
 async def test_large_tiles_are_not_scaled_down(bench: Bench) -> None:
     side = 700
     pipeline = Pipeline(tiles=Tiles(width=side, height=side, worst=["short"]))

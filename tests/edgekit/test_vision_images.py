@@ -66,6 +66,7 @@ def progressive(image: NDArray[np.uint8]) -> bytes:
 
 JPEG = encode_jpeg(scene())
 PNG = encode_png(scene())
+WEBP = bytes(cv2.imencode(".webp", scene()[:, :, ::-1], [cv2.IMWRITE_WEBP_QUALITY, 90])[1])
 
 
 def test_sniff_reads_the_header_only() -> None:
@@ -73,6 +74,48 @@ def test_sniff_reads_the_header_only() -> None:
     assert sniff(PNG) == ImageInfo("png", 64, 48)
     assert sniff(bomb()).pixels == 900_000_000
     assert sniff(progressive(scene())) == ImageInfo("jpeg", 64, 48)
+
+
+def test_a_webp_is_a_picture_only_where_it_is_asked_for() -> None:
+    assert sniff(WEBP, webp=True) == ImageInfo("webp", 64, 48)
+    assert sniff(JPEG, webp=True) == sniff(JPEG)
+    image = decode(WEBP, webp=True)
+    assert image.shape == (48, 64, 3) and np.abs(image.astype(int) - scene()).mean() < 4
+    for read in (sniff, decode):
+        with pytest.raises(ImageError, match="not a JPEG or PNG"):
+            read(WEBP)
+    with pytest.raises(ImageError, match="exceed the limit"):
+        decode(WEBP, max_pixels=64 * 48 - 1, webp=True)
+
+
+def webp(image: NDArray[np.uint8], quality: int = 90) -> bytes:
+    return bytes(cv2.imencode(".webp", image, [cv2.IMWRITE_WEBP_QUALITY, quality])[1])
+
+
+@pytest.mark.parametrize("side", [1, 2, 15, 16, 17, 333])
+@pytest.mark.parametrize("quality", [1, 80, 100])
+def test_the_size_in_a_webps_header_is_that_of_its_pixels(side: int, quality: int) -> None:
+    data = webp(np.random.default_rng(side).integers(0, 256, (side, 40), np.uint8), quality)
+    assert sniff(data, webp=True) == ImageInfo("webp", 40, side)
+    assert decode(data, "grey", webp=True).shape == (side, 40)
+
+
+def test_what_a_mosaic_never_is_is_no_webp_that_we_read() -> None:
+    transparent = webp(np.dstack([scene(), np.arange(48 * 64, dtype=np.uint8).reshape(48, 64)]))
+    for data in (webp(scene(), 101), transparent):  # over 100: lossless
+        with pytest.raises(ImageError, match="only a plain lossy one"):
+            sniff(data, webp=True)
+    for data, words in (
+        (WEBP + b"  ", "something follows"),
+        (WEBP[:-2], "cut short"),
+        (WEBP[:29], "ends inside its header"),
+        (WEBP[:20] + bytes([WEBP[20] | 1]) + WEBP[21:], "key frame"),
+        (WEBP[:23] + b"\0" + WEBP[24:], "key frame"),
+        (WEBP[:20] + bytes([WEBP[20], 0xFF, 0xFF]) + WEBP[23:], "first part"),
+        (WEBP[:26] + b"\0\0" + WEBP[28:], "0x48 pixels"),
+    ):
+        with pytest.raises(ImageError, match=words):
+            sniff(data, webp=True)
 
 
 @pytest.mark.parametrize("data", [JPEG, PNG, progressive(scene())])
@@ -229,11 +272,11 @@ def test_the_emptiest_jpegs_are_still_whole(side: int) -> None:
         assert decode(data, "grey").shape == (side, side)
 
 
-@pytest.mark.parametrize("data", [JPEG, PNG, progressive(scene())], ids=["jpeg", "png", "progressive"])
+@pytest.mark.parametrize("data", [JPEG, PNG, progressive(scene()), WEBP], ids=["jpeg", "png", "progressive", "webp"])
 def test_every_truncation_is_an_error(data: bytes) -> None:
     for length in range(len(data)):
         with pytest.raises(ImageError):
-            decode(data[:length])
+            decode(data[:length], webp=True)
 
 
 def test_a_thumbnail_inside_does_not_hide_a_cut() -> None:
@@ -256,7 +299,7 @@ def test_a_jpeg_with_endless_scans_is_refused() -> None:
 def attempt(data: bytes) -> None:
     """Decoding gives a bounded picture or an ImageError, and nothing else ever."""
     try:
-        image = decode(data, max_pixels=100_000)
+        image = decode(data, max_pixels=100_000, webp=True)
     except ImageError as error:
         assert str(error)
     else:
@@ -266,7 +309,7 @@ def attempt(data: bytes) -> None:
 
 @given(
     st.binary(max_size=400),
-    st.sampled_from([b"", b"\xff\xd8", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", PNG[:33], JPEG[:160]]),
+    st.sampled_from([b"", b"\xff\xd8", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", PNG[:33], JPEG[:160], WEBP[:30]]),
 )
 @settings(max_examples=400, deadline=None)
 def test_any_bytes_behind_a_valid_start(tail: bytes, start: bytes) -> None:
@@ -289,7 +332,7 @@ def mutation(data: bytes) -> st.SearchStrategy[bytes]:
     return st.tuples(edits, cuts).map(apply)
 
 
-@given(st.one_of(mutation(JPEG), mutation(PNG), mutation(progressive(scene()))))
+@given(st.one_of(mutation(JPEG), mutation(PNG), mutation(progressive(scene())), mutation(WEBP)))
 @settings(max_examples=600, deadline=None)
 def test_any_mutation_of_a_valid_picture(data: bytes) -> None:
     attempt(data)

@@ -15,7 +15,7 @@ from edgekit.regions.cutouts import ALIGN, EXACT, Context, region
 from edgekit.regions.header import MAX_REGIONS, MosaicHeader, Region, RegionError, check_header, overlap
 from edgekit.regions.mosaic import Mosaic, cells, compose, pack, to_cell, to_frame, views, whole
 from edgekit.regions.select import Candidate
-from edgekit.vision.images import decode, encode_png
+from edgekit.vision.images import decode, encode_jpeg, encode_png, sniff
 
 FRAME = np.random.default_rng(0).integers(0, 256, (300, 420, 3), dtype=np.uint8)
 GREY = FRAME[..., 0].copy()
@@ -143,6 +143,55 @@ def test_three_equal_channels_take_no_more_bytes_than_one() -> None:
     assert three.encode() == compose(frame, asked).encode()
     coloured = decode(three.encode())
     assert coloured.shape == three.image.shape and np.abs(coloured.astype(int) - three.image).mean() < 3
+
+
+def drawing() -> tuple[NDArray[np.uint8], list[Region]]:
+    """Black and white tracks, as a camera with a backlight sees them, and nine questions."""
+    frame = np.full((300, 420), 255, np.uint8)
+    for i in range(0, 420, 14):
+        cv2.line(frame, (i, 0), ((3 * i) % 420, 299), 0, 3)
+    frame = decode(encode_jpeg(frame, 90), "grey")
+    return frame, ask([(60.0 * i, 90.0 * j, 60.0 * i + 48, 90.0 * j + 48) for i in range(3) for j in range(3)])
+
+
+def test_a_grey_mosaic_as_webp_takes_half_the_bytes_and_is_as_near_to_the_frame() -> None:
+    frame, asked = drawing()
+    mosaic = compose(frame, asked)
+    coded, plain = mosaic.encode(webp=True), mosaic.encode()
+    assert sniff(coded, webp=True).format == "webp" and 2 * len(coded) < len(plain)
+    received = decode(coded, "grey", webp=True)
+    for cell, pixels in zip(mosaic.header.cells, cells(received, mosaic.header), strict=True):
+        left, top, right, bottom = cell.box
+        off = pixels.astype(int) - frame[top:bottom, left:right]
+        assert np.abs(off).max() <= 40 and np.sqrt((off**2).mean()) < 4
+    assert compose(np.repeat(frame[..., None], 3, axis=2), asked).encode(webp=True) == coded
+
+
+def test_what_lies_beside_a_cell_of_a_webp_changes_its_rounding_and_nothing_else() -> None:
+    frame, asked = drawing()
+    shown = asked[4].view
+    changed = 255 - frame
+    changed[shown[1] : shown[3], shown[0] : shown[2]] = frame[shown[1] : shown[3], shown[0] : shown[2]]
+
+    def received(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        mosaic = compose(image, asked)
+        return cells(decode(mosaic.encode(webp=True), "grey", webp=True), mosaic.header)[4]
+
+    one, other = received(frame).astype(int), received(changed).astype(int)
+    assert np.abs(one - other).max() <= 40 and np.sqrt(((one - other) ** 2).mean()) < 4
+
+
+def test_a_coloured_mosaic_stays_a_jpeg_because_webp_halves_its_colours() -> None:
+    frame, asked = neighbours(colour=True)
+    mosaic = compose(frame, asked)
+    assert mosaic.encode(webp=True) == mosaic.encode()
+
+
+@pytest.mark.parametrize("quality", [1, 5, 100])
+def test_every_quality_of_a_jpeg_is_one_of_a_webp(quality: int) -> None:
+    frame, asked = drawing()
+    coded = compose(frame, asked).encode(quality, webp=True)
+    assert decode(coded, "grey", webp=True).size
 
 
 def test_a_frame_that_is_sent_as_it_is_shows_each_region_what_the_edge_saw() -> None:
