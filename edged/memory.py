@@ -20,7 +20,7 @@ import psutil
 from edged.plan import Choice
 from edged.worker import Worker
 from edgekit.messages import Ready
-from edgekit.packages import MANIFEST_NAME, Package, PackageError, open_package
+from edgekit.packages import MANIFEST_NAME, Package, PackageError, checkpoint_files, open_package
 
 FACTOR = 2.5
 """Memory for each byte of a model file: a runtime holds the file, its own copy of the weights, and room to work in."""
@@ -163,7 +163,8 @@ def _file_bytes(package: Package) -> int:
     """Of the largest variant, with everything beside it that may belong to it."""
     manifest = package.manifest
     variants = {variant.file for variant in manifest.variants}
-    others = {MANIFEST_NAME, manifest.labels, *(sample.file for sample in manifest.samples), *variants}
+    samples = (sample.file for sample in manifest.samples)
+    others = {MANIFEST_NAME, manifest.labels, *samples, *variants, *checkpoint_files(manifest)}
     beside = sum(size for path, size in package.sizes.items() if path not in others)
     return max((package.sizes[path] for path in variants), default=0) + beside  # of a head package all are beside
 

@@ -26,6 +26,8 @@ _DETAILS = """\
   cloudd import person.tflite --model people --labels people.txt --pictures ./pictures --register
   cloudd import faces.onnx --model faces --labels face.txt --detection head=ssd report=0.7 nms_iou=0.3 \\
       --input mean=127 scale=0.0078125 --pictures ./people
+  cloudd import net.onnx --model parts --task embedding --normalise imagenet --pictures ./identities
+  cloudd import padim.onnx --model bottle --task anomaly --normalise imagenet --pictures ./good
   cloudd import model.pt2 --model joints --labels labels.txt --normalise unit --pictures ./pictures \\
       --python ~/torch/bin/python
 
@@ -39,7 +41,9 @@ package.toml (docs/model-package.md), as KEY=VALUE without quotes.
 must answer as the file does, to the pictures and to noise; what it is sure about becomes its proof samples. With labels
 the model is judged, and where --normalise is missing they show what each usual way gives.
 
-The outcome says whether devices can learn with the model, and if not, which node of it forbids that.
+The outcome says whether devices can learn with the model, and if not, which node of it forbids that. Exporters fold
+BatchNormalization away; --checkpoint names the same network exported without that, which the package then carries as
+well, for devices to learn on. Both must give the same.
 
 A file from a stranger: ONNX and TFLite are read in a process of its own and nothing in them is executed but the model.
 TorchScript and SavedModel are programs that PyTorch and TensorFlow carry out with your rights; nothing is unpickled.
@@ -61,6 +65,12 @@ def add(verbs: common.Verbs) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path(), metavar="DIR", help="folder that gets the new package (this folder)"
     )
+    parser.add_argument(
+        "--task",
+        choices=("embedding", "anomaly"),
+        default="",
+        help="its output is a vector that tells identities apart, or a map of how far a part is from what is good",
+    )
     parser.add_argument("--labels", type=Path, metavar="FILE", help="one label a line, in the order of the outputs")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--pictures", type=Path, metavar="DIR|CSV|JSON", help="pictures that prove the package")
@@ -75,7 +85,26 @@ def add(verbs: common.Verbs) -> None:
     ):
         described.add_argument(f"--{name}", nargs="+", metavar="KEY=VALUE", help=about)
     parser.add_argument(
+        "--good",
+        default="",
+        metavar="LABEL",
+        help="--task anomaly: the label of good parts, where pictures have labels",
+    )
+    parser.add_argument(
+        "--false-alarms",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="--task anomaly: share of good parts that may be called anomalous (0.05)",
+    )
+    parser.add_argument(
         "--python", default="", metavar="PATH", help="interpreter with PyTorch or TensorFlow, for files of theirs"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="the same network with BatchNormalization not folded, for devices to learn on: .onnx, .pt2 or TorchScript",
     )
     parser.add_argument("--register", action="store_true", help="register the new package with the daemon")
 
@@ -104,7 +133,11 @@ def _do(args: argparse.Namespace) -> int:
             input=tables["input"],
             output=tables["output"],
             detection=tables["detection"] if args.detection is not None else None,
+            task=args.task,
+            good=args.good,
+            false_alarms=args.false_alarms,
             python=args.python,
+            checkpoint=args.checkpoint,
         )
         if args.register:
             _check_new(args)
@@ -153,7 +186,7 @@ def _show(outcome: Outcome, registered: bool) -> None:
     spec, origin = outcome.input, lineage.input
     print(
         f"{outcome.model}: {printable(lineage.source.file)} ({lineage.source.kind}), {outcome.bytes / 1e6:.2f} MB, "
-        f"{outcome.labels} {'label' if outcome.labels == 1 else 'labels'}; {printable(lineage.road)}."
+        f"{outcome.labels or 'no'} {'label' if outcome.labels == 1 else 'labels'}; {printable(lineage.road)}."
     )
     for change in lineage.changes:
         print(f"  {printable(change)}")
@@ -176,6 +209,12 @@ def _show(outcome: Outcome, registered: bool) -> None:
             f"Same answers: on {same.pictures} pictures and {same.noise} tensors of noise no output differs by more "
             f"than {same.largest:.1g} of its largest value."
         )
+    if (checkpoint := lineage.checkpoint) is not None:
+        print(
+            f"Checkpoint: {printable(checkpoint.source.file)} ({checkpoint.source.kind}), "
+            f"{checkpoint.normalisations} BatchNormalization; no output differs from the model's by more than "
+            f"{checkpoint.largest:.1g} of its largest value."
+        )
     _show_pictures(outcome)
     _show_learning(outcome)
     if registered:
@@ -193,6 +232,17 @@ def _show_pictures(outcome: Outcome) -> None:
             f"{'Reported boxes that are true' if boxes else 'Right answers'}: {share.hits} of {share.trials} "
             f"({share.low:.1%} to {share.high:.1%})."
         )
+    if (told := lineage.likeness) is not None:
+        print(
+            f"Nearer to their own identity than to any other: {told.nearest.hits} of {told.nearest.trials} pictures "
+            f"({told.nearest.low:.1%} to {told.nearest.high:.1%}), of {told.identities} identities. The threshold "
+            f"{told.threshold:g} misses {told.missed.hits} of {told.missed.trials} and takes {told.taken.hits} of "
+            f"{told.taken.trials} for another."
+        )
+    if (parts := lineage.parts) is not None:
+        print(f"Limit {parts.limit:.4g}: {parts.false_alarms.hits} of {parts.good} good parts are called anomalous.")
+        for label, found in parts.found.items():
+            print(f"  {printable(label)}: {found.hits} of {found.trials} found ({found.low:.1%} to {found.high:.1%})")
     if lineage.pinned == "labels":
         print(f"{outcome.samples} proof samples say what the labels say.")
     elif lineage.pinned == "answers":

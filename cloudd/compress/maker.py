@@ -23,7 +23,8 @@ from edgekit.packages import InputSpec
 class Training:
     """What a smaller network learns from.
 
-    `source`: the float model as it lies in the package, with its batch normalisation. `output`: which of its outputs
+    `source`: the float model as it lies in the package, with its batch normalisation: its un-folded checkpoint if it
+    has one. `output`: which of its outputs
     answers. `read`: one of the `count` encoded pictures by its number; none of them judges. `seconds`: of computing
     that are planned for one network. `progress` hears how far it is.
     """

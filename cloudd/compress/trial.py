@@ -71,6 +71,7 @@ class Trial:
             if entry.dtype != "float32":
                 raise CompressError(f"the input of {self.source.file} is {entry.dtype}; float32 is needed to calibrate")
             model.prove()
+            self._prove_checkpoint()
             self.progress("preparing", 0, 0)
             prepared = self.folder / "prepared.onnx"
             quantise.prepare(self.package.path(self.source.file), self.source_bytes, prepared)
@@ -84,12 +85,20 @@ class Trial:
             self._round(model, materials, kinds, careful=False)
             self._round(model, materials, [kind for kind in kinds if self._may_improve(kind)], careful=True)
 
+    def _prove_checkpoint(self) -> None:
+        """Narrower networks are taught from it; what it refers to is checked here, too."""
+        checkpoint = self.package.manifest.checkpoint
+        if checkpoint is not None:
+            with closing(Classifier.load(self.package, variant=Variant(file=checkpoint.file))) as unfolded:
+                unfolded.prove()
+
     def _training(self, model: Classifier) -> Training | None:
         if self.lessons is None or not self.lessons.pictures:
             return None
         manifest, lessons = self.package.manifest, self.lessons
+        source = manifest.checkpoint.file if manifest.checkpoint is not None else self.source.file
         return Training(
-            source=self.package.path(self.source.file),
+            source=self.package.path(source),
             output=manifest.output.name or model.session.outputs[0].name,
             spec=manifest.input,
             count=len(lessons.pictures),

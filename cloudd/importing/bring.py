@@ -39,6 +39,14 @@ class Wanted:
     channels: int
     python: str
     choose: Choose
+    labels: int = 0  # how many there are, as far as the user says
+    logit: bool = False  # one value for two labels is the logit of the second
+
+
+def values_of(tensor: TensorInfo) -> int | None:
+    """How many values an output has for one picture; None if that is open, -1 if it is no row of values."""
+    sizes = [size for size in tensor.shape[1:] if size != 1]
+    return 1 if not sizes else sizes[0] if len(sizes) == 1 else -1
 
 
 def bring(source: Path, kind: Kind, wanted: Wanted, root: Path, scratch: Path) -> Brought:
@@ -72,7 +80,8 @@ def _onnx(source: Path, wanted: Wanted, root: Path) -> Brought:
     model = read_model(source)
     with closing(open_session(source, "onnxruntime", OPTIONS, files)) as session:
         logits_of = wanted.choose(session.outputs)
-    taken = take(source, model, references, root, wanted.size, logits_of)
+        single = wanted.labels == 2 and any(one.name == logits_of and values_of(one) == 1 for one in session.outputs)
+    taken = take(source, model, references, root, wanted.size, logits_of, single, wanted.logit)
 
     def ask(tensors: Sequence[NDArray[Any]]) -> Answers:
         with closing(open_session(source, "onnxruntime", OPTIONS, files)) as foreign:

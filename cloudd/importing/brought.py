@@ -8,6 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from cloudd.importing.one_value import Ending
 from cloudd.importing.onnx_file import OnnxTaken
 from edgekit.packages.manifest import Precision, Runtime
 
@@ -29,3 +30,8 @@ class Brought:
     labels: tuple[str, ...] = ()  # that the foreign file names
     tools: dict[str, str] = field(default_factory=dict)
     onnx: OnnxTaken | None = None
+
+    @property
+    def ending(self) -> Ending:
+        """What was taken off the output that answers."""
+        return "" if self.onnx is None else self.onnx.ending

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from cloudd.importing.errors import ImportRefused
 from edgekit import toml
@@ -161,6 +163,27 @@ def output_spec(table: Wishes) -> OutputSpec:
     """`[output]`. Raises ImportRefused."""
     found: OutputSpec = _convert(table, OutputSpec, "--output")
     return found
+
+
+def answer_kind(rows: NDArray[Any], output: TensorInfo) -> str:
+    """Whether values [n, labels] that a model gave for noise are "logits" or "probabilities".
+
+    Raises ImportRefused for a yes or no of its own for each label.
+    """
+    if output.quantisation is not None:
+        scale, zero = output.quantisation
+        limits = np.iinfo(np.dtype(output.dtype))
+        low, high = (limits.min - zero) * scale, (limits.max - zero) * scale
+        return "probabilities" if low >= -0.01 and 0.9 <= high <= 1.01 else "logits"
+    if not np.isfinite(rows).all() or rows.min() < -1e-4 or rows.max() > 1 + 1e-4:
+        return "logits"
+    if np.abs(rows.sum(axis=1) - 1).max() < 1e-2:
+        return "probabilities"
+    raise ImportRefused(
+        "each label seems to have a yes or no of its own (values from 0 to 1 that do not sum to 1, as of a Sigmoid); a "
+        "classifier says one of its labels. Export the model with a softmax or without a last activation; if these are "
+        "logits, say --output kind=logits"
+    )
 
 
 def _convert(table: Mapping[str, Any], struct: type[msgspec.Struct], option: str) -> Any:

@@ -32,8 +32,9 @@ _MOST = 40
 _MARGIN = 0.1
 """Between the first and the second label: what is closer may turn with the last digit on another processor."""
 _TOLERANCE = 0.15
-_SAMPLE_BYTES = 4 << 20
-_ENOUGH = 20
+SAMPLE_BYTES = 4 << 20
+"""A larger picture does not become a proof sample."""
+ENOUGH = 20
 """Pictures from which on a model may be refused for what it says to them."""
 _TRIALS = 100
 """Pictures on which conventions are tried."""
@@ -53,7 +54,7 @@ def judge_classifier(model: Classifier, album: Album, root: Path, progress: Prog
     Raises ImportRefused for a model that is no better than always saying one label, DatasetError for a picture that
     cannot be used, ModelError.
     """
-    answers: list[Classified] = _ask(album, album.pictures, model.classify, progress)
+    answers: list[Classified] = ask_all(album, album.pictures, model.classify, progress)
     labels = model.labels
     right = [not album.said or one.label == said.label for one, said in zip(answers, album.pictures, strict=True)]
     figures = None
@@ -62,7 +63,7 @@ def judge_classifier(model: Classifier, album: Album, root: Path, progress: Prog
         frequent = Counter(truth.tolist()).most_common(1)[0][0]
         figures = judge_answers(np.array([one.index for one in answers]), truth, labels, frequent)
         hits, trials, rival = figures.right.hits, figures.pictures, figures.rival_right or 0
-        if trials >= _ENOUGH and len(set(truth.tolist())) > 1 and hits <= rival:
+        if trials >= ENOUGH and len(set(truth.tolist())) > 1 and hits <= rival:
             raise ImportRefused(
                 f"the model gets {hits} of {trials} pictures right, and always saying {labels[frequent]!r} gets "
                 f"{rival}: see whether the labels stand in the order of the outputs, and whether --normalise and "
@@ -77,8 +78,8 @@ def judge_classifier(model: Classifier, album: Album, root: Path, progress: Prog
     samples: list[ProofSample] = []
     for place in chosen[:_MOST]:
         data = album.read(album.pictures[place])
-        if len(data) <= _SAMPLE_BYTES:
-            file, one = _keep(root, len(samples), data), answers[place]
+        if len(data) <= SAMPLE_BYTES:
+            file, one = keep_sample(root, len(samples), data), answers[place]
             sample = ProofSample(file=file, label=one.label, score=round(one.score, 3), tolerance=_TOLERANCE)
             samples.append(sample)
     return Judged(samples, None if figures is None else _of_import(figures))
@@ -86,14 +87,14 @@ def judge_classifier(model: Classifier, album: Album, root: Path, progress: Prog
 
 def judge_detector(model: Detector, album: Album, root: Path, progress: Progress) -> Judged:
     """As `judge_classifier`. Refused is a detector that finds none of the boxes."""
-    answers: list[Detected] = _ask(album, album.pictures, model.detect, progress)
+    answers: list[Detected] = ask_all(album, album.pictures, model.detect, progress)
     labels, report = model.labels, model.report
     figures = None
     if album.said:
         truths = [truth_of(one, labels) for one in album.pictures]
         figures = judge_boxes([one.detections for one in answers], truths, labels, report)
         wanted = sum(one.recall.trials for one in figures.labels)
-        if wanted >= _ENOUGH and not figures.right.hits:
+        if wanted >= ENOUGH and not figures.right.hits:
             raise ImportRefused(
                 f"the model finds none of the {wanted} boxes: see whether --normalise, --input colour=, resize= and "
                 "--detection head=, scores= and unit= are right"
@@ -106,8 +107,8 @@ def judge_detector(model: Detector, album: Album, root: Path, progress: Progress
         if not proofs or len(samples) + len(proofs) > _MOST:
             continue
         data = album.read(picture)
-        if len(data) <= _SAMPLE_BYTES:
-            file = _keep(root, kept, data)
+        if len(data) <= SAMPLE_BYTES:
+            file = keep_sample(root, kept, data)
             kept += 1
             samples += [msgspec.structs.replace(proof, file=file) for proof in proofs]
             had.update(proof.label if proof.box is not None else "" for proof in proofs)
@@ -125,7 +126,7 @@ def try_conventions(make: Callable[[InputSpec], Classifier], spec: InputSpec, al
                 continue
             changed = {"mean": list(one.mean), "scale": list(one.scale), "colour": colour}
             model = make(msgspec.structs.replace(spec, **changed))
-            answers = _ask(album, pictures, model.classify, lambda step, done, total: None)
+            answers = ask_all(album, pictures, model.classify, lambda step, done, total: None)
             right = sum(answer.label == said.label for answer, said in zip(answers, pictures, strict=True))
             usual = one.colour or colours[0]
             rows.append((right, f"--normalise {name}" + ("" if colour == usual else f" --input colour={colour}")))
@@ -142,7 +143,8 @@ def ask_for_convention(spec: InputSpec, trials: str) -> ImportRefused:
     return ImportRefused(text + (f"\nOf the labelled pictures it gets\n{trials}" if trials else ""))
 
 
-def _ask(album: Album, pictures: Sequence[Picture], ask: Callable[[bytes], Any], progress: Progress) -> list[Any]:
+def ask_all(album: Album, pictures: Sequence[Picture], ask: Callable[[bytes], Any], progress: Progress) -> list[Any]:
+    """What `ask` says about each picture. Raises DatasetError for one that cannot be used, ModelError."""
     answers = []
     for place, picture in enumerate(pictures):
         try:
@@ -184,7 +186,8 @@ def _of_import(figures: Figures) -> Figures:
     return msgspec.structs.replace(figures, labels=seen, reason="")
 
 
-def _keep(root: Path, number: int, data: bytes) -> str:
+def keep_sample(root: Path, number: int, data: bytes) -> str:
+    """Put an encoded picture into the package; its path there."""
     file = f"samples/{number}.{'png' if data.startswith(bytes.fromhex('89504e47')) else 'jpg'}"
     (root / "samples").mkdir(exist_ok=True)
     (root / file).write_bytes(data)

@@ -30,7 +30,11 @@ from edgekit.autodiff.step import TrainStep, build_reestimation, build_step
 
 _NODE = re.compile(r"node (.+?)((?: \(\w+\) cannot|: operator ).*)", re.DOTALL)
 """How autodiff begins a refusal that is about one node; it calls nodes by what they make."""
-_NO_DETECTORS = "its gradients can be derived, but devices train only classifiers so far"
+_NO_DETECTORS = (
+    "its gradients can be derived, but of detectors devices train only centre-point ones so far (head centernet, with "
+    "a heat map of logits)"
+)
+_NO_HEAD = "a detector's maps have no closed form; its last blocks are trained instead"
 RUNGS = ("batchnorm", "head", "last-blocks", "full")
 
 
@@ -59,11 +63,11 @@ def never(why: str) -> Learning:
     return Learning(rungs=dict.fromkeys(RUNGS, why))
 
 
-def examine(model: Path, output: str, classifier: bool) -> Learning:
+def examine(model: Path, output: str, classifier: bool, centre_point: bool = False) -> Learning:
     """Derive train steps of the model in a file. `output`: what gives the logits, or any output of another model.
 
     A model that is no classifier is examined with the mean square of the output in place of a loss. That shows whether
-    gradients can be derived; devices do not train it so far.
+    gradients can be derived; `centre_point`: it is a detector of the only kind that devices train so far.
     """
     try:
         forward = read_forward(model)
@@ -94,7 +98,9 @@ def examine(model: Path, output: str, classifier: bool) -> Learning:
     if whole is not None:
         number, full = _run(whole, classifier, output, forward)
     rungs = {"batchnorm": norm, "head": head, "last-blocks": last_blocks, "full": full}
-    if not classifier:
+    if centre_point:
+        rungs["head"] = _NO_HEAD
+    elif not classifier:
         rungs = {rung: why or _NO_DETECTORS for rung, why in rungs.items()}
     return Learning(
         rungs={rung: _readable(why, named) for rung, why in rungs.items()},
@@ -183,7 +189,7 @@ class _MeanSquare:
 def main() -> int:
     """Carry out the order in the working directory."""
     order = json.loads(Path("order.json").read_text("utf-8"))
-    found = examine(Path(order["model"]), order["output"], order["classifier"])
+    found = examine(Path(order["model"]), order["output"], order["classifier"], order["centre_point"])
     Path("answer.json").write_bytes(msgspec.json.encode(found))
     return 0
 

@@ -7,7 +7,7 @@ with those of the file as it came:
   is an input, so it folds no BatchNormalization into a convolution and no constant at all.
 - Open heights and widths get the size that the package has: a train step needs it.
 - A classifier's last Softmax is taken off, so that it gives logits. Probabilities are the same (edgekit applies the
-  softmax), and cross entropy needs logits to train with.
+  softmax), and cross entropy needs logits to train with. For one value of two labels see `cloudd.importing.one_value`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from pathlib import Path, PurePosixPath
 import onnx
 
 from cloudd.importing.errors import ImportRefused
-from edgekit.packages import PackageError
+from cloudd.importing.one_value import Ending, split_value
+from edgekit.packages import CHECKPOINT_FOLDER, PackageError
 from edgekit.packages.manifest import Precision, check_path
 from edgekit.runtimes.onnx_reader import OnnxReferences
 
@@ -33,7 +34,12 @@ _MAX_NAMES = 1 << 20
 _QUANTISED = frozenset(
     ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
 )
-_OURS = frozenset(("package.toml", "labels.txt", "samples", "imported", MODEL_FILE))
+_ENDINGS: dict[Ending, str] = {
+    "softmax": 'the last Softmax is gone: "{}" gives logits',
+    "sigmoid": 'the last Sigmoid is gone: "{}" gives two logits, whose softmax has what it gave as its second value',
+    "value": '"{}" gives two logits instead of one',
+}
+_OURS = frozenset(("package.toml", "labels.txt", "samples", "imported", CHECKPOINT_FOLDER, MODEL_FILE))
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class OnnxTaken:
     precision: Precision
     files: tuple[str, ...]  # external data beside the model
     changes: tuple[str, ...]  # sentences; none: the file as it came
-    cut: bool = False  # whether a Softmax was taken off
+    ending: Ending = ""  # what was taken off
     labels: tuple[str, ...] = ()  # from the file's metadata, in the order of the outputs
     metadata: Mapping[str, str] = field(default_factory=dict)
 
@@ -79,20 +85,27 @@ def take(
     root: Path,
     size: tuple[int, int] | None,
     logits_of: str,
+    single: bool = False,
+    logit: bool = False,
 ) -> OnnxTaken:
     """Write `model`, which was read from `source`, into the folder `root` as MODEL_FILE, with its external data.
 
-    `size`: width and height for open sides. `logits_of`: the output whose Softmax may go, "" for none. `source` must
-    have been opened as a session before, which checks where its external data lies. Raises ImportRefused, OSError.
+    `size`: width and height for open sides. `logits_of`: the output whose Softmax may go, "" for none. `single`: it
+    gives one value for two labels; `logit`: which is a logit. `source` must have been opened as a session before, which
+    checks where its external data lies. Raises ImportRefused, OSError.
     """
     changes = []
     if listed := _unlist_weights(model):
         changes.append(f"{listed} weights are no longer listed among the inputs")
     if closed := _close_sides(model, size):
         changes.append(closed)
-    cut = bool(logits_of) and _cut_softmax(model, logits_of)
-    if cut:
-        changes.append(f'the last Softmax is gone: "{logits_of}" gives logits')
+    ending: Ending = ""
+    if single:
+        ending = split_value(model, source, logits_of, logit)
+    elif logits_of and _cut_softmax(model, logits_of):
+        ending = "softmax"
+    if ending:
+        changes.append(_ENDINGS[ending].format(logits_of))
     files = external_files(references)
     _copy_beside(source, files, root)
     if changes:
@@ -104,7 +117,7 @@ def take(
         precision=_precision(model, references),
         files=files,
         changes=tuple(changes),
-        cut=cut,
+        ending=ending,
         labels=_labels(metadata.get("names", "")),
         metadata=metadata,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,11 @@ from numpy.typing import NDArray
 from cloudd.importing.brought import Answers, Ask
 from cloudd.importing.errors import ImportRefused
 from cloudd.importing.lineage import Sameness
+from cloudd.importing.one_value import Ending
 from edgekit.runtimes import Session, TensorInfo
+from edgekit.training.folded import LIMIT, difference
 from edgekit.vision.classification import softmax
 
-LIMIT = 1e-3
-"""Largest difference, as a share of the largest value of the output: what another order of sums may make in float32."""
 NOISE = 4
 """Tensors of noise that are compared beside the pictures: a fault that pictures do not show may show on them."""
 
@@ -37,21 +38,41 @@ def answers_of(session: Session, tensors: Sequence[NDArray[Any]]) -> Answers:
     return [session.run({name: tensor}) for tensor in tensors]
 
 
-def compare(ask: Ask, session: Session, tensors: Sequence[NDArray[Any]], noises: int, cut: int | None) -> Sameness:
-    """Show that `session` answers as `ask` does. `cut`: place of the output whose Softmax was taken off.
+@dataclass(frozen=True)
+class Cut:
+    """What was taken off one output of ours, so that both sides can be read alike."""
+
+    place: int
+    ending: Ending
+
+    def ours(self, array: NDArray[Any]) -> NDArray[Any]:
+        """What was cut off is computed here."""
+        pair = np.asarray(array, np.float64).reshape(-1, 2) if self.ending in ("sigmoid", "value") else array
+        return pair[:, 1] - pair[:, 0] if self.ending == "value" else softmax(pair)
+
+    def theirs(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Of the probability of one label, those of both: a small one alone has no digits to compare."""
+        if self.ending != "sigmoid" or array.size != 1:
+            return array
+        value = np.asarray(array, np.float64).reshape(-1)
+        return np.stack([1 - value, value], axis=1)
+
+
+def compare(ask: Ask, session: Session, tensors: Sequence[NDArray[Any]], noises: int, cut: Cut | None) -> Sameness:
+    """Show that `session` answers as `ask` does. `cut`: what was taken off an output.
 
     Outputs may stand in another order: each must have its like. Raises ImportRefused with the difference, ModelError.
     """
     wanted, given = ask(tensors), answers_of(session, tensors)
     worst = 0.0
     for number, (theirs, ours) in enumerate(zip(wanted, given, strict=True)):
-        if cut is not None:
-            ours = [softmax(one) if place == cut else one for place, one in enumerate(ours)]
+        read = [array if cut is None or place != cut.place else cut.ours(array) for place, array in enumerate(ours)]
         if len(theirs) != len(ours):
             raise ImportRefused(f"the file gives {len(theirs)} outputs and what was made of it gives {len(ours)}")
         left = list(theirs)
-        for one in ours:
-            differences = [difference(one, other) for other in left]
+        for place, one in enumerate(read):
+            mine = cut is not None and place == cut.place
+            differences = [difference(one, cut.theirs(other) if mine and cut else other) for other in left]
             best = int(np.argmin(differences))
             worst = max(worst, differences[best])
             if not differences[best] <= LIMIT:
@@ -63,14 +84,3 @@ def compare(ask: Ask, session: Session, tensors: Sequence[NDArray[Any]], noises:
                 )
             left.pop(best)
     return Sameness(how="outputs", pictures=len(tensors) - noises, noise=noises, largest=float(f"{worst:.2g}"))
-
-
-def difference(one: NDArray[Any], other: NDArray[Any]) -> float:
-    """Largest difference as a share of the largest value; infinity for other sizes or values that are no numbers."""
-    if one.size != other.size or not one.size:
-        return np.inf
-    left, right = (np.asarray(x, np.float64).reshape(-1) for x in (one, other))
-    if not (np.isfinite(left).all() and np.isfinite(right).all()):
-        return np.inf
-    scale = float(np.abs(right).max())
-    return float(np.abs(left - right).max()) / scale if scale else float(np.abs(left).max())

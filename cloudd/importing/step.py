@@ -2,38 +2,55 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 import edgekit
 from cloudd.derived import Progress, record_bytes, tools
 from cloudd.importing import child, learnable
-from cloudd.importing.bring import OPTIONS, Wanted, bring
+from cloudd.importing.anomaly import PROVISIONAL, anomaly_labels, anomaly_output, judge_parts
+from cloudd.importing.bring import OPTIONS, bring, values_of
 from cloudd.importing.brought import Brought
-from cloudd.importing.description import Described, Wishes, describe, detection_spec, output_spec
+from cloudd.importing.description import Described, answer_kind, describe, detection_spec, output_spec
+from cloudd.importing.embedding import embedding_output, judge_embedder
 from cloudd.importing.errors import ImportRefused
 from cloudd.importing.judging import Judged, ask_for_convention, judge_classifier, judge_detector, try_conventions
-from cloudd.importing.kinds import Kind, recognise
+from cloudd.importing.kinds import recognise
 from cloudd.importing.learnable import Learning
-from cloudd.importing.lineage import FOLDER, LINEAGE, Foreign, Lineage, Sameness
+from cloudd.importing.lineage import FOLDER, LINEAGE, Checkpoint, Foreign, Lineage, Sameness
+from cloudd.importing.one_value import WHY_NOT
 from cloudd.importing.pictures import Album, check_labels, read_album
-from cloudd.importing.sameness import NOISE, answers_of, compare, noise
+from cloudd.importing.request import Outcome, Request, check_request, foreign_of, sized, wanted_of
+from cloudd.importing.sameness import NOISE, Cut, answers_of, compare, noise
+from cloudd.importing.unfolded import add_checkpoint
 from edgekit import packages
-from edgekit.packages import InputSpec, Manifest, OutputSpec, Package, Variant, tree
-from edgekit.packages.manifest import MAX_SIDE, check_manifest
+from edgekit.packages import (
+    AnomalySpec,
+    CheckpointSpec,
+    EmbeddingSpec,
+    InputSpec,
+    Manifest,
+    OutputSpec,
+    Package,
+    Variant,
+)
+from edgekit.packages.manifest import check_manifest
 from edgekit.runtimes import Session, TensorInfo, open_session
 from edgekit.runtimes.base import dequantise, shape_text
+from edgekit.vision.anomaly import AnomalyDetector
 from edgekit.vision.classification import Classifier
 from edgekit.vision.detection.detector import Detector
+from edgekit.vision.embedding import Embedder
 from edgekit.vision.images import decode
 from edgekit.vision.preprocess import prepare
 
@@ -42,36 +59,12 @@ COMPARED = 16
 """Pictures on which the package is compared with the file."""
 LEARN_TIMEOUT_S = 300.0
 _ROOT = str(Path(edgekit.__file__).resolve().parent.parent)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What is imported, and what the user says of it. `input`, `output` and `detection` are keys of package.toml."""
-
-    source: Path
-    name: str
-    version: str = "1"
-    out: Path
-    labels: tuple[str, ...] = ()  # in the order of the outputs; (): as the file says
-    pictures: Path | None = None  # None: nothing proves the package
-    group: str = ""
-    normalise: str = ""
-    input: Wishes = field(default_factory=dict)
-    output: Wishes = field(default_factory=dict)
-    detection: Wishes | None = None  # None: a classifier
-    python: str = ""  # interpreter with PyTorch or TensorFlow
-
-
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of it."""
-
-    model: str  # name@version
-    package: str  # its directory
-    bytes: int  # of the model and what lies beside it
-    labels: int
-    samples: int
-    input: InputSpec
-    lineage: Lineage
+_LOADERS: dict[str, Any] = {
+    "embedding": Embedder,
+    "anomaly": AnomalyDetector,
+    "detection": Detector,
+    "classification": Classifier,
+}
 
 
 def import_model(request: Request, progress: Progress = lambda step, done, total: None) -> Outcome:
@@ -82,8 +75,9 @@ def import_model(request: Request, progress: Progress = lambda step, done, total
     """
     packages.check_name(request.name, key="--model")
     packages.check_version(request.version)
+    check_request(request)
     kind = recognise(request.source)
-    foreign = _foreign(request.source, kind)
+    foreign = foreign_of(request.source, kind)
     album = None if request.pictures is None else read_album(request.pictures, request.group)
     request.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".importing-", dir=request.out) as name:
@@ -91,15 +85,14 @@ def import_model(request: Request, progress: Progress = lambda step, done, total
         root.mkdir()
         scratch.mkdir()
         progress("reading", 0, 0)
-        brought = bring(request.source, kind, _wanted(request), root, scratch)
+        brought = bring(request.source, kind, wanted_of(request), root, scratch)
         with closing(open_session(root / brought.file, brought.runtime, OPTIONS, brought.files)) as session:
             work = _Work(request, foreign, brought, session, root, scratch, progress)
             manifest, lineage = work.run(album)
         (root / FOLDER).mkdir()
         (root / LINEAGE).write_bytes(record_bytes(lineage))
         package = packages.seal_package(root, manifest)
-        model = (Detector if manifest.detection is not None else Classifier).load(package, OPTIONS)
-        with closing(model):
+        with closing(_LOADERS[manifest.task].load(package, OPTIONS)) as model:
             model.prove()
         sealed = packages.adopt(root, request.out)
     return Outcome(
@@ -133,6 +126,8 @@ class _Work:
     def run(self, album: Album | None) -> tuple[Manifest, Lineage]:
         tensor = self._input()
         described = describe(tensor, self._request.input, self._request.normalise)
+        if self._request.task:
+            return self._run_other(described, album)
         labels = self._labels()
         output = None if self._detector else self._output(labels)
         draft = self._draft(described, labels, output)
@@ -144,13 +139,82 @@ class _Work:
                 trials = try_conventions(lambda spec: self._classifier(draft, spec), draft.manifest.input, album)
             raise ask_for_convention(described.spec, trials)
         sameness = self._sameness(draft, output, album)
+        draft, checkpoint = self._checkpoint(draft, output, album)
         judged = Judged([], None)
         if album is not None and self._detector:
             judged = judge_detector(self._detector_of(draft), album, self._root, self._progress)
         elif album is not None:
             judged = judge_classifier(self._classifier(draft), album, self._root, self._progress)
         self._progress("deriving", 0, 0)
-        lineage = Lineage(
+        learning = self._learning(draft, output)
+        lineage = self._record(described, sameness, album, judged, learning, checkpoint)
+        return msgspec.structs.replace(draft.manifest, samples=judged.samples), lineage
+
+    def _run_other(self, described: Described, album: Album | None) -> tuple[Manifest, Lineage]:
+        """Of a model whose output is no answer yet: an embedding, or a map of how far a part is from what is good."""
+        request, session = self._request, self._session
+        if not described.normalised:
+            raise ask_for_convention(described.spec, "")
+        tensor = sized(session.inputs[0], described.spec)
+        arrays = session.run({tensor.name: noise(tensor)[0]})
+        name = str(request.output.get("name") or "")
+        embedding = anomaly = None
+        if request.task == "embedding":
+            output, width = embedding_output(session, arrays, name)
+            embedding = EmbeddingSpec(width=width)
+        else:
+            output, anomaly = anomaly_output(session, arrays, name), PROVISIONAL
+        labels: tuple[str, ...] = ()
+        if album is not None and anomaly is not None:
+            labels = anomaly_labels(album, request.good, request.labels)
+            (self._root / LABELS_FILE).write_text("".join(f"{label}\n" for label in labels), "utf-8")
+        elif album is not None and album.said == "boxes":
+            raise ImportRefused("the pictures have boxes; an embedding model sees whole pictures, a folder an identity")
+        manifest = self._manifest(
+            task=request.task,
+            labels=LABELS_FILE if labels else "",
+            input=described.spec,
+            output=OutputSpec(kind="none", name=output.name if len(session.outputs) > 1 else ""),
+            embedding=embedding,
+            anomaly=anomaly,
+        )
+        draft = Package(self._root, manifest, "", list(labels), {})
+        sameness = self._sameness(draft, output, album)
+        judged, likeness, parts = Judged([], None), None, None
+        if album is not None and embedding is not None:
+            samples, likeness = judge_embedder(
+                Embedder(draft, manifest.variants[0], session), album, self._root, self._progress
+            )
+            judged = Judged(samples, None)
+            if likeness is not None:
+                table = msgspec.structs.replace(embedding, threshold=likeness.threshold)
+                manifest = msgspec.structs.replace(manifest, embedding=table)
+        elif album is not None:
+
+            def detector(spec: AnomalySpec) -> AnomalyDetector:
+                told = msgspec.structs.replace(manifest, anomaly=spec)
+                return AnomalyDetector(Package(self._root, told, "", list(labels), {}), told.variants[0], session)
+
+            spec, samples, parts = judge_parts(
+                detector, album, request.good, request.false_alarms, self._root, self._progress
+            )
+            judged = Judged(samples, None)
+            manifest = msgspec.structs.replace(manifest, anomaly=spec)
+        learning = learnable.never(f"devices learn classifiers and detectors, and this is an {request.task} model")
+        lineage = self._record(described, sameness, album, judged, learning, None)
+        lineage = msgspec.structs.replace(lineage, likeness=likeness, parts=parts)
+        return msgspec.structs.replace(manifest, samples=judged.samples), lineage
+
+    def _record(
+        self,
+        described: Described,
+        sameness: Sameness,
+        album: Album | None,
+        judged: Judged,
+        learning: Learning,
+        checkpoint: Checkpoint | None,
+    ) -> Lineage:
+        return Lineage(
             source=self._foreign,
             road=self._brought.road,
             changes=list(self._brought.onnx.changes) if self._brought.onnx else [],
@@ -160,9 +224,21 @@ class _Work:
             pictures=album.dataset.digest if album is not None else "",
             pinned="" if not judged.samples or album is None else "labels" if album.said else "answers",
             figures=judged.figures,
-            learning=self._learning(draft, output),
+            learning=learning,
+            checkpoint=checkpoint,
         )
-        return msgspec.structs.replace(draft.manifest, samples=judged.samples), lineage
+
+    def _manifest(self, **tables: Any) -> Manifest:
+        brought = self._brought
+        manifest = Manifest(
+            name=self._request.name,
+            version=self._request.version,
+            description=f"imported from {self._foreign.file}"[:200],
+            variants=[Variant(file=brought.file, runtime=brought.runtime, precision=brought.precision)],
+            **tables,
+        )
+        check_manifest(manifest)
+        return manifest
 
     def _input(self) -> TensorInfo:
         if len(self._session.inputs) != 1:
@@ -191,9 +267,11 @@ class _Work:
             if not found:
                 raise ImportRefused(f'the model has no output "{wanted}"; it has {have}')
             return found[0]
-        fitting = [one for one in outputs if _values(one) in (len(labels), None)]
+        fitting = [one for one in outputs if values_of(one) in (len(labels), None)]
         if len(fitting) > 1:
             raise ImportRefused(f"several outputs could be the answer; say --output name=NAME, one of {have}")
+        if not fitting and len(labels) == 2 and any(values_of(one) == 1 for one in outputs):
+            raise ImportRefused(WHY_NOT[self._brought.runtime])
         if not fitting:
             raise ImportRefused(
                 f"there are {len(labels)} labels, but no output has as many values: {have}. Is it a detector? Then say "
@@ -211,44 +289,25 @@ class _Work:
             detection = detection_spec(request.detection, metadata)
         elif output is not None:
             name = output.name if len(self._session.outputs) > 1 else ""
-            cut = brought.onnx is not None and brought.onnx.cut
-            kind = "logits" if cut else request.output.get("kind") or self._kind(output, described.spec)
+            kind = "logits" if brought.ending else request.output.get("kind") or self._kind(output, described.spec)
             answer = output_spec({"name": name, **request.output, "kind": kind})
-        manifest = Manifest(
-            name=request.name,
-            version=request.version,
+        manifest = self._manifest(
             task="classification" if detection is None else "detection",
-            description=f"imported from {self._foreign.file}"[:200],
             labels=LABELS_FILE,
             input=described.spec,
             output=answer,
             detection=detection,
-            variants=[Variant(file=brought.file, runtime=brought.runtime, precision=brought.precision)],
         )
-        check_manifest(manifest)
         return Package(self._root, manifest, "", list(labels), {})
 
     def _kind(self, output: TensorInfo, spec: InputSpec) -> str:
         """Whether the values are logits or probabilities, as they show on noise."""
-        tensor = _sized(self._session.inputs[0], spec)
+        tensor = sized(self._session.inputs[0], spec)
         place = [one.name for one in self._session.outputs].index(output.name)
         rows = np.stack([
             dequantise(row[place], output).reshape(-1) for row in answers_of(self._session, noise(tensor))
         ])  # fmt: skip
-        if output.quantisation is not None:
-            scale, zero = output.quantisation
-            limits = np.iinfo(np.dtype(output.dtype))
-            low, high = (limits.min - zero) * scale, (limits.max - zero) * scale
-            return "probabilities" if low >= -0.01 and 0.9 <= high <= 1.01 else "logits"
-        if not np.isfinite(rows).all() or rows.min() < -1e-4 or rows.max() > 1 + 1e-4:
-            return "logits"
-        if np.abs(rows.sum(axis=1) - 1).max() < 1e-2:
-            return "probabilities"
-        raise ImportRefused(
-            "each label seems to have a yes or no of its own (values from 0 to 1 that do not sum to 1, as of a "
-            "Sigmoid); a classifier says one of its labels. Export the model with a softmax or without a last "
-            "activation; if these are logits, say --output kind=logits"
-        )
+        return answer_kind(rows, output)
 
     def _classifier(self, draft: Package, spec: InputSpec | None = None) -> Classifier:
         manifest = draft.manifest if spec is None else msgspec.structs.replace(draft.manifest, input=spec)
@@ -262,18 +321,56 @@ class _Work:
         if self._brought.ask is None:
             return Sameness(how="bytes")
         self._progress("comparing", 0, 0)
-        spec = draft.manifest.input
-        tensor = _sized(self._session.inputs[0], spec)
+        tensors = self._tensors(draft.manifest.input, album)
+        cut = None
+        if self._brought.ending and output is not None:
+            cut = Cut(self._session.outputs.index(output), self._brought.ending)
+        return compare(self._brought.ask, self._session, tensors, NOISE, cut)
+
+    def _tensors(self, spec: InputSpec, album: Album | None) -> list[NDArray[Any]]:
+        """Some of the pictures as the model gets them, and behind them noise."""
+        tensor = sized(self._session.inputs[0], spec)
         pictures = () if album is None else album.pictures[:COMPARED]
         tensors = [prepare(decode(album.read(one), spec.colour), spec, tensor) for one in pictures if album is not None]
-        cut = None
-        if self._brought.onnx is not None and self._brought.onnx.cut and output is not None:
-            cut = self._session.outputs.index(output)
-        return compare(self._brought.ask, self._session, [*tensors, *noise(tensor, tensors)], NOISE, cut)
+        return [*tensors, *noise(tensor, tensors)]
+
+    def _checkpoint(
+        self, draft: Package, output: TensorInfo | None, album: Album | None
+    ) -> tuple[Package, Checkpoint | None]:
+        """The package with its un-folded checkpoint, where there is one."""
+        source, brought = self._request.checkpoint, self._brought
+        if source is None:
+            return draft, None
+        self._progress("comparing", 0, 0)
+        spec, served = draft.manifest.input, self._session.outputs
+
+        def same(outputs: Sequence[TensorInfo]) -> str:
+            """The output whose ending must go as it went in the model itself."""
+            if output is None or not brought.ending or len(outputs) != len(served):
+                return ""
+            return outputs[served.index(output)].name
+
+        wanted = replace(wanted_of(self._request), size=(spec.width, spec.height), choose=same)
+        kind, scratch = recognise(source), self._scratch / "checkpoint"
+        scratch.mkdir()
+        file, record = add_checkpoint(
+            source,
+            kind,
+            foreign_of(source, kind),
+            wanted,
+            (brought, self._session),
+            self._tensors(spec, album),
+            self._root,
+            scratch,
+        )
+        manifest = msgspec.structs.replace(draft.manifest, checkpoint=CheckpointSpec(file=file))
+        check_manifest(manifest)
+        return Package(draft.root, manifest, "", draft.labels, {}), record
 
     def _learning(self, draft: Package, output: TensorInfo | None) -> Learning:
         brought = self._brought
-        if brought.runtime != "onnxruntime":
+        checkpoint = draft.manifest.checkpoint
+        if checkpoint is None and brought.runtime != "onnxruntime":
             return learnable.never(
                 "gradients are derived of ONNX, and this is TFLite; import the model as ONNX, or from PyTorch"
             )
@@ -282,7 +379,14 @@ class _Work:
                 "it gives probabilities, and learning needs logits; export it without what follows its last layer"
             )
         name = output.name if output is not None else self._session.outputs[0].name
-        order = {"model": str((self._root / brought.file).absolute()), "output": name, "classifier": not self._detector}
+        file = brought.file if checkpoint is None else checkpoint.file
+        spec = draft.manifest.detection
+        order = {
+            "model": str((self._root / file).absolute()),
+            "output": name,
+            "classifier": not self._detector,
+            "centre_point": spec is not None and spec.head == "centernet" and spec.scores != "probabilities",
+        }
         try:
             answer = child.run(
                 sys.executable, Path(learnable.__file__), self._scratch / "learning", order, LEARN_TIMEOUT_S, _ROOT
@@ -290,51 +394,3 @@ class _Work:
             return msgspec.convert(answer, Learning)
         except (ImportRefused, msgspec.ValidationError) as error:
             return learnable.never(f"deriving its train step failed: {str(error)[:500]}")
-
-
-def _wanted(request: Request) -> Wanted:
-    """What the user says that a road needs."""
-    width, height = (request.input.get(key) for key in ("width", "height"))
-    size = (width, height) if isinstance(width, int) and isinstance(height, int) else None
-    if size is not None and not all(0 < side <= MAX_SIDE for side in size):
-        raise ImportRefused(f"--input width={width} height={height}: 1 to {MAX_SIDE} pixels are allowed")
-
-    def choose(outputs: Sequence[TensorInfo]) -> str:
-        """The output whose Softmax may go: the one that the user names, the only one, or the only one that fits."""
-        if request.detection is not None:
-            return ""
-        if name := request.output.get("name"):
-            return str(name)
-        fitting = [one for one in outputs if len(outputs) == 1 or _values(one) == len(request.labels)]
-        return fitting[0].name if len(fitting) == 1 else ""
-
-    return Wanted(size, 1 if request.input.get("colour") == "grey" else 3, request.python, choose)
-
-
-def _sized(tensor: TensorInfo, spec: InputSpec) -> TensorInfo:
-    """The input with a batch of one and the package's size."""
-    planar = spec.layout == "nchw"
-    wanted = (1, None, spec.height, spec.width) if planar else (1, spec.height, spec.width, None)
-    shape = tuple(size if size is not None else have for size, have in zip(wanted, tensor.shape, strict=True))
-    return replace(tensor, shape=shape)
-
-
-def _values(tensor: TensorInfo) -> int | None:
-    """How many values an output has for one picture; None if that is open, -1 if it is no row of values."""
-    sizes = [size for size in tensor.shape[1:] if size != 1]
-    return 1 if not sizes else sizes[0] if len(sizes) == 1 else -1
-
-
-def _foreign(source: Path, kind: Kind) -> Foreign:
-    """The record of a file; of a directory, over the names and hashes of its files."""
-    if kind != "saved_model":
-        with source.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return Foreign(file=source.name, kind=kind, sha256=digest, bytes=source.stat().st_size)
-    total, size = hashlib.sha256(), 0
-    with tree.open_root(source) as root:
-        for path in tree.list_files(root):
-            with tree.open_file(root, path) as (descriptor, count):
-                total.update(f"{path}\0{tree.digest_file(descriptor)[0]}\n".encode())
-            size += count
-    return Foreign(file=source.name, kind=kind, sha256=total.hexdigest(), bytes=size)

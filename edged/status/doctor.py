@@ -22,7 +22,7 @@ from edged.learning.bodies import LearningState
 from edged.status.state import StatusState
 from edgekit.identity import IdentityError, IdentityStore
 from edgekit.messages import Level
-from edgekit.packages import PackageError, installed, open_package
+from edgekit.packages import PackageError, installed, learning_file, open_package
 
 CLOCK_FLOOR = 1_735_689_600.0
 """1 January 2025: no device runs this program before it was written, so an earlier clock is unset."""
@@ -340,12 +340,10 @@ def _has_learning_file(ref: str, state_dir: Path) -> bool:
     """Whether `edged.train.network` finds a file to learn from. What is not installed, or broken, has other checks."""
     path = installed(state_dir / "models").get(ref)
     try:
-        variants = open_package(path, verify=False).manifest.variants if path is not None else None
+        manifest = open_package(path, verify=False).manifest if path is not None else None
     except PackageError:
-        variants = None
-    return variants is None or any(
-        (one.runtime, one.precision, one.target) == ("onnxruntime", "fp32", None) for one in variants
-    )
+        manifest = None
+    return manifest is None or learning_file(manifest) is not None
 
 
 def _memory(examination: Examination) -> Outcome | None:

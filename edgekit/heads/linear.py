@@ -22,6 +22,9 @@ from edgekit.heads.statistics import Floats, HeadError, Standardiser, Statistics
 TRUST = 10.0
 """Labels of a class at which a new scene's mean counts as much as the old scene's (`research/algorithms.md` 4.4)."""
 _STEPS = 60
+_RIDGE = 1e-6
+_BLOCK = 64
+"""Rows that are solved for at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,11 +122,42 @@ def _solve(labels: list[str], means: Floats, covariance: Floats, shrink: float) 
     features = len(covariance)
     level = float(np.trace(covariance)) / features
     # Features without any spread would make it singular; a millionth of one standard deviation changes nothing else.
-    shrunk = (1 - shrink) * covariance + (shrink * level + 1e-6) * np.eye(features)
-    # Sums that were masked and rounded, or made up, need not be a covariance: negative values are cut.
-    values, vectors = np.linalg.eigh(shrunk)
-    weight = ((means @ vectors) / np.maximum(values, 1e-6)) @ vectors.T
+    shrunk = (1 - shrink) * covariance + (shrink * level + _RIDGE) * np.eye(features)
+    factor = _factor(shrunk)
+    weight = _by_factor(factor, means.T).T if factor is not None else _by_values(shrunk, means)
     return LinearHead(tuple(labels), weight, -0.5 * np.einsum("cd,cd->c", means, weight))
+
+
+def _factor(matrix: Floats) -> Floats | None:
+    """The Cholesky factor L of L L^T = `matrix`; None unless every pivot has the ridge that each covariance has."""
+    try:
+        factor = np.asarray(np.linalg.cholesky(matrix), np.float64)
+    except np.linalg.LinAlgError:
+        return None
+    return factor if float(np.diag(factor).min()) ** 2 >= (1 - 1e-6) * _RIDGE else None
+
+
+def _by_factor(factor: Floats, right: Floats) -> Floats:
+    """x of L L^T x = right [d, c], by substitution in blocks: numpy has no solver for triangles."""
+    found = right.astype(np.float64)
+    starts = range(0, len(factor), _BLOCK)
+    for start in starts:
+        own, before = slice(start, start + _BLOCK), slice(0, start)
+        found[own] = np.linalg.solve(factor[own, own], found[own] - factor[own, before] @ found[before])
+    for start in reversed(starts):
+        own, behind = slice(start, start + _BLOCK), slice(start + _BLOCK, None)
+        found[own] = np.linalg.solve(factor[own, own].T, found[own] - factor[behind, own].T @ found[behind])
+    return found
+
+
+def _by_values(matrix: Floats, means: Floats) -> Floats:
+    """S^-1 of the means [c, d] for sums that were masked and rounded, or made up, which need be no covariance.
+
+    Eigenvalues below the ridge are cut. It takes about 6 times as long: 1.4 s for 2048 features instead of .25.
+    """
+    values, vectors = np.linalg.eigh(matrix)
+    weight: Floats = ((means @ vectors) / np.maximum(values, _RIDGE)) @ vectors.T
+    return weight
 
 
 def _golden(function: Callable[[float], float], low: float, high: float) -> float:

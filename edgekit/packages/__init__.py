@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 from edgekit.packages.anomaly import AnomalySpec
+from edgekit.packages.checkpoint import (
+    CHECKPOINT_FOLDER,
+    MAX_CHECKPOINT,
+    CheckpointSpec,
+    checkpoint_files,
+    learning_file,
+)
 from edgekit.packages.detection import DetectionSpec, TemplateSpec
 from edgekit.packages.embedding import EmbeddingSpec
 from edgekit.packages.heads import HeadCut, HeadSpec, TailCut, TailSpec
@@ -25,8 +32,11 @@ from edgekit.packages.package import Package, open_package, read_draft, seal_pac
 from edgekit.packages.store import adopt, find, install, installed, sweep
 
 __all__ = [
+    "CHECKPOINT_FOLDER",
     "MANIFEST_NAME",
+    "MAX_CHECKPOINT",
     "AnomalySpec",
+    "CheckpointSpec",
     "DetectionSpec",
     "EmbeddingSpec",
     "HeadCut",
@@ -44,9 +54,11 @@ __all__ = [
     "adopt",
     "check_name",
     "check_version",
+    "checkpoint_files",
     "find",
     "install",
     "installed",
+    "learning_file",
     "manifest_text",
     "open_package",
     "parse_manifest",

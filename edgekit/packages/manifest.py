@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from edgekit import toml
 from edgekit.packages.anomaly import AnomalySpec, anomaly_fault
+from edgekit.packages.checkpoint import CheckpointSpec, checkpoint_fault
 from edgekit.packages.detection import DetectionSpec, TemplateSpec, box_fault, fault
 from edgekit.packages.embedding import EmbeddingSpec, embedding_fault
 from edgekit.packages.heads import HeadSpec, TailSpec, head_fault, tail_fault
@@ -140,6 +141,7 @@ class Manifest(_Table, frozen=True, kw_only=True):
     tail: TailSpec | None = None  # task "tail": cloudd's half
     anomaly: AnomalySpec | None = None  # task "anomaly": how a map becomes an answer
     embedding: EmbeddingSpec | None = None  # task "embedding": what the vectors are
+    checkpoint: CheckpointSpec | None = None  # the same network un-folded, for learning
     variants: list[Variant] = []  # none for the halves of a split model, else at least one
     samples: list[ProofSample] = []
     files: dict[str, str] = {}  # path -> SHA-256, lower-case hex
@@ -202,8 +204,12 @@ def check_manifest(manifest: Manifest) -> None:
         task, manifest.embedding, labels, kind
     ):
         raise PackageError(f"{MANIFEST_NAME}: {found}")
-    for _, path in _references(manifest):
+    references = _references(manifest)
+    for _, path in references:
         check_path(path)
+    others = [path for key, path in references if key != "checkpoint.file"]
+    if found := checkpoint_fault(manifest.checkpoint, task, others):
+        raise PackageError(f"{MANIFEST_NAME}: {found}")
 
 
 def _check_halves(manifest: Manifest) -> bool:
@@ -353,6 +359,8 @@ def _references(manifest: Manifest) -> list[tuple[str, str]]:
         named.append(("detection.priors", manifest.detection.priors))
     if manifest.anomaly is not None and manifest.anomaly.reference:
         named.append(("anomaly.reference", manifest.anomaly.reference))
+    if manifest.checkpoint is not None:
+        named.append(("checkpoint.file", manifest.checkpoint.file))
     if manifest.head is not None:
         named += [(f"head.cuts[{i}].file", cut.file) for i, cut in enumerate(manifest.head.cuts)]
     if manifest.tail is not None:

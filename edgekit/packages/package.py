@@ -10,6 +10,7 @@ import msgspec
 
 from edgekit import atomic, toml
 from edgekit.packages import tree
+from edgekit.packages.checkpoint import oversized
 from edgekit.packages.manifest import (
     MANIFEST_NAME,
     MAX_MANIFEST,
@@ -67,6 +68,8 @@ def open_package(root: Path, verify: bool = True) -> Package:
             total += size
             if total > tree.MAX_TOTAL_SIZE:
                 raise PackageError(f"the files have more than {tree.MAX_TOTAL_SIZE} bytes together")
+        if found := oversized(manifest, sizes):
+            raise PackageError(found)
         labels = _read_labels(directory, manifest)
     return Package(root, manifest, hashlib.sha256(text).hexdigest(), labels, sizes)
 

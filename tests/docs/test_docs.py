@@ -30,6 +30,7 @@ from edgekit.gates.policy import State
 from edgekit.messages import Decision, Level, TroubleKind
 from edgekit.packages import (
     AnomalySpec,
+    CheckpointSpec,
     DetectionSpec,
     EmbeddingSpec,
     HeadCut,
@@ -182,6 +183,7 @@ def test_the_documented_manifest_is_the_one_that_ships() -> None:
         ("model-package.md", "### `[[tail.cuts]]`", TailCut),
         ("model-package.md", "### `[anomaly]`", AnomalySpec),
         ("model-package.md", "### `[embedding]`", EmbeddingSpec),
+        ("model-package.md", "### `[checkpoint]`", CheckpointSpec),
         ("model-package.md", "### `[[variants]]`", Variant),
         ("model-package.md", "### `[[samples]]`", ProofSample),
         ("http-api.md", "### The decision", Decision),

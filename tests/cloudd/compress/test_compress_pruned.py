@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -21,8 +22,18 @@ from cloudd.compress.errors import CompressError
 from cloudd.compress.maker import Materials, Training
 from cloudd.compress.variants import KINDS, QUICK
 from edgekit.datasets.dataset import Dataset, Picture
-from edgekit.packages import InputSpec, Manifest, OutputSpec, Package, Variant, open_package, seal_package
+from edgekit.packages import (
+    CheckpointSpec,
+    InputSpec,
+    Manifest,
+    OutputSpec,
+    Package,
+    Variant,
+    open_package,
+    seal_package,
+)
 from edgekit.runtimes import open_session
+from edgekit.training.folded import fold, normalisations
 from edgekit.vision.classification import Classifier
 from tests.support.models import picture
 
@@ -246,6 +257,31 @@ def test_the_step_keeps_a_student_that_answers_as_well_and_says_what_it_learnt_f
         "model.onnx",
         "compressed/pruned.onnx",
     ]
+
+
+def test_a_checkpoint_teaches_the_student_and_stays_in_the_package(
+    colours: tuple[Package, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, data = colours
+    root = tmp_path / "folded"
+    (root / "checkpoint").mkdir(parents=True)
+    for file, target in (("labels.txt", "labels.txt"), ("model.onnx", "checkpoint/model.onnx")):
+        (root / target).write_bytes(source.path(file).read_bytes())
+    onnx.save(fold(network()), str(root / "model.onnx"))
+    table = CheckpointSpec(file="checkpoint/model.onnx")
+    folded = seal_package(root, msgspec.structs.replace(source.manifest, checkpoint=table))
+    seen: list[int] = []
+
+    def watched(student: onnx.ModelProto, *_: object) -> distil.Taught:
+        seen.append(normalisations(student))
+        return distil.Taught(student, 0, True)
+
+    monkeypatch.setattr(distil, "distil", watched)
+    outcome = compress(Request(folded, data, tmp_path / "out", "2", kinds=("u8s8", "pruned")))
+    assert seen and set(seen) == {2}, "the student has what was folded"
+    package = open_package(Path(outcome.package))
+    assert package.manifest.checkpoint == table
+    assert package.manifest.files[table.file] == folded.manifest.files[table.file]
 
 
 def untaught(student: onnx.ModelProto, *_: object) -> distil.Taught:

@@ -16,6 +16,7 @@ from cloudd.cli import importing
 from cloudd.cli.main import VERBS
 from cloudd.importing import CONVENTIONS
 from edgekit.packages import open_package
+from edgekit.training.folded import fold
 from edgekit.vision.classification import Classifier
 from tests.support.cloud import Cloud
 
@@ -69,6 +70,17 @@ def test_a_person_reads_what_was_read_assumed_changed_and_examined(
     loaded = Classifier.load(open_package(out / "shades@1"))
     assert loaded.prove() == 6
     loaded.close()
+
+
+def test_a_person_reads_what_the_checkpoint_is(
+    labels: Path, shades: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served, whole = save(fold(brightness()), tmp_path / "served.onnx"), save(brightness(), tmp_path / "trained.onnx")
+    told = (served, "--model", "shades", "--labels", labels, "--normalise", "unit", "--pictures", shades)
+    assert here(*told, "--out", tmp_path, "--checkpoint", whole) == 0
+    said = capsys.readouterr().out
+    assert "Checkpoint: trained.onnx (onnx), 1 BatchNormalization; no output differs from the model's by more" in said
+    assert "Devices can learn with it: batchnorm, head, last-blocks, full" in said
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from cloudd.importing import ImportRefused, Outcome, Request, import_model, onnx_file, read_lineage
+from edgekit.architectures import Spec, build
 from edgekit.packages import PackageError, open_package
 from edgekit.runtimes import ModelError, open_session
 from edgekit.runtimes.onnx_reader import read_references
@@ -194,6 +195,14 @@ def test_a_model_without_normalisation_says_so(take: Take, tmp_path: Path) -> No
         model.graph.initializer.remove(one)
     learning = take(save(model, tmp_path / "m.onnx"), pictures=None).lineage.learning
     assert "exporters fold it" in learning.rungs["batchnorm"] and learning.rungs["full"] == ""
+
+
+def test_a_centre_point_detector_can_learn_but_for_a_head_in_closed_form(take: Take, tmp_path: Path) -> None:
+    spec = Spec(architecture="centre_point", classes=2, input_width=32, input_height=32, width=0.25)
+    source = save(build(spec).model, tmp_path / "m.onnx")
+    table = {"head": "centernet", "outputs": ["heat", "size", "offset"]}
+    found = take(source, detection=table, labels=("a", "b"), pictures=None).lineage.learning
+    assert found.possible == ["batchnorm", "last-blocks", "full"] and "last blocks" in found.rungs["head"]
 
 
 def test_half_precision_weights_are_seen_and_cannot_learn(take: Take, tmp_path: Path) -> None:

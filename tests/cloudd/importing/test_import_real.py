@@ -95,7 +95,7 @@ def test_a_face_detector_finds_the_faces_and_its_weights_are_no_inputs(
     same = outcome.lineage.sameness
     assert same.how == "outputs" and same.pictures == 4 and same.largest < 1e-4
     learning = outcome.lineage.learning
-    assert learning.weights == learning.reached > 100 and "devices train only classifiers" in learning.reason
+    assert learning.weights == learning.reached > 100 and "only centre-point ones" in learning.reason
     package = open_package(Path(outcome.package))
     assert (package.manifest.input.width, package.manifest.input.height) == (320, 240)
     model = Detector.load(package)

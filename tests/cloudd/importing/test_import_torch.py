@@ -11,7 +11,7 @@ import pytest
 from foreign_models import LABELS, Take
 
 from cloudd.importing import ImportRefused
-from edgekit.packages import open_package
+from edgekit.packages import Variant, open_package
 from edgekit.vision.classification import Classifier
 
 _MAKE = Path(__file__).with_name("torch_maker.py")
@@ -43,6 +43,24 @@ def test_a_program_of_pytorch_becomes_a_package_that_can_learn(
     assert any("conv.weight" in one.name for one in model.graph.initializer)
     loaded = Classifier.load(package)
     assert loaded.prove() == 6
+    loaded.close()
+
+
+@pytest.mark.parametrize("name", ["static.pt2", "scripted.pt"])
+def test_what_the_exporter_folded_comes_back_with_the_program_as_checkpoint(
+    take: Take, files: Path, torch_python: str, name: str
+) -> None:
+    outcome = take(files / "folded.onnx", checkpoint=files / name, python=torch_python)
+    package = open_package(Path(outcome.package))
+    counts = []
+    for file in ("model.onnx", "checkpoint/model.onnx"):
+        counts.append([node.op_type for node in onnx.load(package.path(file)).graph.node].count("BatchNormalization"))
+    assert counts == [0, 1]
+    record = outcome.lineage.checkpoint
+    assert record is not None and record.largest < 1e-4 and "torch" in record.road
+    assert outcome.lineage.learning.possible == ["batchnorm", "head", "last-blocks", "full"]
+    loaded = Classifier.load(package, variant=Variant(file="checkpoint/model.onnx"))
+    assert loaded.prove() == 6 and loaded.session.inputs[0].name == "image"
     loaded.close()
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgekit.heads import linear
 from edgekit.heads.linear import blended, lda, shrinkage
 from edgekit.heads.statistics import HeadError, Standardiser, Statistics
 
@@ -114,3 +115,33 @@ def test_a_class_that_only_the_scene_has_joins() -> None:
     source = Statistics.of(*samples(0, (500, 500)), LABELS[:2])
     x, c = samples(1, (0, 0, 30))
     assert min(recalls(blended(source, Statistics.of(x, c, LABELS)))) > 0.85
+
+
+@given(st.integers(0, 1000), st.sampled_from([3, 64, 65, 200]))
+def test_the_solution_by_its_factor_is_the_one_by_eigenvalues(seed: int, width: int) -> None:
+    rng = np.random.default_rng(seed)
+    spread = rng.standard_normal((width, width)) * 10.0 ** rng.uniform(-2, 2, width)
+    matrix = spread @ spread.T / width + 1e-6 * np.eye(width)
+    means = rng.standard_normal((4, width))
+    factor = linear._factor(matrix)
+    assert factor is not None
+    by_factor, by_values = linear._by_factor(factor, means.T).T, linear._by_values(matrix, means)
+    assert np.abs(matrix @ by_factor.T - means.T).max() < 1e-4 * np.abs(means).max()
+    assert np.abs(by_factor - by_values).max() < 1e-4 * np.abs(by_values).max()
+
+
+@pytest.mark.parametrize("lowest", [-5.0, -1e-9, 0.0, 1e-9])
+def test_what_is_no_covariance_is_solved_by_eigenvalues_that_are_cut(lowest: float) -> None:
+    rng = np.random.default_rng(1)
+    turn = np.linalg.qr(rng.standard_normal((WIDTH, WIDTH)))[0]
+    matrix = (turn * np.r_[lowest, np.linspace(1, 2, WIDTH - 1)]) @ turn.T
+    assert linear._factor(matrix) is None
+    values = np.linalg.eigvalsh(linear._by_values(matrix, np.eye(WIDTH)))
+    assert values.max() == pytest.approx(1e6, rel=1e-3) and values.min() > 0.4
+
+
+def test_features_that_never_change_do_not_need_the_slow_road() -> None:
+    x, c = samples(0, (100, 100, 100))
+    x[:, 3] = 7.0
+    within = Statistics.of(x, c, LABELS).within
+    assert linear._factor(within + 1e-6 * np.eye(WIDTH)) is not None
