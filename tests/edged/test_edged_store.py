@@ -125,3 +125,23 @@ def test_error_classes(tmp_path: Path) -> None:
         assert is_disk_full(caught.value) and not is_corrupt(caught.value)
         assert db.query("SELECT count(*) FROM t")[0][0] == 0
     assert not is_disk_full(OSError()) and not is_corrupt(ValueError())
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_a_process_that_ends_takes_no_row_with_it(tmp_path: Path, second: bool) -> None:
+    """Also where this process opens the same file a second time, which must not cost the first its locks."""
+    path = tmp_path / "a.db"
+    child = (
+        f"from pathlib import Path; from edged.store import Database; Database(Path({str(path)!r}), {SCHEMA!r}).close()"
+    )
+    with Database(path, SCHEMA) as db:
+        db.execute("INSERT INTO t (v) VALUES ('before')")
+        if second:
+            with Database(path, SCHEMA) as other:
+                other.execute("INSERT INTO t (v) VALUES ('second')")
+        subprocess.run([sys.executable, "-c", child], check=True)
+        db.execute("INSERT INTO t (v) VALUES ('after')")
+        reader = open_reader(path)
+        found = [row[0] for row in reader.execute("SELECT v FROM t ORDER BY id")]
+        reader.close()
+    assert found == (["before", "second", "after"] if second else ["before", "after"])
