@@ -43,6 +43,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     names: list[str] = []  # further host names and addresses for the server certificate
     heartbeat_s: Annotated[float, Meta(ge=0.2, le=300.0)] = 10.0  # devices report at least this often
     answer_workers: Annotated[int, Meta(ge=1, le=64)] = 1  # processes that run the large models
+    # Of computing for one model that a device asks to be retrained; 0: none is.
+    retraining_hours: Annotated[float, Meta(ge=0.0, le=168.0)] = 4.0
 
 
 def load(path: Path | None, flags: Mapping[str, Any]) -> Settings:

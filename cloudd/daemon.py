@@ -39,6 +39,8 @@ from cloudd.federation.store import FederationStore
 from cloudd.operations import About, Operations
 from cloudd.registry import Registry
 from cloudd.registry import routes as registry_routes
+from cloudd.retraining import routes as retraining_routes
+from cloudd.retraining.service import Retraining
 from cloudd.storage import Blobs, Rows, StorageError, references
 from cloudd.storage.rows import sqlite_url
 from cloudd.web import Listener, listen_tcp, listen_unix, new_app
@@ -120,6 +122,10 @@ async def serve(settings: Settings, state: Path, announce: Callable[[About], Non
         await federation.open()
         stack.push_async_callback(federation.close)
 
+        retraining = Retraining(state / "retraining", settings.retraining_hours)
+        await retraining.open()
+        stack.push_async_callback(retraining.close)
+
         inherited = systemd.listen_fds()
         device_socket = _tcp(inherited.get("device"), settings.listen, "listen")
         dashboard_socket = _tcp(inherited.get("dashboard"), settings.dashboard, "dashboard")
@@ -133,6 +139,7 @@ async def serve(settings: Settings, state: Path, announce: Callable[[About], Non
         device_app.add_routes(registry_routes.routes(registry, blobs))
         device_app.add_routes(answer_routes.routes(answers))
         device_app.add_routes(federation_routes.routes(federation))
+        device_app.add_routes(retraining_routes.routes(retraining))
         guard = PageGuard(page_token(state), "cloudd-session", [*LOOPBACK_HOSTS, dashboard_socket.getsockname()[0]])
         listeners = [
             Listener(admin_api.application(operations, federation), admin_socket),

@@ -34,6 +34,12 @@ def add(verbs: common.Verbs) -> None:
         "--heartbeat", type=float, metavar="SECONDS", help="devices report at least this often, 0.2 to 300 (10)"
     )
     parser.add_argument("--answer-workers", type=int, metavar="N", help="processes that run the large models (1)")
+    parser.add_argument(
+        "--retraining-hours",
+        type=float,
+        metavar="HOURS",
+        help="of computing for one model that a device asks to be retrained, 0 to 168; 0: none is (4)",
+    )
     parser.add_argument("--no-advertise", action="store_true", help="do not announce this cloudd on the LAN")
     parser.add_argument("--verbose", action="store_true", help="log more")
 
@@ -50,6 +56,7 @@ def _do(args: argparse.Namespace) -> int:
         "blobs": args.blobs,
         "heartbeat_s": args.heartbeat,
         "answer_workers": args.answer_workers,
+        "retraining_hours": args.retraining_hours,
         "advertise": False if args.no_advertise else None,
     }
     settings = config.load(config.find_config(args.config, state), flags)

@@ -7,10 +7,10 @@ import hashlib
 import logging
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from edged.collab.commits import CommitError, Commits
 from edged.store import Database
@@ -139,3 +139,26 @@ class Ledger:
             )
         database.execute("DELETE FROM left_device WHERE seq <= (SELECT max(seq) FROM left_device) - ?", (MAX_RECORDS,))
         return database
+
+
+class Taught(NamedTuple):
+    """A labelled picture that goes to cloudd to be learned from (`edged.train.retraining`)."""
+
+    sample_id: str
+    bytes: int  # that are sent
+    sha256: str  # of these, hex
+
+
+def record_taught(state_dir: Path, service: str, authority: str, pictures: Sequence[Taught], at: float) -> None:
+    """Durably note that these pictures are about to leave; one that is on record for it already is not noted again.
+
+    `at`: seconds since the epoch. Nothing answers them one by one, so the outcome says that each may have arrived.
+    Raises StoreError, sqlite3.Error.
+    """
+    with Database(state_dir / "spool" / "left.db", _MIGRATIONS) as database:
+        database.executemany(
+            "INSERT INTO left_device (at, sample_id, service, reason, late, bytes, sha256, authority, outcome)"
+            " SELECT ?1, ?2, ?3, 'retraining', 0, ?4, ?5, ?6, 'unanswered' WHERE NOT EXISTS (SELECT 1 FROM left_device"
+            " WHERE sample_id = ?2 AND service = ?3 AND reason = 'retraining' AND sha256 = ?5 AND authority = ?6)",
+            [(at, one.sample_id, service, one.bytes, one.sha256, authority) for one in pictures],
+        )

@@ -31,6 +31,8 @@ SETTLED_S = 3.0
 """After so long a report shows that a gate has begun anew: the worker sends one a second."""
 CALIBRATING_S = 86_400.0
 """Longest wait for a certificate."""
+CLOUD_S = 7 * 86_400.0
+"""Longest time that cloudd may take with a job, and the link be down meanwhile."""
 
 
 class Turn(NamedTuple):
@@ -93,6 +95,15 @@ def died(settings: Settings, place: Place, how: str, now: float) -> Turn:
     if (again := _again(place, now, how)) is not None:
         return again
     return _finish(settings, place, "failed", now, max(0.0, now - _work(place).begun), f"its process broke: {how}")
+
+
+def at_cloud(settings: Settings, place: Place, word: TrainStopped, now: float) -> Turn:
+    """cloudd is at work, or cannot be reached: there is nothing to do for a process now."""
+    work, reason = _work(place), word.reason.rstrip(".")
+    if not 0 <= now - work.begun < CLOUD_S:
+        return _finish(settings, place, "failed", now, word.seconds, f"{duration(CLOUD_S)} did not suffice: {reason}")
+    work = replace(work, breaks=0, retry_at=now + min(word.again_s, RETRY_S), why=reason)
+    return Turn(replace(place, work=work), [], f"The job is at cloudd: {reason}.")
 
 
 def waiting(place: Place, now: float) -> Turn | None:

@@ -148,6 +148,7 @@ class LearningDesk:
             place = self._ledger.place(name)
             if place.work is not None:
                 await self._workshop.stop(name)
+                await self._workshop.leave_cloudd(place.work)
                 turn = course.stop_work(settings, place, by, self._parts.wall())
                 await self._ledger.act(turn)
                 return Done(text=turn.sentence)

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from edged.learning.bodies import Stock
 from edged.learning.place import Candidate, Counted, Place
-from edged.learning.settings import certified
+from edged.learning.settings import certified, never_asks, never_trains
 from edgekit.learning.ladder import Limits, Means, Spent
 from edgekit.learning.records import RUNGS, Rung
 from edgekit.learning.tally import Tally
@@ -27,6 +27,8 @@ OFFLOAD_SAMPLES = 1000
 """A report's offload share is of so many: before the gate has seen them since its calibration it says nothing."""
 MOST_AUDITS = 10_000
 """Of one look."""
+CLOUD_LABELS = 20
+"""Of each class of the model: about half of them teach (`edgekit.messages.retraining.FEWEST`)."""
 _TRAINED: tuple[Rung, ...] = ("batchnorm", "head", "last-blocks", "full")
 
 
@@ -69,7 +71,7 @@ def means(
     service: Service, learning: Learning, outside: Outside, limits: Limits, place: Place, found: Evidence
 ) -> Means:
     """What the service has to learn with, and why a rung is impossible or has to wait."""
-    never: dict[Rung, str] = {"cloud": "a cloudd cannot be asked to retrain a model for one device yet"}
+    never: dict[Rung, str] = {}
     later: dict[Rung, str] = {}
     for rung in RUNGS[:-1]:
         if learning.rungs is not None and rung not in learning.rungs:
@@ -81,12 +83,20 @@ def means(
     elif outside.report is None or outside.report.state != "ready":
         later["recalibrate"] = "the service is not ready"
     for rung in _TRAINED:
-        if service.task != "classification":
-            never.setdefault(rung, f'models of task = "{service.task}" cannot be trained on a device yet')
+        if untrained := never_trains(service):
+            never.setdefault(rung, untrained)
+        elif rung == "head" and service.task == "detection":
+            never.setdefault(rung, "a detector has no last layer in closed form")
         elif not found.labels:
             never.setdefault(rung, "there are no labels to judge a candidate by")
         elif outside.busy:
             later[rung] = outside.busy
+    if reason := never_asks(service) or _too_few(found):
+        never["cloud"] = reason
+    elif not outside.link_up:
+        later["cloud"] = "the link to cloudd is down"
+    elif outside.busy:
+        later["cloud"] = outside.busy
     classes = [
         count
         for label, count in found.labels.items()
@@ -99,6 +109,15 @@ def means(
         never=never,
         later=later,
     )
+
+
+def _too_few(found: Evidence) -> str:
+    """Why cloudd cannot retrain with these labels: its larger network learns from them alone. "" if it can."""
+    short = [label for label in found.known if found.labels.get(label, 0) < CLOUD_LABELS]
+    if not short and found.known:
+        return ""
+    rarest = min(short, key=lambda label: found.labels.get(label, 0), default="")
+    return f'it needs {CLOUD_LABELS} labels of every class, "{rarest[:64]}" has {found.labels.get(rarest, 0)}'
 
 
 def stock(stats: SampleStats, labels: Sequence[str]) -> Stock:

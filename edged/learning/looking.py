@@ -18,7 +18,7 @@ from edged.learning.ledger import Ledger
 from edged.learning.parts import Parts
 from edged.learning.place import Place
 from edged.learning.process import Died
-from edged.learning.settings import learner_settings
+from edged.learning.settings import learner_settings, never_asks
 from edged.learning.workshop import Workshop
 from edged.plan import Choice, service_of
 from edgekit.faults import crash_point
@@ -154,6 +154,11 @@ class Looking:
             if work.sent is not None:
                 return course.recalibrating(settings, place, outside)
             return self._recalibrate(place, outside)
+        if work.rung == "cloud" and (why := _forbidden(entry)):
+            await shop.stop(name)
+            await shop.leave_cloudd(work, forget=True)
+            refused = TrainStopped(kind="refused", reason=why, resumable=False)
+            return course.stopped(settings, place, refused, outside.now)
         word = work.done or shop.outcome(name)
         if isinstance(word, TrainDone):
             if work.done is None:
@@ -163,6 +168,8 @@ class Looking:
             return await self._made(settings, place, word, outside)
         if word is not None:
             shop.clear(name)
+        if isinstance(word, TrainStopped) and word.kind == "waiting":
+            return course.at_cloud(settings, place, word, outside.now)
         if isinstance(word, TrainStopped) and word.kind != "paused":
             return course.stopped(settings, place, word, outside.now)
         if isinstance(word, Died):
@@ -217,6 +224,12 @@ class Looking:
 
     def _report(self, name: str) -> ServiceReport | None:
         return next((report for report in self._parts.runs.reports() if report.name == name), None)
+
+
+def _forbidden(entry: Entry) -> str:
+    """Why a job of this service may not be at cloudd any more, "" if it may."""
+    service = service_of(entry)
+    return never_asks(service) if service is not None else "the service is gone"
 
 
 def _find(model: str, installed: Mapping[str, object]) -> str | None:

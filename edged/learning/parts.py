@@ -43,6 +43,13 @@ class Runs(Protocol):
     def send(self, message: ToWorker) -> bool: ...
 
 
+class Cloudd(NamedTuple):
+    """The cloudd that this device has joined."""
+
+    url: str  # https://host:port
+    identity: str  # directory with key.pem, certificate.pem, authority.pem; "" before it has joined
+
+
 @dataclass(frozen=True)
 class Parts:
     """`entries` blocks; the rest is asked in the event loop."""
@@ -59,6 +66,7 @@ class Parts:
     link_up: Callable[[], bool]
     settling: Callable[[str], bool] = lambda ref: False
     """Whether it is still being measured how this model (name@version) runs best."""
+    cloudd: Callable[[], Cloudd] = lambda: Cloudd("", "")
     served: Callable[[], frozenset[str]] = frozenset
     """name@version of what runs without a service."""
     threads: int = 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable
+from typing import Literal
 
 from edgekit.gates.limits import Limits as OldLimits
 from edgekit.learning import ladder, learner
@@ -37,7 +38,7 @@ def learner_settings(service: Service, learning: Learning) -> learner.Settings:
     """How this service learns."""
     shadow, probation = learning.shadow, learning.probation
     return learner.Settings(
-        triggers=_triggers(learning),
+        triggers=_triggers(service, learning),
         ladder=ladder.Limits(jobs=learning.jobs, seconds=learning.hours * _HOUR),
         trial=TrialLimits(
             shadow_items=shadow.items,
@@ -80,10 +81,29 @@ def labels_wanted(learning: Learning) -> int:
 
 def never_trains(service: Service) -> str:
     """A clause: why no job can ever train the model of this service, "" if one can."""
-    if service.task != "classification":
+    if service.task not in ("classification", "detection"):
         return f'models of task = "{service.task}" cannot be trained on a device yet'
+    return ""
+
+
+def label_kind(service: Service) -> Literal["labels", "boxes"]:
+    """What its model learns from: labels of whole pictures, or boxes in them."""
+    return "boxes" if service.task == "detection" or _ranks_tiles(service) else "labels"
+
+
+def never_asks(service: Service) -> str:
+    """A clause: why cloudd is never asked to retrain the model of this service, "" if it may be.
+
+    That sends every labelled picture, as the model sees it: the definition must say so, beside letting pictures leave.
+    """
+    if service.learning is None or "cloud" not in (service.learning.rungs or ()):
+        return 'learning.rungs does not name "cloud", which sends labelled pictures to cloudd'
+    if service.may_leave != "raw":
+        return f'no picture may leave (may_leave = "{service.may_leave}")'
+    if service.task != "classification":
+        return f'models of task = "{service.task}" are not retrained at cloudd yet'
     if service.pipeline is not None and service.pipeline.tiles is not None:
-        return "it cuts pictures into tiles, and a label of the whole picture does not say which tile it is of"
+        return "it cuts pictures into tiles, and models of tiles are not retrained at cloudd yet"
     return ""
 
 
@@ -93,8 +113,8 @@ def budget_of(learning: Learning) -> Budget:
 
 
 def audited(service: Service) -> bool:
-    """Whether the cloud's answers tell how good the answers given here are."""
-    return service.hard_samples.asks and service.may_leave != "nothing"
+    """Whether the cloud's answers tell how good a candidate's answers are: of parts of a picture they do not."""
+    return service.hard_samples.asks and service.may_leave != "nothing" and service.regions is None
 
 
 def certified(hard: HardSamples) -> bool:
@@ -123,15 +143,21 @@ def next_number(root: str, service: str, used: int, installed: Iterable[str]) ->
     return number
 
 
-def _triggers(learning: Learning) -> Triggers:
-    """An operator may always ask."""
+def _ranks_tiles(service: Service) -> bool:
+    """Whether it cuts pictures into tiles and takes the worst of their labels, by an order that names them."""
+    tiles = service.pipeline.tiles if service.pipeline is not None else None
+    return service.task == "classification" and tiles is not None and tiles.aggregate == "worst"
+
+
+def _triggers(service: Service, learning: Learning) -> Triggers:
+    """An operator may always ask. A class whose rank nobody knows is none that tiles could get."""
     if learning.start == "operator":
         return Triggers(
             new_class=None, unattainable=None, audits=None, drift=None, offload=None, labels=None, schedule=None
         )
     set_off = learning.triggers
     return Triggers(
-        new_class=NewClass(labels=set_off.new_class) if set_off.new_class else None,
+        new_class=NewClass(labels=set_off.new_class) if set_off.new_class and not _ranks_tiles(service) else None,
         unattainable=Unattainable(looks=set_off.unattainable) if set_off.unattainable else None,
         audits=Audits(audits=set_off.audits) if set_off.audits else None,
         drift=Drift() if set_off.drift else None,

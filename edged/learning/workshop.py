@@ -12,10 +12,11 @@ from typing import NamedTuple, get_args
 
 from edged.api import ApiError
 from edged.desired import Entry
-from edged.learning.parts import Parts
+from edged.learning.parts import Cloudd, Parts
 from edged.learning.place import Work
 from edged.learning.process import Died, LastWord, Training
-from edged.learning.settings import budget_of, judging_limits
+from edged.learning.settings import budget_of, judging_limits, label_kind
+from edged.plan import service_of
 from edged.samples.bodies import MakeBody
 from edgekit.learning.triggers import NewClass
 from edgekit.messages.learning import TrainDone, TrainOrder, TrainProgress, TrainRung, TrainStopped
@@ -76,7 +77,7 @@ class Workshop:
         if work.base not in packages:
             return TrainStopped(kind="failed", reason=f"{work.base} is not installed any more", resumable=False)
         try:
-            await self._dataset(entry.name, work)
+            await self._dataset(entry, work)
             await asyncio.to_thread(self._root.mkdir, mode=0o700, parents=True, exist_ok=True)
             order = self._order(work, entry, learning, packages[work.base])
             self._training = await Training.start(order, self._parts.empty, self._parts.command())
@@ -97,19 +98,30 @@ class Workshop:
         self._training = None
         return word
 
+    async def leave_cloudd(self, work: Work, forget: bool = False) -> None:
+        """Tell cloudd that a job there is over; `forget`: that none of its pictures may stay. It may not hear of it."""
+        cloudd = self._parts.cloudd()
+        if work.rung == "cloud" and cloudd.identity:
+            from edged.train.retraining_client import close_job  # the supervisor's memory is counted
+
+            await close_job(self.scratch(work), cloudd.url, cloudd.identity, forget)
+
     async def close(self) -> None:
         """End whatever job is being done; the next start goes on with it."""
         if self._training is not None:
             await self.stop(self._training.service)
 
-    async def _dataset(self, service: str, work: Work) -> None:
+    async def _dataset(self, entry: Entry, work: Work) -> None:
         """Fix what is learned from, unless an earlier start of this job did. Raises ApiError."""
         if any(version.name == work.dataset for version in await self._parts.samples.versions()):
             return
-        await self._parts.samples.make(MakeBody(name=work.dataset, service=service, kind="labels"))
+        service = service_of(entry)
+        kind = label_kind(service) if service is not None else "labels"
+        await self._parts.samples.make(MakeBody(name=work.dataset, service=entry.name, kind=kind))
 
     def _order(self, work: Work, entry: Entry, learning: Learning, base: Path) -> TrainOrder:
         assert work.rung in get_args(TrainRung)
+        cloudd = self._parts.cloudd() if work.rung == "cloud" else Cloudd("", "")
         return TrainOrder(
             state_dir=str(self._parts.state_dir),
             device_id=self._parts.device_id(),
@@ -130,6 +142,8 @@ class Workshop:
             budget=budget_of(learning),
             limits=judging_limits(learning),
             max_seconds=learning.hours * 3600.0,
+            identity=cloudd.identity,
+            url=cloudd.url,
         )
 
     # --- packages -----------------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from edged.capture.camera import CameraSource
 from edged.capture.folder import FolderSource
 from edged.capture.outputs.opening import Outputs
 from edged.collab.collaboration import AnyCollaborator, Collaboration
-from edged.collab.regions import takes_regions
 from edged.gallery.live import Galleries
 from edged.samples.keeper import SampleKeeper
 from edged.samples.opening import open_store
@@ -29,9 +28,10 @@ from edged.serve.offloading import Offloader
 from edged.serve.service_runtime import ServiceRuntime
 from edged.serve.shadow.shadow import SHARE, Shadow
 from edged.serve.shadow.wire import Order
-from edgekit.messages import Answer, Configure, Decision, Event, HardSample, ServiceReport
+from edgekit.messages import NOTHING_FOUND, Answer, Configure, Decision, Event, HardSample, ServiceReport
 from edgekit.services import CAMERAS, Samples
 from edgekit.vision.classification import Classifier
+from edgekit.vision.detection.detector import Detector
 
 Keep = Callable[[Decision, bytes], None]
 
@@ -167,14 +167,15 @@ class Assembly:
             return None
         directory = self._configure.packages.get(ref, "")
         failure = "" if directory else "it is not installed"
-        if not isinstance(model.vision, Classifier) or takes_regions(service):
-            failure = "only candidates that classify whole pictures can be tried on live ones so far"
+        if not isinstance(model.vision, Classifier | Detector):
+            failure = "only candidates that classify or detect can be tried on live pictures so far"
         order = Order(
             definition=definition,
             candidate=ref,
             directory=directory,
-            known=list(model.vision.labels),
-            asks=service.hard_samples.asks and not collaborator.reticence,
+            known=[*model.vision.labels, *([NOTHING_FOUND] if isinstance(model.vision, Detector) else [])],
+            # An answer about some regions says nothing of what the candidate found in the others.
+            asks=service.hard_samples.asks and service.regions is None and not collaborator.reticence,
         )
         share = SHARE / len(self._configure.shadows)
         shadow = self.shadows[service.name] = Shadow(service.name, order, self._channel.notify, share, failure)

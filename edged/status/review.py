@@ -11,6 +11,7 @@ import msgspec
 
 from edged.api import ApiError
 from edged.gallery.records import UNKNOWN
+from edged.learning.settings import label_kind
 from edged.samples.bodies import LabelBody
 from edged.samples.desk import SampleDesk
 from edged.samples.records import Label, LabelRecord, Sample, Text, says_the_same
@@ -68,7 +69,7 @@ def classes_of(service: Service | None, package: Path | None) -> Classes:
     """Blocks on the disk. A package that is not here or cannot be read has no labels.
 
     Good or anomalous is a class, and so is who somebody is: the model of the latter has no labels, so all that is known
-    is that somebody may be unknown.
+    is that somebody may be unknown. Boxes are drawn for a detector, and where tiles are to be learned from boxes.
     """
     labels: list[str] = []
     if package is not None:
@@ -79,7 +80,8 @@ def classes_of(service: Service | None, package: Path | None) -> Classes:
     task = service.task if service is not None else "classification"
     if task == "embedding":
         labels = [UNKNOWN]
-    return Classes(task="detection" if task == "detection" else "classification", labels=labels)
+    tiles = service is not None and service.learning is not None and label_kind(service) == "boxes"
+    return Classes(task="detection" if task == "detection" or tiles else "classification", labels=labels)
 
 
 class Review:

@@ -52,6 +52,11 @@ def _work(order: TrainOrder, events: int) -> FromTraining:
     pace = Pace(order.budget, sensors, time.monotonic, time.sleep, lambda progress: _say(events, progress))
     signal.signal(signal.SIGTERM, lambda *_: pace.pause("it was asked to pause"))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    if order.rung == "cloud":
+        from edged.train.retraining_client import waits
+
+        if (stopped := waits(order)) is not None:
+            return stopped
     try:
         from edged.train.job import run
     except ImportError as error:
@@ -81,7 +86,7 @@ def _end(descriptor: int, event: FromTraining) -> NoReturn:
     with contextlib.suppress(BrokenPipeError):
         _say(descriptor, event)
     sys.stderr.flush()
-    os._exit(1 if isinstance(event, TrainStopped) and event.kind != "paused" else 0)
+    os._exit(1 if isinstance(event, TrainStopped) and event.kind in ("failed", "refused") else 0)
 
 
 if __name__ == "__main__":

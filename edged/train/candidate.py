@@ -7,50 +7,42 @@ to what the candidate says about them.
 
 from __future__ import annotations
 
-import math
 import platform
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path, PurePosixPath
-from time import thread_time
-from typing import Any
+from pathlib import Path
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
+from edged.train.box_examining import examine_boxes, pinned_boxes, reporting
+from edged.train.box_lessons import BoxLessons, BoxPart
+from edged.train.examining import examine, pinned
+from edged.train.folding import check_folded, write_folded
 from edged.train.lessons import Lessons
+from edged.train.lessons import Part as LearnedPart
 from edged.train.lineage import FOLDER, LINEAGE, Base, Data, Lineage, Part, Recipe
-from edged.train.network import float_variant
+from edged.train.network import file_to_learn
 from edged.train.pace import Workplace
 from edgekit import VERSION, packages
 from edgekit.datasets.dataset import digest
 from edgekit.faults import crash_point
-from edgekit.gates.paired import Answers
-from edgekit.gates.scores import hardness
-from edgekit.learning.judging import Cost, HeldOut, judge
 from edgekit.learning.limits import JudgingLimits
 from edgekit.learning.records import NAMES, Rung
 from edgekit.learning.trial import Verdict
-from edgekit.packages import Manifest, OutputSpec, Package, ProofSample, Variant
-from edgekit.runtimes import ModelError, SessionOptions
-from edgekit.runtimes.onnx_reader import read_references
+from edgekit.packages import CheckpointSpec, DetectionSpec, Manifest, OutputSpec, Package, ProofSample, Variant
+from edgekit.runtimes import SessionOptions
 from edgekit.services import Service
 from edgekit.training import MODEL_FILE
-from edgekit.vision.classification import Classified, Classifier
-from edgekit.vision.images import ImageError
-from edgekit.vision.pipeline import Pipelined
+from edgekit.vision.classification import Classifier
+from edgekit.vision.detection.detector import Detector
 
 LABELS_FILE = "labels.txt"
 PACKAGE = "package"
 """Folder of the candidate."""
-_SURE = 0.1  # margin of a proof sample: one nearer to another label says nothing about damage
-_TOLERANCE = 0.05
-_TIMED = 32  # pictures
-_TURNS = 5  # of each model on each of them; the fastest counts, since only others lengthen it
+_KINDS: dict[str, type[Classifier] | type[Detector]] = {"classification": Classifier, "detection": Detector}
 
 
 @dataclass(frozen=True)
@@ -64,15 +56,16 @@ class Made:
     job: int
     rung: Rung
     dataset: str
-    logits: str  # name of its output
+    logits: str  # name of a classifier's output
     write: Callable[[Path], None]  # puts MODEL_FILE and WEIGHTS_FILE into a folder
     recipe: Recipe | None
     scene: int
     notes: Sequence[str]
+    detection: DetectionSpec | None = None  # of a detector, where it is not that of its base
 
 
 def finish(
-    made: Made, lessons: Lessons, limits: JudgingLimits, earlier_before: float | None, at: Workplace
+    made: Made, lessons: Lessons | BoxLessons, limits: JudgingLimits, earlier_before: float | None, at: Workplace
 ) -> tuple[Package, Verdict]:
     """Judge and seal; a refused candidate is sealed, too, so that it can be looked at.
 
@@ -82,154 +75,81 @@ def finish(
     root = at.folder / PACKAGE
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir()
-    made.write(root)
+    checkpoint = write_folded(made.base, made.write, root)
     (root / LABELS_FILE).write_text("".join(f"{label}\n" for label in lessons.classes), "utf-8")
-    draft = packages.seal_package(root, _manifest(made))
-    options = SessionOptions(threads=1)  # of one thread the processor time can be told
-    with ExitStack() as opened:
-        present = opened.enter_context(closing(Classifier.load(made.base, options)))
-        candidate = opened.enter_context(closing(Classifier.load(draft, options)))
-        verdict = _judge(made, lessons, limits, earlier_before, present, candidate, at)
-        samples = _pinned(made.base, candidate, root)
+    draft = packages.seal_package(root, _manifest(made, checkpoint))
+    if isinstance(lessons, BoxLessons):
+        with ExitStack() as opened:
+            load = (Detector.load(one, SessionOptions(threads=1)) for one in (made.base, draft))
+            present, candidate = (opened.enter_context(closing(one)) for one in load)
+            made = replace(made, detection=reporting(made.service, lessons, present, candidate, at))
+        (root / packages.MANIFEST_NAME).unlink()
+        draft = packages.seal_package(root, _manifest(made, checkpoint))
+    verdict, samples = _examined(made, lessons, limits, earlier_before, draft, at)
     (root / packages.MANIFEST_NAME).unlink()
     (root / FOLDER).mkdir()
     (root / LINEAGE).write_bytes(
         msgspec.json.format(msgspec.json.encode(_lineage(made, lessons, verdict)), indent=1) + b"\n"
     )
     at.pace.turn("sealing", 0, 1)
-    package = packages.seal_package(root, _manifest(made, samples))
+    package = packages.seal_package(root, _manifest(made, checkpoint, samples))
     crash_point("train.sealed")
-    with closing(Classifier.load(package, options)) as proved:
+    with closing(_KINDS[made.base.manifest.task].load(package, SessionOptions(threads=1))) as proved:
         proved.prove()
     at.pace.turn("sealing", 1, 1)
     return package, verdict
 
 
-def _manifest(made: Made, samples: Sequence[ProofSample] = ()) -> Manifest:
+def _examined(
+    made: Made,
+    lessons: Lessons | BoxLessons,
+    limits: JudgingLimits,
+    earlier_before: float | None,
+    draft: Package,
+    at: Workplace,
+) -> tuple[Verdict, list[ProofSample]]:
+    """The judgement on the draft, and its proof samples."""
+    kind = _KINDS[made.base.manifest.task]
+    options = SessionOptions(threads=1)  # of one thread the processor time can be told
+    with ExitStack() as opened:
+        present, candidate = (opened.enter_context(closing(kind.load(one, options))) for one in (made.base, draft))
+        assert candidate.session is not None, "only a template has none"
+        check_folded(made.base, draft, candidate.session)
+        if isinstance(present, Detector) and isinstance(candidate, Detector):
+            assert isinstance(lessons, BoxLessons), "a detector learns boxes"
+            verdict = examine_boxes(made.service, lessons, limits, earlier_before, present, candidate, at)
+            return verdict, pinned_boxes(made.base, candidate, draft.root)
+        assert isinstance(lessons, Lessons) and isinstance(present, Classifier) and isinstance(candidate, Classifier)
+        verdict = examine(made.service, lessons, limits, earlier_before, present, candidate, at)
+        return verdict, pinned(made.base, candidate, draft.root)
+
+
+def _manifest(made: Made, checkpoint: CheckpointSpec | None, samples: Sequence[ProofSample] = ()) -> Manifest:
+    base = made.base.manifest
     return Manifest(
         name=made.name,
         version=made.version,
+        task=base.task,
         description=f"{made.base.ref} after {NAMES[made.rung]} on a device, for the service {made.service.name}",
         labels=LABELS_FILE,
-        input=made.base.manifest.input,
-        output=OutputSpec(kind="logits", name=made.logits),
+        input=base.input,
+        output=OutputSpec(kind="logits", name=made.logits) if base.task == "classification" else base.output,
+        detection=made.detection or base.detection,
         variants=[Variant(file=MODEL_FILE)],
         samples=list(samples),
+        checkpoint=checkpoint,
     )
 
 
-def _judge(
-    made: Made,
-    lessons: Lessons,
-    limits: JudgingLimits,
-    earlier_before: float | None,
-    present: Classifier,
-    candidate: Classifier,
-    at: Workplace,
-) -> Verdict:
-    part = lessons.judge
-    looks = [_look(model, made.service) for model in (present, candidate)]
-    answers: list[list[tuple[int, float]]] = []
-    tensors: list[NDArray[Any]] = []
-    kept: list[int] = []
-    read = lessons.reader(part)
-    for place in range(len(part.pictures)):
-        data = read(place)
-        with suppress(ImageError):  # a picture that no model can look at judges none
-            answers.append([_ask(look, data) for look in looks])
-            kept.append(place)
-            if len(tensors) < _TIMED:
-                tensors.append(present.tensor(data))
-        at.pace.turn("judging", place + 1, len(part.pictures))
-    before = -math.inf if earlier_before is None else earlier_before
-    held = HeldOut(
-        dataset=digest(part.pictures),
-        truth=part.labels[kept],
-        classes=lessons.classes,
-        old=lessons.known,
-        earlier=part.labelled_at[kept] < before,
-    )
-    cost = Cost(p95_ms=_p95(present, candidate, tensors, at), bytes=_bytes(present, candidate)) if tensors else None
-    mine, theirs = (_answers([one[row] for one in answers]) for row in (0, 1))
-    return judge(held, mine, theirs, limits, cost)
-
-
-def _look(model: Classifier, service: Service) -> Callable[[bytes], Classified]:
-    return model.classify if service.pipeline is None else Pipelined(model, service.pipeline).classify
-
-
-def _ask(look: Callable[[bytes], Classified], data: bytes) -> tuple[int, float]:
-    try:
-        said = look(data)
-    except ModelError:
-        return -1, 1.0
-    return said.index, hardness(said.margin)
-
-
-def _answers(said: Sequence[tuple[int, float]]) -> Answers:
-    return Answers(np.array([index for index, _ in said], np.int64), np.array([hard for _, hard in said], np.float64))
-
-
-def _p95(
-    present: Classifier, candidate: Classifier, tensors: Sequence[NDArray[Any]], at: Workplace
-) -> tuple[float, float]:
-    """Milliseconds of processor time that each model takes for a picture, the 95th percentile over pictures."""
-    best = np.full((2, len(tensors)), np.inf)
-    for turn in range(_TURNS):
-        for column, tensor in enumerate(tensors):
-            order = ((0, present), (1, candidate)) if (turn + column) % 2 else ((1, candidate), (0, present))
-            for row, model in order:
-                started = thread_time()
-                model.classify_tensor(tensor)
-                best[row, column] = min(best[row, column], (thread_time() - started) * 1e3)
-        at.pace.turn("judging", turn + 1, _TURNS, "run times")
-    before, after = np.percentile(best, 95, axis=1)
-    return float(before), float(after)
-
-
-def _bytes(present: Classifier, candidate: Classifier) -> tuple[int, int]:
-    return _size(present.package, present.variant), _size(candidate.package, candidate.variant)
-
-
-def _size(package: Package, variant: Variant) -> int:
-    """Bytes of the file and of those that it reads weights from."""
-    files = {variant.file}
-    if variant.runtime == "onnxruntime":
-        place = PurePosixPath(variant.file).parent
-        files |= {str(place / name) for name in read_references(package.path(variant.file)).external}
-    return sum(package.sizes[file] for file in files)
-
-
-def _pinned(base: Package, candidate: Classifier, root: Path) -> list[ProofSample]:
-    """The base's proof samples about which the candidate is sure, each with what it says."""
-    samples: list[ProofSample] = []
-    for file in dict.fromkeys(one.file for one in base.manifest.samples):
-        data = base.path(file).read_bytes()
-        try:
-            said = candidate.classify(data)
-        except (ImageError, ModelError):
-            continue
-        if said.margin < _SURE:
-            continue
-        target = root / file
-        if target.exists():
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(data)
-        score = min(1.0, round(said.score, 3))
-        samples.append(ProofSample(file=file, label=said.label, score=score, tolerance=_TOLERANCE))
-    return samples
-
-
-def _lineage(made: Made, lessons: Lessons, verdict: Verdict) -> Lineage:
-    variant = float_variant(made.base)
+def _lineage(made: Made, lessons: Lessons | BoxLessons, verdict: Verdict) -> Lineage:
+    file = file_to_learn(made.base)
     parts = {"learn": lessons.learn, "choose": lessons.choose, "judge": lessons.judge}
     return Lineage(
         base=Base(
             model=made.base.ref,
             digest=made.base.digest,
-            file=variant.file,
-            sha256=made.base.manifest.files[variant.file],
+            file=file,
+            sha256=made.base.manifest.files[file],
         ),
         service=made.service.name,
         job=made.job,
@@ -237,12 +157,7 @@ def _lineage(made: Made, lessons: Lessons, verdict: Verdict) -> Lineage:
         data=Data(
             name=made.dataset,
             digest=lessons.digest,
-            parts={
-                name: Part(
-                    pictures=len(part.pictures), labels=part.counts(lessons.classes), digest=digest(part.pictures)
-                )
-                for name, part in parts.items()
-            },
+            parts={name: _part(part, lessons.classes) for name, part in parts.items()},
             scene=made.scene,
         ),
         classes=list(lessons.new),
@@ -251,6 +166,12 @@ def _lineage(made: Made, lessons: Lessons, verdict: Verdict) -> Lineage:
         notes=list(made.notes),
         verdict=verdict,
     )
+
+
+def _part(side: LearnedPart | BoxPart, classes: Sequence[str]) -> Part:
+    """The record of some of the pictures, however many parts of them taught."""
+    pictures = {one.file: one for one in side.pictures}.values()
+    return Part(pictures=len(pictures), labels=side.counts(classes), digest=digest(pictures))
 
 
 def _tools() -> dict[str, str]:

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edged.train.graph import NetworkError
 from edged.train.lessons import Lessons, Part
-from edged.train.network import Floats, LastLayer, Network, NetworkError, features
+from edged.train.network import Floats, LastLayer, Network, features
 from edged.train.pace import Workplace
 from edgekit.datasets.parts import place
 from edgekit.heads.linear import LinearHead, lda

@@ -10,27 +10,31 @@ from pathlib import Path
 import numpy as np
 
 from edged.collab.sealing import SealError
-from edged.samples.reading import Filter
+from edged.learning.settings import never_asks
 from edged.samples.store import SampleStore
 from edged.store import StoreError
-from edged.train import head, scene, tuning
+from edged.train import head, retraining, scene, tuning
+from edged.train.box_job import learn_boxes
+from edged.train.box_lessons import BoxLessons, load_box_lessons
 from edged.train.candidate import Made, finish
-from edged.train.lessons import LessonError, Lessons, check_service, is_judging, load_lessons, open_samples
-from edged.train.lessons import region_of_interest as seen_by
-from edged.train.lineage import Recipe
-from edged.train.network import Network, NetworkError, read_network
+from edged.train.graph import NetworkError
+from edged.train.lessons import LessonError, Lessons, check_service, load_lessons, open_samples
+from edged.train.network import Network, read_network
 from edged.train.pace import Halted, Pace, Workplace
+from edged.train.retraining_client import CloudFailed, Waiting, over, waiting
+from edged.train.tile_lessons import load_tile_lessons
 from edged.train.tuning import Tuned
+from edged.train.views import cut_for_classifiers
 from edgekit.atomic import sweep
 from edgekit.autodiff.errors import AutodiffError
-from edgekit.datasets.dataset import DatasetError, Picture
+from edgekit.datasets.dataset import DatasetError
 from edgekit.learning.budget import Sensors
 from edgekit.learning.trial import Expected
 from edgekit.messages.learning import TrainDone, TrainOrder, TrainStopped
-from edgekit.packages import InputSpec, Package, PackageError, check_name, check_version, open_package
+from edgekit.packages import Package, PackageError, check_name, check_version, open_package
 from edgekit.runtimes import ModelError
 from edgekit.services import Service, ServiceError, parse_service
-from edgekit.training import CheckpointError, Pictures, TrainingError
+from edgekit.training import CheckpointError, TrainingError
 
 MAX_REASON = 1000
 """Characters of a reason."""
@@ -43,7 +47,9 @@ def run(order: TrainOrder, pace: Pace, clock: Callable[[], float], sensors: Sens
     except Halted as error:
         # Over its budget it breaks off: more time would not help, more memory might.
         return _stopped("paused" if error.asked else "failed", str(error), pace, resumable=True)
-    except CheckpointError as error:
+    except Waiting as error:
+        return waiting(order, str(error))
+    except (CheckpointError, CloudFailed) as error:
         return _stopped("failed", str(error), pace)
     except (LessonError, NetworkError, TrainingError, AutodiffError, ServiceError) as error:
         return _stopped("refused", str(error), pace)
@@ -71,6 +77,8 @@ def _run(order: TrainOrder, at: Workplace) -> TrainDone:
     check_version(order.version)
     service = parse_service(order.definition, "order")
     check_service(service)
+    if order.rung == "cloud" and (reason := never_asks(service)):  # whatever the order says
+        raise LessonError(reason)
     sweep(at.folder)
     base = open_package(Path(order.base))
     if service.name != order.service or base.ref != order.base_ref:
@@ -78,11 +86,16 @@ def _run(order: TrainOrder, at: Workplace) -> TrainDone:
     with closing(open_samples(Path(order.state_dir), order.device_id)) as store:
         at.pace.turn("reading", 0, 0)
         growing = None if order.rung == "batchnorm" else order.new_class
-        lessons = load_lessons(store, order.dataset, service, base.labels, growing)
+        lessons = _loader(service)(store, order.dataset, service, base.labels, growing)
         if order.rung != "batchnorm":
             lessons = lessons.readable(base.manifest.input, lambda done, total: at.pace.turn("reading", done, total))
-        made = _learn(order, service, base, store, lessons, at)
+        if isinstance(lessons, BoxLessons):
+            made = learn_boxes(order, service, base, store, lessons, at)
+        else:
+            made = _learn(order, service, base, store, lessons, at)
         package, verdict = finish(made, lessons, order.limits, order.earlier_before, at)
+    if order.rung == "cloud":
+        over(order)
     hard = service.hard_samples
     return TrainDone(
         directory=str(package.root),
@@ -96,6 +109,13 @@ def _run(order: TrainOrder, at: Workplace) -> TrainDone:
     )
 
 
+def _loader(service: Service) -> Callable[..., Lessons | BoxLessons]:
+    """What reads the lessons of this service."""
+    if service.task == "detection":
+        return load_box_lessons
+    return load_lessons if service.pipeline is None or service.pipeline.tiles is None else load_tile_lessons
+
+
 def _learn(
     order: TrainOrder, service: Service, base: Package, store: SampleStore, lessons: Lessons, at: Workplace
 ) -> Made:
@@ -106,15 +126,19 @@ def _learn(
     write: Callable[[Path], None]
     recipe, pictures = None, 0
     if order.rung == "batchnorm":
-        learned, pictures = _scene(network, service, spec, store, lessons, at)
-        write = learned.save
+        shown, usable = scene.looked_at(store, service, lessons.judge.pictures, spec, cut_for_classifiers, at)
+        write, pictures = scene.reestimated(network, shown, usable, at).save, len(usable)
     elif order.rung == "head":
         learned, said = head.relearned(network, lessons, spec, at)
         notes += said
         write = learned.save
+    elif order.rung == "cloud":
+        taught = retraining.retrained(order, network, base, lessons, at)
+        notes += taught.notes
+        write = taught.write
     else:
         tuned = _tuned(order, order.rung, network, base, lessons, at)
-        write, recipe = tuned.write, _recipe(tuned)
+        write, recipe = tuned.write, tuning.recipe_of(tuned)
     return Made(
         base=base,
         service=service,
@@ -129,38 +153,6 @@ def _learn(
         scene=pictures,
         notes=notes,
     )
-
-
-def _scene(
-    network: Network, service: Service, spec: InputSpec, store: SampleStore, lessons: Lessons, at: Workplace
-) -> tuple[Network, int]:
-    """Statistics of the newest pictures, labelled or not, but for those that judge."""
-    judging = {one.file for one in lessons.judge.pictures}
-    newest = store.select(Filter(service=service.name), 4 * scene.MOST)
-    ids = [
-        one.id
-        for one in newest
-        if one.state == "kept"
-        and one.id not in judging
-        and not is_judging(Picture(one.id, one.sha256, group=one.group))
-    ]
-
-    def read(place: int) -> bytes:
-        data = store.picture(ids[place])
-        return data if service.pipeline is None else seen_by(data, spec, service.pipeline)
-
-    pictures = Pictures(read, spec)
-    usable: list[int] = []
-    for place in range(len(ids)):
-        if len(usable) == scene.MOST:
-            break
-        try:
-            pictures.fitted(place)
-        except (KeyError, SealError, DatasetError, TrainingError):
-            continue  # evicted a moment ago, or damaged
-        usable.append(place)
-        at.pace.turn("reading", len(usable), min(len(ids), scene.MOST))
-    return scene.reestimated(network, pictures, usable, at), len(usable)
 
 
 def _tuned(
@@ -178,18 +170,3 @@ def _tuned(
         return head.relearned(network, lessons, spec, at, widen=False)[0] if lessons.new else network
 
     return tuning.tune(rung, network, start, lessons, spec, settings, base.digest, at)
-
-
-def _recipe(tuned: Tuned) -> Recipe:
-    settings = tuned.settings
-    return Recipe(
-        epochs=settings.epochs,
-        batch=settings.batch,
-        peak=settings.schedule.peak,
-        balance=settings.balance,
-        seed=settings.seed,
-        trained=tuned.trained,
-        epoch=tuned.epoch,
-        score=tuned.score,
-        ended=tuned.ended,
-    )

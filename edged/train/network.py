@@ -18,8 +18,9 @@ import onnx.helper
 import onnx.numpy_helper
 from numpy.typing import NDArray
 
+from edged.train.graph import Graph, NetworkError, copied, drop_unused, free_name
 from edged.train.stages import THROUGH, Stage, more_features
-from edgekit.packages import Package, Variant
+from edgekit.packages import Package, Variant, learning_file
 from edgekit.runtimes import Session, SessionOptions, open_session
 from edgekit.training import MODEL_FILE, WEIGHTS_FILE, write_model
 from edgekit.vision.classification import Classifier
@@ -30,16 +31,12 @@ _EMBEDDED = (2 << 30) - 1
 Floats = NDArray[np.float64]
 
 
-class NetworkError(ValueError):
-    """The model cannot learn in this way; the message is a clause that names the node and says why."""
-
-
-def float_variant(package: Package) -> Variant:
-    """The file that learns: the first fp32 one for onnxruntime on any chip. Raises NetworkError if there is none."""
-    for one in package.manifest.variants:
-        if (one.runtime, one.precision, one.target) == ("onnxruntime", "fp32", None):
-            return one
-    raise NetworkError(f"{package.ref} has no fp32 file for onnxruntime, and only such a file can learn")
+def file_to_learn(package: Package) -> str:
+    """The un-folded checkpoint, else the first fp32 file for onnxruntime. Raises NetworkError if there is neither."""
+    file = learning_file(package.manifest)
+    if file is None:
+        raise NetworkError(f"{package.ref} has no fp32 file for onnxruntime, and only such a file can learn")
+    return file
 
 
 @dataclass(frozen=True)
@@ -54,17 +51,10 @@ class LastLayer:
 
 
 @dataclass(frozen=True, eq=False)
-class Network:
-    """A classifier's graph with its weights inside; `model` is never changed, every method gives a new one."""
+class Network(Graph):
+    """A classifier's graph."""
 
-    model: onnx.ModelProto
-    image: str  # name of its input
     logits: str  # name of its only output
-
-    @property
-    def normalised(self) -> bool:
-        """Whether it has BatchNormalization that is not folded into other weights."""
-        return any(node.op_type == "BatchNormalization" for node in self.model.graph.node)
 
     def last_layer(self) -> LastLayer:
         """Its Gemm, MatMul or 1x1 Conv before the output. Raises NetworkError if it has none."""
@@ -120,7 +110,7 @@ class Network:
         nodes: list[onnx.NodeProto] = []
 
         def add(kind: str, inputs: list[str], name: str, **attributes: Any) -> str:
-            name = _free(f"learned.{name}", taken)
+            name = free_name(f"learned.{name}", taken)
             taken.add(name)
             nodes.append(onnx.helper.make_node(kind, inputs, [name], name=name, **attributes))
             return name
@@ -140,12 +130,12 @@ class Network:
         """Another last layer that reads `features`, which the nodes `before` it may make."""
         old = self.last_layer()
         classes = len(weight)
-        model = _copy(self.model)
+        model = copied(self.model)
         graph = model.graph
         wanted = {old.node.output[0]}
         index = next(at for at, one in enumerate(graph.node) if one.output and one.output[0] in wanted)
         taken = {one.name for one in graph.initializer}
-        names = [_free(name, taken) for name in ("learned.weight", "learned.bias")]
+        names = [free_name(name, taken) for name in ("learned.weight", "learned.bias")]
         layer, inputs = graph.node[index], [features, *names]
         values = np.asarray(weight, np.float32)
         if layer.op_type == "Conv":
@@ -164,26 +154,8 @@ class Network:
         graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(bias, np.float32), names[1]))
         if classes != len(old.weight):
             _forget_shapes(model, new.output[0], self.logits, classes)
-        _drop_unused(model)
+        drop_unused(model)
         return Network(model, self.image, self.logits)
-
-    def with_weights(self, weights: dict[str, NDArray[Any]]) -> Network:
-        """The same network with other values of the named weights; those that it does not have are an error.
-
-        Raises NetworkError.
-        """
-        model = _copy(self.model)
-        places = {one.name: one for one in model.graph.initializer}
-        for name, array in weights.items():
-            tensor = places.get(name)
-            if tensor is None or tuple(tensor.dims) != array.shape or not np.isfinite(array).all():
-                raise NetworkError(f'"{name[:100]}" is no weight of the network with this shape, or is not finite')
-            tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(array, np.float32), name))
-        return Network(model, self.image, self.logits)
-
-    def save(self, folder: Path) -> None:
-        """Write it into `folder` as MODEL_FILE and WEIGHTS_FILE. Raises TrainingError, OSError."""
-        write_model(self.model, folder)
 
     @contextmanager
     def feature_session(self, folder: Path, threads: int) -> Iterator[Session]:
@@ -191,11 +163,11 @@ class Network:
 
         Raises ModelError, NetworkError, OSError.
         """
-        model = _copy(self.model)
+        model = copied(self.model)
         del model.graph.output[:]
         name = self.last_layer().features
         model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-        _drop_unused(model)
+        drop_unused(model)
         folder.mkdir(parents=True, exist_ok=True)
         write_model(model, folder)
         with closing(
@@ -247,12 +219,14 @@ class Network:
 def read_network(package: Package) -> Network:
     """The package's float classifier, after the checks that serving makes before a runtime sees the file.
 
-    Raises NetworkError, ModelError.
+    A checkpoint must be right about the package's samples, as the files that serve. Raises NetworkError, ModelError.
     """
-    manifest, variant = package.manifest, float_variant(package)
+    manifest, variant = package.manifest, Variant(file=file_to_learn(package))
     if manifest.task != "classification" or manifest.output.kind == "none":
         raise NetworkError(f"{package.ref} is no classifier, and only classifiers learn on the device so far")
     with closing(Classifier.load(package, variant=variant)) as checked:
+        if manifest.checkpoint is not None:
+            checked.prove()
         image, output = checked.session.inputs[0], manifest.output.name or checked.session.outputs[0].name
     if image.dtype != "float32":
         raise NetworkError(f"the input of {variant.file} is {image.dtype}, and only float32 can learn")
@@ -266,7 +240,7 @@ def read_network(package: Package) -> Network:
     model.graph.output.extend(kept)
     if logits != output:
         model.graph.output[0].name = logits
-    _drop_unused(model)
+    drop_unused(model)
     return Network(model, image.name, logits)
 
 
@@ -317,39 +291,3 @@ def _forget_shapes(model: onnx.ModelProto, start: str, logits: str, classes: int
         if dim.HasField("dim_value") and dim.dim_value != 1:
             dim.dim_value = classes
     assert graph.output[0].name == logits
-
-
-def _drop_unused(model: onnx.ModelProto) -> None:
-    """Remove what the outputs do not need: nodes, weights, and what is said about other tensors."""
-    graph = model.graph
-    needed = {one.name for one in graph.output}
-    kept = []
-    for node in reversed(graph.node):
-        if needed.intersection(node.output):
-            kept.append(node)
-            needed.update(node.input)
-    nodes, weights = kept[::-1], [one for one in graph.initializer if one.name in needed]
-    said = [one for one in graph.value_info if one.name in needed]
-    inputs = [one for one in graph.input if one.name in needed]
-    for field, values in (
-        (graph.node, nodes),
-        (graph.initializer, weights),
-        (graph.value_info, said),
-        (graph.input, inputs),
-    ):
-        del field[:]
-        field.extend(values)
-
-
-def _free(name: str, taken: Sequence[str] | set[str]) -> str:
-    number, found = 1, name
-    while found in taken:
-        number += 1
-        found = f"{name}.{number}"
-    return found
-
-
-def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    return copy

@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 from edgekit.learning.budget import Budget, Governor, Sensors, Stop, Wait
 from edgekit.messages.learning import TrainProgress
 
-Step = Literal["reading", "features", "training", "judging", "sealing"]
+Step = Literal["reading", "features", "sending", "training", "judging", "sealing"]
 T = TypeVar("T")
 
 _EVERY_S = 0.25

@@ -1,4 +1,4 @@
-"""Rungs `last-blocks` and `full`: gradient steps on the labels, old ones replayed among the new.
+"""Rungs `last-blocks` and `full`: gradient steps on labels or boxes, old ones replayed among the new.
 
 The train step is derived once and lies in the job's folder with its checkpoint; a job that was killed goes on from
 there to the same weights, bit for bit.
@@ -16,13 +16,18 @@ from typing import Any, Literal
 import msgspec
 from numpy.typing import NDArray
 
+from edged.train.box_lessons import BoxLessons
+from edged.train.detector import DetectorNetwork
+from edged.train.graph import Graph, NetworkError
 from edged.train.lessons import Lessons
-from edged.train.network import Network, NetworkError
+from edged.train.lineage import Recipe
+from edged.train.network import Network
 from edged.train.pace import Halted, Pace, Workplace
 from edgekit.atomic import fsync_dir
 from edgekit.autodiff.errors import AutodiffError
 from edgekit.autodiff.forward import read_forward
-from edgekit.autodiff.losses import CrossEntropy
+from edgekit.autodiff.interfaces import Loss
+from edgekit.autodiff.losses import CentrePointLoss, CrossEntropy
 from edgekit.autodiff.optimisers import AdamW, Clipped
 from edgekit.autodiff.run import StepRunner
 from edgekit.autodiff.schedules import Schedule
@@ -37,10 +42,14 @@ from edgekit.training import (
     STEP_FOLDER,
     WEIGHTS_FILE,
     Augmentation,
+    BoxedExamples,
+    CentrePointEvaluator,
     CheckpointFile,
     ClassifierEvaluator,
     EarlyStopping,
+    Evaluator,
     ForwardModel,
+    LabelledExamples,
     Paused,
     Rest,
     Saved,
@@ -60,13 +69,19 @@ PLAN = "plan"
 SMOOTHING, WEIGHT_DECAY, CLIP = 0.05, 0.02, 5.0
 AUGMENTATION = Augmentation(rotation=8.0, scale=0.1, shift=0.05, brightness=0.1, contrast=0.15, noise=5.0)
 """Small changes that every camera makes by itself, as in `cloudd train`."""
+BOX_AUGMENTATION = msgspec.structs.replace(AUGMENTATION, rotation=2.0)
+"""The upright box around a turned one is larger than the object."""
 
 _SHARE = 0.25
 """Of the layers with weights, from the last one on, that count as the last blocks; two at least."""
 _PEAK: dict[TuningRung, float] = {"last-blocks": 1e-3, "full": 5e-4}
+_BOX_PEAK: dict[TuningRung, float] = {"last-blocks": 4e-3, "full": 2e-3}
 _SHOWN: dict[TuningRung, int] = {"last-blocks": 6_000, "full": 12_000}
 """Pictures that are shown in all, the same one many times; `_EPOCHS` bounds what follows from it."""
 _EPOCHS = (4, 40)
+_BOX_EPOCHS = (4, 60)
+_FEWEST_BOXES = 20
+"""Boxes from which an epoch is chosen by them. By fewer it would be chosen by luck, and the last one is as good."""
 _LOOKS = 4
 _BATCH, _SMALL_BATCH = 16, 8
 _LARGE = 128 * 128
@@ -85,17 +100,41 @@ class Tuned:
     ended: str
 
 
+def recipe_of(tuned: Tuned) -> Recipe:
+    """For the record."""
+    settings = tuned.settings
+    return Recipe(
+        epochs=settings.epochs,
+        batch=settings.batch,
+        peak=settings.schedule.peak,
+        balance=settings.balance,
+        seed=settings.seed,
+        trained=tuned.trained,
+        epoch=tuned.epoch,
+        score=tuned.score,
+        ended=tuned.ended,
+    )
+
+
 def settings_for(
-    rung: TuningRung, pictures: int, spec: InputSpec, seed: int, seconds: float, budget: Budget
+    rung: TuningRung,
+    pictures: int,
+    spec: InputSpec,
+    seed: int,
+    seconds: float,
+    budget: Budget,
+    *,
+    boxes: bool = False,
 ) -> Settings:
-    """How that many pictures are learned from."""
-    batch = _BATCH if spec.width * spec.height <= _LARGE else _SMALL_BATCH
-    epochs = min(max(_EPOCHS[0], math.ceil(_SHOWN[rung] / max(1, pictures))), _EPOCHS[1])
+    """How that many pictures are learned from, or views of pictures with `boxes`."""
+    batch = _BATCH if spec.width * spec.height <= _LARGE and not boxes else _SMALL_BATCH
+    fewest, most = _BOX_EPOCHS if boxes else _EPOCHS
+    epochs = min(max(fewest, math.ceil(_SHOWN[rung] / max(1, pictures))), most)
     steps = epochs * max(1, pictures // batch)
     return Settings(
         epochs=epochs,
         batch=batch,
-        schedule=Schedule(peak=_PEAK[rung], warm_up=min(50, steps // 10)),
+        schedule=Schedule(peak=(_BOX_PEAK if boxes else _PEAK)[rung], warm_up=min(50, steps // 10)),
         balance="root",
         early_stopping=EarlyStopping(patience=0),
         evaluate_every=max(1, epochs // _LOOKS),
@@ -105,7 +144,7 @@ def settings_for(
     )
 
 
-def last_blocks(network: Network) -> list[str]:
+def last_blocks(network: Graph) -> list[str]:
     """The weights of the last quarter of the layers, and all behind the first of them. Raises AutodiffError."""
     forward = read_forward(network.model)
     names = trainable_weights(forward)
@@ -117,9 +156,9 @@ def last_blocks(network: Network) -> list[str]:
 
 def tune(
     rung: TuningRung,
-    network: Network,
-    start: Callable[[], Network],
-    lessons: Lessons,
+    network: Network | DetectorNetwork,
+    start: Callable[[], Network | DetectorNetwork],
+    lessons: Lessons | BoxLessons,
     spec: InputSpec,
     settings: Settings,
     digest: str,
@@ -127,8 +166,8 @@ def tune(
 ) -> Tuned:
     """Train, or go on. `start` gives the network to begin with, and is asked only where nothing has begun yet.
 
-    `network` has the same input and output, `digest` names the package that it is of. Raises NetworkError,
-    TrainingError, CheckpointError, DatasetError, ModelError, Halted, OSError.
+    `network` has the same input and output, `digest` names the package that it is of; a classifier learns Lessons and a
+    detector BoxLessons. Raises NetworkError, TrainingError, CheckpointError, DatasetError, ModelError, Halted, OSError.
     """
     plan = at.folder / PLAN
     try:
@@ -137,23 +176,15 @@ def tune(
         # `budget` says how fast it may be done, not what comes out: another one goes on with the same training.
         named = msgspec.structs.replace(settings, budget=Budget())
         runner = StepRunner(plan / STEP_FOLDER, threads=at.threads, spin=False)
-        examples = lessons.examples(
-            lessons.learn, spec, seed=settings.seed, augmentation=AUGMENTATION, image=network.image
-        )
+        taught, changes = _taught(network, lessons, spec, settings.seed)
         forward = ForwardModel(plan / FORWARD_FILE, at.threads)
         try:
-            evaluator = None
-            if lessons.choose.pictures:
-                chosen = lessons.examples(lessons.choose, spec, image=network.image)
-                evaluator = ClassifierEvaluator(
-                    forward, chosen, output=network.logits, image=network.image, score="loss"
-                )
             trainer = Trainer(
                 StepEngine(runner),
-                examples,
-                evaluator,
+                taught,
+                _evaluator(network, lessons, spec, forward),
                 settings,
-                job=job_name((named, AUGMENTATION), (rung, lessons.digest, digest)),
+                job=job_name((named, changes), (rung, lessons.digest, digest)),
                 checkpoints=CheckpointFile(at.folder / CHECKPOINT),
                 clock=at.clock,
                 sensors=at.sensors,
@@ -175,11 +206,53 @@ def tune(
     )
 
 
-def _derive(rung: TuningRung, network: Network, plan: Path) -> None:
+def _taught(
+    network: Network | DetectorNetwork, lessons: Lessons | BoxLessons, spec: InputSpec, seed: int
+) -> tuple[LabelledExamples | BoxedExamples, Augmentation]:
+    """What it learns from, and how that is changed."""
+    if isinstance(network, DetectorNetwork):
+        assert isinstance(lessons, BoxLessons), "a detector learns boxes"
+        part, changes = lessons.learn, BOX_AUGMENTATION
+        return lessons.examples(
+            part, spec, network.stride, seed=seed, augmentation=changes, image=network.image
+        ), changes
+    assert isinstance(lessons, Lessons), "a classifier learns labels"
+    return lessons.examples(
+        lessons.learn, spec, seed=seed, augmentation=AUGMENTATION, image=network.image
+    ), AUGMENTATION
+
+
+def _evaluator(
+    network: Network | DetectorNetwork, lessons: Lessons | BoxLessons, spec: InputSpec, forward: ForwardModel
+) -> Evaluator | None:
+    """Chooses the epoch; None where there is nothing to choose by."""
+    if isinstance(network, DetectorNetwork):
+        assert isinstance(lessons, BoxLessons), "a detector learns boxes"
+        if lessons.choose.boxes < _FEWEST_BOXES:
+            return None
+        boxes = lessons.examples(lessons.choose, spec, network.stride, image=network.image)
+        return CentrePointEvaluator(
+            forward, boxes, spec.width, spec.height, outputs=network.outputs, image=network.image, score="ap"
+        )
+    assert isinstance(lessons, Lessons), "a classifier learns labels"
+    if not lessons.choose.pictures:
+        return None
+    chosen = lessons.examples(lessons.choose, spec, image=network.image)
+    return ClassifierEvaluator(forward, chosen, output=network.logits, image=network.image, score="loss")
+
+
+def _loss(network: Network | DetectorNetwork) -> Loss:
+    if isinstance(network, DetectorNetwork):
+        heat, size, offset = network.outputs
+        return CentrePointLoss(heat=heat, size=size, offset=offset)
+    return CrossEntropy(output=network.logits, smoothing=SMOOTHING)
+
+
+def _derive(rung: TuningRung, network: Network | DetectorNetwork, plan: Path) -> None:
     """Make the plan whole or not at all."""
     step = build_step(
         network.model,
-        CrossEntropy(output=network.logits, smoothing=SMOOTHING),
+        _loss(network),
         Clipped(AdamW(weight_decay=WEIGHT_DECAY), CLIP),
         last_blocks(network) if rung == "last-blocks" else ".*",
         # The statistics of few labels of some classes are not those of the line; where all weights move, they must.

@@ -22,8 +22,8 @@ MAX_ORDER = 1 << 20
 MAX_LINE = 1 << 20
 """Bytes of one event; a verdict names up to 4096 classes."""
 
-TrainRung = Literal["batchnorm", "head", "last-blocks", "full"]
-"""The rungs of `edgekit.learning.records.Rung` that make a candidate on the device."""
+TrainRung = Literal["batchnorm", "head", "last-blocks", "full", "cloud"]
+"""The rungs of `edgekit.learning.records.Rung` that make a candidate, on the device or (`cloud`) at its cloudd."""
 
 
 class TrainOrder(Message, frozen=True, kw_only=True, tag="train"):
@@ -50,12 +50,14 @@ class TrainOrder(Message, frozen=True, kw_only=True, tag="train"):
     budget: Budget = Budget()
     limits: JudgingLimits = JudgingLimits()
     max_seconds: Annotated[float, Meta(gt=0.0)] = 3600.0  # of computing train steps, over all runs of the job
+    identity: str = ""  # cloud: directory with key.pem, certificate.pem, authority.pem; "": it has joined no cloudd
+    url: str = ""  # cloud: https://host:port
 
 
 class TrainProgress(Message, frozen=True, kw_only=True, tag="progress"):
     """Four a second at most. `total` 0: nobody knows."""
 
-    step: Literal["reading", "features", "training", "judging", "sealing"]
+    step: Literal["reading", "features", "sending", "training", "judging", "sealing"]
     done: int
     total: int
     text: str = ""  # for people: the loss, why it rests
@@ -78,12 +80,14 @@ class TrainStopped(Message, frozen=True, kw_only=True, tag="stopped"):
 
     `failed`, exit status 1: it broke (full disk, too little memory, damaged file). `refused`, status 1: this rung can
     do nothing for this model with this dataset, however often it is tried. `paused`, status 0: it was asked to stop.
+    `waiting`, status 0: cloudd works, or cannot be reached; the same order again after `again_s`.
     """
 
-    kind: Literal["failed", "paused", "refused"]
+    kind: Literal["failed", "paused", "refused", "waiting"]
     reason: str  # a clause without a full stop
     resumable: bool  # the same order with the same scratch goes on from what was saved
     seconds: float = 0.0  # of work
+    again_s: Annotated[float, Meta(ge=0.0, le=600.0)] = 0.0
 
 
 FromTraining = TrainProgress | TrainDone | TrainStopped

@@ -9,8 +9,8 @@ from msgspec import Meta
 
 from edgekit import toml
 
-LearningRung = Literal["recalibrate", "batchnorm", "head", "last-blocks", "full"]
-"""What a device can do by itself (`edgekit.learning.records.Rung`)."""
+LearningRung = Literal["recalibrate", "batchnorm", "head", "last-blocks", "full", "cloud"]
+"""What may be done (`edgekit.learning.records.Rung`); all but `cloud` a device does by itself."""
 
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Below1 = Annotated[float, Meta(ge=0.0, lt=1.0)]
@@ -70,7 +70,7 @@ class Learning(_Table, frozen=True, kw_only=True):
     """Learning on the device. A service without this table learns nothing."""
 
     start: Literal["automatic", "operator"] = "automatic"  # by triggers, or only when somebody asks
-    rungs: list[LearningRung] | None = None  # what may be done; None: all
+    rungs: list[LearningRung] | None = None  # what may be done; None: all that a device does by itself
     jobs: Annotated[int, Meta(ge=1, le=1000)] = 12  # in 24 hours
     hours: Annotated[float, Meta(gt=0.0, le=24.0)] = 4.0  # of work in 24 hours
     cpu_share: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.5  # of the time that a job may be computing

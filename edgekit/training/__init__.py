@@ -17,9 +17,9 @@ from edgekit.training.examples import BoxedExamples, Examples, LabelledExamples
 from edgekit.training.forward import ForwardModel, weights_as_inputs
 from edgekit.training.job import job_name
 from edgekit.training.order import Balance, class_weights, epoch_order
-from edgekit.training.pictures import Pictures
+from edgekit.training.pictures import Fitted, Pictures
 from edgekit.training.plan import FORWARD_FILE, STEP_FOLDER, write_plan
-from edgekit.training.trainer import Engine, Settings, Trainer
+from edgekit.training.trainer import Engine, Settings, Stretch, Trainer
 from edgekit.training.weights import MODEL_FILE, WEIGHTS_FILE, read_weights, replace_weights, write_model
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "Event",
     "Examples",
     "Finished",
+    "Fitted",
     "ForwardModel",
     "Governor",
     "KeptInMemory",
@@ -61,6 +62,7 @@ __all__ = [
     "Started",
     "StepDone",
     "StepEngine",
+    "Stretch",
     "Trainer",
     "TrainingError",
     "augment",

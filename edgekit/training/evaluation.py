@@ -69,7 +69,10 @@ class ClassifierEvaluator:
 
 @dataclass(frozen=True, eq=False)
 class CentrePointEvaluator:
-    """Average precision at IoU 0.5 (and COCO's mean from 0.5 to 0.95) of a centre-point detector over `examples`."""
+    """Average precision at IoU 0.5 ("ap50"), and COCO's mean from 0.5 to 0.95 ("ap"), of a centre-point detector.
+
+    The mean still tells networks apart that find every box of a few pictures.
+    """
 
     forward: Forward
     examples: BoxedExamples
@@ -79,6 +82,7 @@ class CentrePointEvaluator:
     image: str = "image"
     batch: int = 8
     floor: float = 0.05
+    score: Literal["ap50", "ap"] = "ap50"
 
     def __call__(self, weights: Weights) -> Iterator[Evaluation | None]:
         """See Evaluator. Boxes are compared in pixels of the model's input."""
@@ -99,7 +103,8 @@ class CentrePointEvaluator:
             yield None
         truths = [Truth(self.examples.boxes(place), truth.labels) for place, truth in enumerate(self.examples.truths)]
         result = average_precision(found, truths, classes)
-        yield Evaluation(result.ap50 or 0.0, {"ap50": result.ap50 or 0.0, "ap": result.ap or 0.0})
+        figures = {"ap50": result.ap50 or 0.0, "ap": result.ap or 0.0}
+        yield Evaluation(figures[self.score], figures)
 
 
 def classification_figures(logits: NDArray[Any], labels: NDArray[np.int64]) -> dict[str, float]:

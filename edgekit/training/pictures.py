@@ -52,8 +52,15 @@ class Pictures:
     def fitted(self, place: int) -> Fitted:
         """The picture at a place of the dataset. Raises TrainingError if it is no picture, OSError if it is gone."""
         kept = self._kept.get(place)
-        if kept is not None:
-            return kept
+        if kept is None:
+            kept = self.made(place)
+            if kept.image.nbytes <= self._room:
+                self._room -= kept.image.nbytes
+                self._kept[place] = kept
+        return kept
+
+    def made(self, place: int) -> Fitted:
+        """The same without memory of what was made before."""
         try:
             data = self._read(place)
             info = sniff(data)
@@ -70,11 +77,7 @@ class Pictures:
             shown.down * down,
             (left * across, top * down, right * across, bottom * down),
         )
-        made = Fitted(np.ascontiguousarray(fit(cropped(image, self._spec), self._spec)), whole)
-        if made.image.nbytes <= self._room:
-            self._room -= made.image.nbytes
-            self._kept[place] = made
-        return made
+        return Fitted(np.ascontiguousarray(fit(cropped(image, self._spec), self._spec)), whole)
 
     def tensor(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """[1, C, H, W] (or [1, H, W, C]) of a fitted picture, normalised as in serving."""

@@ -12,7 +12,7 @@ import pytest
 
 from edgekit.messages import Drain, ShadowReport
 from tests.edged.collab_cloud import FaultyCloud, make_link
-from tests.support.detectors import make_detector
+from tests.support.detectors import board, make_detector
 from tests.support.models import picture
 from tests.support.plant import Plant, definition
 from tests.support.workers import WorkerProcess
@@ -121,10 +121,26 @@ async def test_a_candidate_that_is_broken_or_missing_harms_nobody(plant: Plant) 
     assert (await inspect(plant))["label"] == "bright"
 
 
-async def test_a_candidate_of_a_detecting_service_is_not_tried(plant: Plant, tmp_path: Path) -> None:
+@pytest.mark.parametrize("regions", [{}, {"regions": {}}], ids=["frames", "regions"])
+async def test_a_detecting_candidate_is_compared_by_its_one_answer_of_the_frame(
+    plant: Plant, tmp_path: Path, regions: dict[str, object]
+) -> None:
     plant.packages["cells"] = make_detector(tmp_path / "cells").root
-    plant.packages["cells.solder@1"] = plant.packages["cells"]
-    worker = await plant.start(definition("solder", "cells", task="detection"), shadows={"solder": "cells.solder@1"})
-    report = worker.service("solder")
-    assert report is not None and report.shadow is not None and report.state == "ready"
-    assert "classify whole pictures" in report.shadow.failure and not children(worker)
+    plant.packages["cells.solder@1"] = make_detector(tmp_path / "weak", "cells.solder", gain=0.5, samples=False).root
+    service = definition("solder", "cells", task="detection", **regions)
+    worker = await plant.start(service, shadows={"solder": "cells.solder@1"})
+
+    async def seen(picture: bytes, items: int) -> ShadowReport:
+        async with asyncio.timeout(100.0):
+            while True:
+                status, _, _ = await plant.post("/v1/services/solder/inspect", picture)
+                assert status == 200
+                report = worker.service("solder")
+                if report is not None and report.shadow is not None and report.shadow.items >= items:
+                    return report.shadow
+                await asyncio.sleep(0.05)
+
+    good = await seen(board(), 3)
+    assert good.agreeing == good.items and good.failure == "" and good.unusable == 0
+    bad = await seen(board((1, 2, "short", 0.8)), good.items + 4)
+    assert bad.agreeing < bad.items and bad.audits == 0, "half as sure, it finds nothing there"

@@ -27,7 +27,7 @@ def test_a_definition_that_learns_is_the_same_after_it_was_written_and_read() ->
     ("table", "words"),
     [
         ("rungs = []", "learning.rungs"),
-        ('rungs = ["cloud"]', "recalibrate"),
+        ('rungs = ["federated"]', "recalibrate"),
         ('rungs = ["head", "head"]', "twice"),
         ('start = "sometimes"', "operator"),
         ("hours = 25", "at most 24"),

@@ -2,7 +2,8 @@
 
 Run as `python scripted_trainer.py SCRIPT`. SCRIPT has one word a line; each start takes the first one away (the last
 stays): `good` and `bad` make a candidate that is accepted or refused, `crash` and `failed` and `full` and `refused`
-make none, `babble` says what is no event, `wait` works until it is told to stop. Orders are appended to SCRIPT.orders.
+make none, `away` says that cloudd is at work, `babble` says what is no event, `wait` works until it is told to stop.
+Orders are appended to SCRIPT.orders.
 """
 
 from __future__ import annotations
@@ -70,6 +71,9 @@ def main() -> None:
             say(TrainStopped(kind="failed", reason="the disk is full", resumable=True, seconds=3.0))
         case "refused":
             say(TrainStopped(kind="refused", reason="this rung cannot help", resumable=False, seconds=3.0))
+        case "away":
+            reason = "cloudd trains a larger network"
+            say(TrainStopped(kind="waiting", reason=reason, resumable=True, again_s=300.0))
         case "babble":
             sys.stdout.write("no event\n")
             sys.stdout.flush()

@@ -43,7 +43,7 @@ class _Awaited:
 
 
 class Figures:
-    """Counts since the process started. `known`: labels of the present model; `asks`: items may be sent at all."""
+    """Counts since the process started. `known`: labels of the present model; `asks`: items may be sent, as a whole."""
 
     def __init__(self, candidate: str, hard: HardSamples, known: list[str], asks: bool) -> None:
         self._candidate, self._hard, self._asks = candidate, hard, asks
@@ -66,7 +66,7 @@ class Figures:
         self._times.append(said.infer_ms)
         place = _bin(said.hardness)
         self._bins[place].items += 1
-        if look.sent is None:
+        if look.sent is None or not self._asks:
             return
         audit = look.sent == "audit"
         self._bins[place].asked += not audit

@@ -8,11 +8,14 @@ from collections.abc import Callable
 
 import msgspec
 
+from edged.collab.regions import frame_rule, local_verdict
+from edged.serve.inspecting import Local
 from edged.serve.loading import Loader
 from edged.serve.shadow.figures import Figures, Said
 from edged.serve.shadow.wire import Answered, Look, Looked, Order, ToShadow
 from edgekit.gates.filters import Seen, complete, is_hard
 from edgekit.gates.scores import hardness
+from edgekit.regions.header import NOTHING
 from edgekit.runtimes import ModelError
 from edgekit.services import parse_service
 from edgekit.vision.classification import Classified
@@ -30,6 +33,7 @@ class Looker:
         """Loads and proves the candidate, in the safe way. Raises Unusable. `rng`: uniform in [0, 1), for filters."""
         service = parse_service(order.definition, "configuration")
         self._hard = service.hard_samples
+        self._rule = frame_rule(service)
         self._parameters = complete(self._hard.filter, self._hard.parameters)
         self._rng = rng
         service = msgspec.structs.replace(service, model=order.candidate, split=None)
@@ -56,12 +60,20 @@ class Looker:
         except ModelError:
             local = None
         busy_s, wall_s = time.thread_time() - cpu, time.perf_counter() - started
-        self._figures.looked(message, self._said(local, busy_s / wall_s) if isinstance(local, Classified) else None)
+        self._figures.looked(message, self._said(local, busy_s / wall_s) if local is not None else None)
         return busy_s
 
-    def _said(self, local: Classified, share: float) -> Said:
-        """`share`: how much of the time it had a CPU. Giving way must not make the candidate look slow."""
-        hard = self._hard.mode == "filter" and is_hard(
-            self._hard.filter, self._parameters, Seen([local.score], local.probabilities), self._rng()
-        )
-        return Said(local.label, hardness(local.margin), hard, local.timings_ms["infer"] * min(1.0, share))
+    def _said(self, local: Local, share: float) -> Said:
+        """`share`: how much of the time it had a CPU. Giving way must not make the candidate look slow.
+
+        Of boxes or tiles it is the frame's one answer that is compared.
+        """
+        if isinstance(local, Classified):
+            label, margin = local.label, local.margin
+            seen = Seen([local.score], local.probabilities)
+        else:
+            frame = local_verdict(local, self._rule, "")
+            label, margin = frame.label, frame.margin
+            seen = Seen([one.score for one in local.candidates if one.label != NOTHING])
+        hard = self._hard.mode == "filter" and is_hard(self._hard.filter, self._parameters, seen, self._rng())
+        return Said(label, hardness(margin), hard, local.timings_ms["infer"] * min(1.0, share))

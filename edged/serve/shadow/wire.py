@@ -17,7 +17,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     candidate: str  # name@version
     directory: str  # of its package
     known: list[str] = []  # labels of the model that decides
-    asks: bool = False  # the service asks the cloud, and its pictures may leave
+    asks: bool = False  # the service asks the cloud about whole pictures, and they may leave
 
 
 class Look(msgspec.Struct, frozen=True, kw_only=True, tag="look"):

@@ -117,10 +117,13 @@ def test_without_labels_nothing_is_trained_because_nobody_could_judge_it() -> No
     assert {"batchnorm", "head", "last-blocks", "full", "cloud"} <= never.keys()
 
 
-def test_a_detector_is_not_trained_here() -> None:
-    detector = parse_service('name = "solder"\nmodel = "small"\ntask = "detection"\n[learning]\n', "test")
-    never = means_of(detector, outside(stats=stats({"hole": 100}))).never
-    assert "cannot be trained on a device yet" in never["head"]
+def test_a_detector_learns_by_gradient_steps_and_others_not_at_all() -> None:
+    text = 'name = "solder"\nmodel = "small"\ntask = "{}"\n[learning]\n'
+    seen = outside(stats=stats({"hole": 100}))
+    never = means_of(parse_service(text.format("detection"), "test"), seen).never
+    assert "closed form" in never["head"] and not never.keys() & {"batchnorm", "last-blocks", "full"}
+    never = means_of(parse_service(text.format("anomaly"), "test"), seen).never
+    assert "cannot be trained on a device yet" in never["head"] and "full" in never
 
 
 def test_a_class_with_too_few_labels_to_become_one_keeps_nobody_from_learning() -> None:

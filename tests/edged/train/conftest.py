@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import boxes_bench
 import pytest
 from train_bench import NEW, OLD, base_package, device
 
@@ -49,3 +50,8 @@ def small(place: Path) -> Path:
     found = place / "small"
     device(found, {**dict.fromkeys(OLD, 9), NEW: 20})
     return found
+
+
+@pytest.fixture(scope="session")
+def detector(place: Path) -> Package:
+    return boxes_bench.base_package(place / "detector" / "boards@1")

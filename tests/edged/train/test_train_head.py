@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edged.train.graph import NetworkError
 from edged.train.head import Labelled, cross_validated, new_head
-from edged.train.network import LastLayer, NetworkError
+from edged.train.network import LastLayer
 
 FEATURES = 6
 

@@ -110,7 +110,7 @@ def test_a_new_class_of_one_board_cannot_both_teach_and_judge(tmp_path: Path) ->
         store.add(new, png(NEW, number), record)
     store.versions.make("lessons", Filter(service=SERVICE), "labels")
     store.close()
-    with pytest.raises(LessonError, match='all 20 pictures of the new class "spot" fell to one side'):
+    with pytest.raises(LessonError, match='all 20 labels of the new class "spot" fell to one side'):
         load(tmp_path)
 
 
@@ -130,7 +130,8 @@ def test_a_label_is_as_old_as_it_was_first_said(tmp_path: Path) -> None:
     ("more", "says"),
     [
         ('[pipeline.tiles]\nwidth = 16\nheight = 16\naggregate = "mean"\n', "cuts pictures into tiles"),
-        ('task = "detection"\n', "is for classification so far"),
+        ('task = "detection"\n', "its model learns from boxes"),
+        ('task = "anomaly"\n', "for classification and detection so far"),
     ],
 )
 def test_what_no_service_can_learn_yet_is_refused(more: str, says: str, state: Path) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import boxes_bench
 import msgspec
 import pytest
 from train_bench import NEW, OLD, order
@@ -80,6 +81,22 @@ def test_a_job_that_is_killed_goes_on_to_the_same_bits(crash_at: str, job_of: Jo
     found = events(process)
     assert isinstance(found[-1], TrainDone), found[-1]
     assert (Path(found[-1].directory) / "weights.safetensors").read_bytes() == whole
+
+
+def test_a_detectors_job_that_is_killed_goes_on_to_the_same_bits(detector: Package, tmp_path: Path) -> None:
+    boxes_bench.device(tmp_path / "state", 8, 6, boxes_bench.OLD)
+    jobs = [
+        boxes_bench.order(tmp_path / "state", detector, tmp_path / name, "last-blocks") for name in ("whole", "killed")
+    ]
+    killed = start(jobs[1], "train.step:20")
+    assert not any(isinstance(one, TrainDone | TrainStopped) for one in events(killed))
+    assert killed.returncode == -signal.SIGKILL
+    weights = []
+    for job in jobs:
+        found = events(start(job))
+        assert isinstance(found[-1], TrainDone), found[-1]
+        weights.append((Path(found[-1].directory) / "weights.safetensors").read_bytes())
+    assert weights[0] == weights[1]
 
 
 def test_sigterm_saves_and_ends_and_the_same_order_goes_on(job_of: Jobs, whole: bytes) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from edgekit.gates.paired import Answers
 from edgekit.heads.linear import LinearHead, lda
 from edgekit.heads.statistics import Statistics
-from edgekit.learning.judging import Cost, HeldOut, judge
+from edgekit.learning.judging import DEFERRAL_ITEMS, Cost, HeldOut, judge
 from edgekit.learning.limits import JudgingLimits
 
 CLASSES = ("good", "bridge", "void", "hole")
@@ -178,3 +178,20 @@ def test_lists_that_do_not_fit_are_an_error() -> None:
         judge(held, present, candidate, None, Cost((0.0, 1.0), (1, 1)))
     with pytest.raises(ValueError, match="floor"):
         JudgingLimits(new_recall=0.4)
+
+
+@pytest.mark.parametrize("each", [200, 400])
+def test_what_would_be_sent_decides_only_from_a_thousand_items_on(each: int) -> None:
+    """The candidate is as right as the present model and knows nothing of when it is."""
+    rng = np.random.default_rng(5)
+    truth = np.repeat(np.arange(OLD), each)
+    wrong = rng.random(len(truth)) < 0.08
+    labels = np.where(wrong, (truth + 1) % OLD, truth)
+    present = Answers(labels, 0.5 * rng.random(len(truth)) + 0.5 * wrong)
+    candidate = Answers(labels, rng.permutation(present.hardness))
+    held = HeldOut("d" * 64, truth, CLASSES[:OLD], OLD, np.zeros(len(truth), bool))
+    verdict = judge(held, present, candidate)
+    fact = next(one for one in verdict.facts if one.name == "deferral")
+    assert fact.value > fact.limit
+    assert verdict.accepted == fact.passed == (3 * each < DEFERRAL_ITEMS), verdict.reason
+    assert ("it decides from 1,000 on" in fact.text) == fact.passed

@@ -1,0 +1,327 @@
+"""Rung `cloud`: cloudd trains a larger network on the labels, and that one teaches the service's own.
+
+The device sends its own network (with a head that knows the new classes) and the pictures that teach and choose, as the
+model sees them: cut to the region of interest, scaled to the model's input, as PNG. Those that judge never leave. Each
+picture is on the device's record of what left before its first byte goes. cloudd gives weights back; graph, labels and
+input stay the device's own, so that nothing of cloudd's is executed here. Then the candidate is judged as every other.
+
+Everything lies in the job's folder, and every step can be done again. While cloudd works no process waits for it: this
+one ends (`Waiting`), and the supervisor starts it again from time to time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from edged.collab.ledger import Taught, record_taught
+from edged.link.errors import LinkError, Refused
+from edged.store import StoreError
+from edged.train import head
+from edged.train.graph import NetworkError
+from edged.train.lessons import LessonError, Lessons, Part
+from edged.train.network import Network
+from edged.train.pace import Workplace
+from edged.train.retraining_client import FETCHED, FOLDER, REQUEST, Client, CloudFailed, Waiting, at_work, connected
+from edgekit import atomic
+from edgekit.faults import crash_point
+from edgekit.identity import fingerprint, parse_certificate
+from edgekit.messages import FileEntry
+from edgekit.messages.learning import TrainOrder
+from edgekit.messages.retraining import (
+    MAX_PICTURES,
+    MAX_REQUEST,
+    Lacking,
+    RetrainRequest,
+    RetrainState,
+    TaughtPicture,
+    fault,
+    job_of,
+    too_few,
+)
+from edgekit.packages import MANIFEST_NAME, InputSpec, Package, PackageError, open_package
+from edgekit.packages.manifest import check_path
+from edgekit.training import MODEL_FILE, WEIGHTS_FILE, TrainingError, read_weights
+from edgekit.vision.images import encode_png
+
+RECORD = "retrained.json"
+"""What cloudd says about its work, in the package that it makes and in the candidate."""
+NETWORK = "network"
+PLACES = "places.json"
+"""SHA-256 of each picture that is sent -> where it is found again."""
+RATE = 250_000
+"""Bytes a second: two megabits, which leaves room for the questions of the line on the slowest link in use."""
+CHUNK = 1 << 17
+STALLS = 3
+"""Parts of a file that may be lost on the way."""
+FREE_RESERVE = 64 << 20
+"""Bytes of the disk that a candidate leaves alone while it is fetched."""
+_MAX_RECORD = 1 << 20
+_MAX_FILES = 16
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """What came back. `write` puts MODEL_FILE and WEIGHTS_FILE into a folder, and RECORD beside them."""
+
+    write: Callable[[Path], None]
+    notes: tuple[str, ...]
+
+
+def retrained(
+    order: TrainOrder, network: Network, base: Package, lessons: Lessons, at: Workplace, rate: float = RATE
+) -> Retrained:
+    """Do what there is to do now. `rate`: bytes a second that are sent at most.
+
+    Raises Waiting while cloudd works or cannot be reached, LessonError or NetworkError where there is nothing that it
+    could do, CloudFailed, and as `head.relearned`.
+    """
+    folder = at.folder / FOLDER
+    folder.mkdir(mode=0o700, exist_ok=True)
+    body = _request(order, network, base, lessons, folder, at)
+    request = msgspec.json.decode(body, type=RetrainRequest)
+    if not (folder / FETCHED).is_dir():
+        asyncio.run(_through(order, request, body, lessons, folder, at, rate))
+    package = _opened(folder / FETCHED, request)
+    student = Network(onnx.load(str(folder / NETWORK / MODEL_FILE)), request.image, request.logits)
+    try:
+        learned = student.with_weights(dict(read_weights(package.path(WEIGHTS_FILE))))
+    except (TrainingError, NetworkError) as error:
+        raise CloudFailed(f"the weights from cloudd do not fit: {error}") from None
+
+    def write(target: Path) -> None:
+        learned.save(target)
+        shutil.copyfile(package.path(RECORD), target / RECORD)
+
+    return Retrained(write, (f"{len(request.pictures)} pictures went to cloudd: {package.manifest.description}",))
+
+
+# --- what is asked for ------------------------------------------------------------------------------------------------
+
+
+def _request(
+    order: TrainOrder, network: Network, base: Package, lessons: Lessons, folder: Path, at: Workplace
+) -> bytes:
+    """The request of this job: made once, so that every start asks for the same."""
+    if (folder / REQUEST).exists():
+        return (folder / REQUEST).read_bytes()
+    classes = len(lessons.classes)
+    if reason := too_few(lessons.classes, np.bincount(lessons.learn.labels, minlength=classes).tolist()):
+        raise LessonError(reason)
+    spec = base.manifest.input
+    student = head.relearned(network, lessons, spec, at, widen=False)[0] if lessons.new else network
+    shutil.rmtree(folder / NETWORK, ignore_errors=True)
+    (folder / NETWORK).mkdir()
+    student.save(folder / NETWORK)
+    pictures, places = _prepared(lessons, spec, at)
+    request = RetrainRequest(
+        service=order.service,
+        base=base.ref,
+        base_digest=base.digest,
+        name=order.name,
+        version=order.version,
+        dataset=lessons.digest,
+        labels=tuple(lessons.classes),
+        input=spec,
+        image=student.image,
+        logits=student.logits,
+        network=tuple(_entry(folder / NETWORK / name) for name in (MODEL_FILE, WEIGHTS_FILE)),
+        pictures=tuple(pictures),
+        seed=order.seed,
+    )
+    body = msgspec.json.encode(request)
+    if reason := fault(request) or (f"the request has {len(body)} bytes" if len(body) > MAX_REQUEST else ""):
+        raise LessonError(f"cloudd cannot be asked: {reason}")
+    atomic.write_file(folder / PLACES, msgspec.json.encode(places))
+    atomic.write_file(folder / REQUEST, body)
+    crash_point("train.requested")
+    return body
+
+
+def _prepared(
+    lessons: Lessons, spec: InputSpec, at: Workplace
+) -> tuple[list[TaughtPicture], dict[str, tuple[bool, int]]]:
+    """What is sent of the pictures, and of each whether it chooses and its row in that part of the lessons."""
+    total = len(lessons.learn.pictures) + len(lessons.choose.pictures)
+    share = min(1.0, MAX_PICTURES / max(1, total))
+    found: list[TaughtPicture] = []
+    places: dict[str, tuple[bool, int]] = {}
+    for part in (lessons.learn, lessons.choose):
+        sent = _as_sent(lessons, part, spec)
+        for row in np.linspace(0, len(part.pictures) - 1, int(share * len(part.pictures)), dtype=int).tolist():
+            data = sent(row)
+            sha256 = hashlib.sha256(data).hexdigest()
+            label, chooses = int(part.labels[row]), part is lessons.choose
+            found.append(TaughtPicture(sha256=sha256, size=len(data), label=label, chooses=chooses))
+            places[sha256] = chooses, row
+            at.pace.turn("reading", len(found), total)
+    return found, places
+
+
+def _as_sent(lessons: Lessons, part: Part, spec: InputSpec) -> Callable[[int], bytes]:
+    """Gives what is sent of the picture at a place of `part`: a PNG of the pixels that the model gets."""
+    pictures = lessons.pictures(part, spec, cache_bytes=0)
+
+    def sent(row: int) -> bytes:
+        image: NDArray[Any] = pictures.fitted(row).image
+        return encode_png(image, spec.colour)
+
+    return sent
+
+
+def _entry(path: Path) -> FileEntry:
+    data = path.read_bytes()
+    return FileEntry(path=path.name, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+
+
+# --- cloudd -----------------------------------------------------------------------------------------------------------
+
+
+async def _through(
+    order: TrainOrder, request: RetrainRequest, body: bytes, lessons: Lessons, folder: Path, at: Workplace, rate: float
+) -> None:
+    """From the question to the fetched package, as far as it goes now."""
+    job = job_of(body)
+    try:
+        async with connected(order.url, order.identity) as client:
+            state = await client.begin(body)
+            if state.stage == "receiving":
+                await _send(client, job, _Sender(order, request, lessons, folder), at, rate)
+                crash_point("train.sent")
+                state = await client.state(job)
+            if state.stage in ("receiving", "waiting", "training"):
+                raise Waiting(at_work(state))
+            if state.stage == "refused":
+                raise LessonError(f"cloudd says: {state.text}")
+            if state.stage != "done":
+                raise CloudFailed(f"cloudd says: {state.text or state.stage}")
+            await _fetch(client, job, state, folder, at)
+    except Refused as error:
+        if error.status in (401, 403):  # a person has to do something about that, and may
+            raise Waiting(error.sentence) from None
+        if error.status == 404:
+            raise CloudFailed("this cloudd does not retrain models, or has forgotten the job") from None
+        raise CloudFailed(f"cloudd refuses it: {error}") from None
+    except LinkError as error:
+        raise Waiting(f"cloudd cannot be reached: {error}") from None
+
+
+class _Sender:
+    """The bytes of every file of a job, and the record of the pictures among them."""
+
+    def __init__(self, order: TrainOrder, request: RetrainRequest, lessons: Lessons, folder: Path) -> None:
+        self._order, self._request = order, request
+        self._network = {one.sha256: folder / NETWORK / one.path for one in request.network}
+        kind = dict[str, tuple[bool, int]]
+        self._places = msgspec.json.decode((folder / PLACES).read_bytes(), type=kind)
+        self._parts = {False: lessons.learn, True: lessons.choose}
+        self._sent = {chooses: _as_sent(lessons, part, request.input) for chooses, part in self._parts.items()}
+
+    def data(self, sha256: str) -> bytes:
+        """Raises CloudFailed for what is not of this job or has changed, and as the pictures do."""
+        if sha256 in self._network:
+            return self._network[sha256].read_bytes()
+        chooses, row = self._places.get(sha256, (False, -1))
+        data = self._sent[chooses](row) if 0 <= row < len(self._parts[chooses].pictures) else b""
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise CloudFailed("a picture of the job is gone, or is prepared otherwise than when the job began")
+        return data
+
+    def record(self, lacking: Sequence[Lacking]) -> None:
+        """Note durably which pictures are about to leave. Raises Waiting where that cannot be, so that none does."""
+        sizes = self._request.files
+        pictures = [
+            Taught(self._sample(one.sha256), sizes[one.sha256], one.sha256)
+            for one in lacking
+            if one.sha256 in self._places
+        ]
+        authority = (Path(self._order.identity) / "authority.pem").read_text("ascii", "replace")
+        cloudd = fingerprint(parse_certificate(authority))
+        try:
+            record_taught(Path(self._order.state_dir), self._order.service, cloudd, pictures, time.time())
+        except (StoreError, sqlite3.Error) as error:
+            raise Waiting(f"nothing leaves, because the record of what left cannot be written: {error}") from None
+
+    def _sample(self, sha256: str) -> str:
+        chooses, row = self._places[sha256]
+        pictures = self._parts[chooses].pictures
+        if not 0 <= row < len(pictures):
+            raise CloudFailed("a picture of the job is gone")
+        return pictures[row].file
+
+
+async def _send(client: Client, job: str, sender: _Sender, at: Workplace, rate: float) -> None:
+    """Everything that cloudd lacks, no faster than `rate` bytes a second."""
+    total = left = 0
+    while (missing := await client.missing(job)).files:
+        if left and missing.total >= left:
+            raise CloudFailed("cloudd does not keep what it is sent")
+        total, left = max(total, missing.total), missing.total
+        sender.record(missing.files)
+        crash_point("train.recorded")
+        for number, one in enumerate(missing.files):
+            data, have, stalls = sender.data(one.sha256), one.have, 0
+            while have < len(data):
+                part, started = data[have : have + CHUNK], at.clock()
+                stored = await client.put(job, one.sha256, have, part)
+                stalls += stored.have <= have  # what it kept was damaged, or lost
+                if stalls > STALLS or stored.have > len(data):
+                    raise CloudFailed("cloudd does not keep what it is sent")
+                at.pace.rest(max(0.0, len(part) / rate - (at.clock() - started)))
+                have = stored.have
+                crash_point("train.part")
+                at.pace.turn("sending", total - missing.total + number + (have == len(data)), total)
+
+
+async def _fetch(client: Client, job: str, state: RetrainState, folder: Path, at: Workplace) -> None:
+    """The package, whole or not at all; its files one after another."""
+    if not 0 < len(state.files) <= _MAX_FILES or not state.digest.isalnum():
+        raise CloudFailed(f"cloudd names {len(state.files)} files of a candidate; 1 to {_MAX_FILES} are read")
+    need = sum(one.size for one in state.files)
+    if need + FREE_RESERVE > shutil.disk_usage(folder).free:
+        raise OSError(28, f"the candidate needs {need} bytes, and {FREE_RESERVE} must stay free")
+    staged = folder / f".{FETCHED}-{state.digest[:16]}"
+    for number, one in enumerate(state.files):
+        try:
+            if one.path != MANIFEST_NAME:
+                check_path(one.path)
+        except PackageError as error:
+            raise CloudFailed(f"cloudd names a file that cannot be: {error}") from None
+        if not (staged / one.path).exists():
+            await client.fetch(job, one, staged / one.path)
+        at.pace.turn("reading", number + 1, len(state.files))
+    try:
+        whole = open_package(staged).digest == state.digest
+    except PackageError as error:
+        raise CloudFailed(f"the package from cloudd cannot be used: {error}") from None
+    if not whole:
+        raise CloudFailed("cloudd sent another package than it announced")
+    staged.rename(folder / FETCHED)
+    atomic.fsync_dir(folder)
+    crash_point("train.fetched")
+
+
+def _opened(root: Path, request: RetrainRequest) -> Package:
+    """The package that came, which must be the one that was asked for. Raises CloudFailed."""
+    try:
+        package = open_package(root)
+    except PackageError as error:
+        raise CloudFailed(f"the package from cloudd cannot be used: {error}") from None
+    manifest = package.manifest
+    if (manifest.name, manifest.version) != (request.name, request.version) or package.labels != list(request.labels):
+        raise CloudFailed(f"cloudd sent {package.ref} with other labels or another name than was asked for")
+    if not {WEIGHTS_FILE, RECORD} <= manifest.files.keys() or package.sizes[RECORD] > _MAX_RECORD:
+        raise CloudFailed(f"the package from cloudd lacks {WEIGHTS_FILE} or {RECORD}, or that is too long")
+    return package

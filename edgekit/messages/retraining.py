@@ -1,0 +1,165 @@
+"""Retraining at cloudd: what a device asks for, sends and fetches so that a larger network teaches its own one.
+
+All routes are on the device API (mTLS). A device is the one that its certificate names, and sees nothing but its own
+jobs and files. Every request may be sent again with the same bytes: that is how a device resumes, and how it polls.
+
+    PUT    /v1/retraining/JOB                              RetrainRequest -> RetrainState; begins it, or finds it again
+    GET    /v1/retraining/JOB                              RetrainState
+    GET    /v1/retraining/JOB/missing                      Missing: what cloudd does not have yet
+    PUT    /v1/retraining/JOB/files/SHA256?offset=BYTES    a part of a file -> Stored
+    GET    /v1/retraining/JOB/results/SHA256               a file of the candidate; Range as /v1/blobs
+    DELETE /v1/retraining/JOB                              204: the device has what it wanted, or wants it no longer;
+                                                           ?forget=1: and none of its pictures may stay
+
+A job is named by the hash of its request (`job_of`), so another request is another job. A new job of a service ends the
+older ones of the same device and service. Pictures are what the model sees of them: cut to the service's region of
+interest and scaled to the model's input, losslessly; nothing else of a picture is ever sent, and no picture that is to
+judge.
+
+Errors are Problem: 404 for a job that is not this device's, 409 for bytes that do not belong there, 413 and 507 for
+what has no room, 422 for a request that cannot be done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from edgekit.messages.base import Message
+from edgekit.messages.models import FileEntry
+from edgekit.packages import InputSpec
+
+MAX_REQUEST = 8 << 20
+"""Bytes of a request: a picture takes some 120."""
+MAX_STATE = 256 << 10
+"""Bytes of a state, and of a list of what is missing."""
+MAX_CHUNK = 1 << 20
+"""Bytes of one part of a file."""
+MAX_PICTURES = 20_000
+MAX_PICTURE = 16 << 20
+"""Bytes: a PNG of 2048 x 2048 pixels in colour is smaller."""
+MAX_NETWORK = 1 << 30
+"""Bytes of the files of a network together."""
+MAX_JOB = 4 << 30
+"""Bytes of everything that a job sends."""
+NETWORK_FILE = "model.onnx"
+MAX_MISSING = 1000
+"""Files in one list of what is missing."""
+FEWEST = 10
+"""Pictures of each class that teach. A larger network learns from labels alone: it forgets what has none."""
+
+Hash = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Name = Annotated[str, Meta(min_length=1, max_length=200)]
+Label = Annotated[str, Meta(min_length=1, max_length=1024)]
+Stage = Literal["receiving", "waiting", "training", "done", "refused", "failed", "closed"]
+"""`closed`: the device has deleted it, or a newer job of its service took its place."""
+ENDED: frozenset[Stage] = frozenset(("done", "refused", "failed", "closed"))
+
+
+class TaughtPicture(Message, frozen=True, kw_only=True):
+    """A PNG with exactly the pixels of the model's input, and what it shows."""
+
+    sha256: Hash
+    size: Annotated[int, Meta(ge=1, le=MAX_PICTURE)]
+    label: Annotated[int, Meta(ge=0, le=9_999)]  # index into the request's labels
+    chooses: bool = False  # it does not teach; by it the best weights are chosen
+
+
+class RetrainRequest(Message, frozen=True, kw_only=True):
+    """What is to be made of which network and pictures. The same request with the same files gives the same weights."""
+
+    service: Name
+    base: Name  # name@version of the model that learns
+    base_digest: Hash
+    name: Name  # of the candidate
+    version: Name
+    dataset: Hash  # digest of the immutable dataset version that the pictures are of
+    labels: Annotated[tuple[Label, ...], Meta(min_length=2, max_length=10_000)]
+    input: InputSpec  # of the network; the pictures have its size and colour already
+    image: Name  # name of the network's input
+    logits: Name  # name of its only output
+    network: Annotated[tuple[FileEntry, ...], Meta(min_length=1, max_length=2)]  # model.onnx with its weights beside it
+    pictures: Annotated[tuple[TaughtPicture, ...], Meta(min_length=1, max_length=MAX_PICTURES)]
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+
+    @property
+    def files(self) -> dict[str, int]:
+        """Everything that the job needs: SHA-256 -> bytes."""
+        found = {one.sha256: one.size for one in self.network}
+        found.update((one.sha256, one.size) for one in self.pictures)
+        return found
+
+
+class RetrainState(Message, frozen=True, kw_only=True):
+    """Where a job stands. `text` is a clause for people."""
+
+    stage: Stage
+    text: str = ""
+    done: int = 0
+    total: int = 0  # 0: nobody knows
+    digest: str = ""  # done: of the candidate's package
+    files: tuple[FileEntry, ...] = ()  # done: of that package, package.toml included
+
+
+class Lacking(Message, frozen=True):
+    """A file of which `have` bytes are there."""
+
+    sha256: Hash
+    have: Annotated[int, Meta(ge=0)] = 0
+
+
+class Missing(Message, frozen=True, kw_only=True):
+    """The first MAX_MISSING files that are not there whole, and how many there are in all."""
+
+    files: tuple[Lacking, ...] = ()
+    total: int = 0
+
+
+class Stored(Message, frozen=True, kw_only=True):
+    """Bytes of a file that are there now; `whole`: all of them, and the hash is right."""
+
+    have: int
+    whole: bool
+
+
+def job_of(request: bytes) -> str:
+    """The name of the job that these bytes ask for: 32 hex digits."""
+    return hashlib.sha256(request).hexdigest()[:32]
+
+
+def fault(request: RetrainRequest) -> str:
+    """What is wrong with a request beyond the types of its fields, as a clause; "" if nothing is."""
+    places = {one.path for one in request.network}
+    if len(places) != len(request.network) or any("/" in path or not path or path[0] == "." for path in places):
+        return "the network's files need plain names, each its own"
+    if NETWORK_FILE not in places:
+        return f"the network has no file {NETWORK_FILE}"
+    if any(not 0 < one.size <= MAX_NETWORK for one in request.network):
+        return f"a file of the network has no bytes or more than {MAX_NETWORK}"
+    if sum(request.files.values()) > MAX_JOB:
+        return f"the files have {sum(request.files.values())} bytes; {MAX_JOB} are allowed"
+    if len(set(request.labels)) != len(request.labels):
+        return "two labels are the same"
+    counts = [0] * len(request.labels)
+    choosing = 0
+    for one in request.pictures:
+        if one.label >= len(counts):
+            return f"a picture has the label {one.label}, and there are {len(counts)}"
+        choosing += one.chooses
+        counts[one.label] += not one.chooses
+    if not choosing:
+        return "no picture is there to choose by"
+    return too_few(request.labels, counts)
+
+
+def too_few(labels: tuple[str, ...], counts: list[int]) -> str:
+    """A clause if a class has fewer than FEWEST pictures that teach, "" if none has."""
+    short = [f'"{label[:64]}" has {count}' for label, count in zip(labels, counts, strict=True) if count < FEWEST]
+    if not short:
+        return ""
+    more = f" and {len(short) - 5} more have too few" if len(short) > 5 else ""
+    return (
+        f"a larger network needs {FEWEST} pictures that teach of every class of the model: {', '.join(short[:5])}{more}"
+    )
