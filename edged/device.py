@@ -26,7 +26,7 @@ from edged.follower import Follower
 from edged.gallery.desk import GalleryDesk
 from edged.health import Health
 from edged.learning.door import LearningDoor
-from edged.learning.parts import Parts
+from edged.learning.parts import Cloudd, Parts
 from edged.link import LinkError
 from edged.link.service import LinkService
 from edged.loops import Loops
@@ -327,10 +327,15 @@ class Device:
             health=self.health,
             device_id=lambda: self._link.device_id,
             link_up=lambda: self._link.link.up,
+            cloudd=self._cloudd,
             settling=self._adaptation.settling,
             served=lambda: frozenset(one.model for one in self._served.states()),
             threads=_spare_cpus(),
         )
+
+    def _cloudd(self) -> Cloudd:
+        identity = self._link.identity
+        return Cloudd(self._link.link.url, str(identity.directory) if identity is not None else "")
 
     def _federation_around(self, policy: Federation) -> Around:
         from edged.federation.around import Around
@@ -345,6 +350,7 @@ class Device:
             forget=self.samples.delete_version,
             learning=self.learning,
             report=self.health.report,
+            health=self.health.level,
             threads=_spare_cpus(),
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import json
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,12 +39,32 @@ masked updates. cloudd learns the sum of a cohort and nothing else. docs/federat
 Exit status: 0 started, 1 refused, 2 wrong usage, 3 the daemon is not reachable."""
 
 
+_EXPORT = """\
+  cloudd fl export solder-1 solder-1.job        at the upper cloudd, once the job is started there
+  cloudd fl start north.toml                    at each site's cloudd
+
+    name = "solder-north"
+    upper = "solder-1.job"
+    leader = "MTGNMCG-..."        # the device that takes part up there for this site
+    least = 5                     # devices of each sum of this site
+    rosters = ["north.roster"]
+    [plants]
+    north = "02ab..."
+
+The upper job decides what is learned; the site decides on its cohorts, deadlines, window and rosters."""
+
+
 def add(verbs: common.Verbs) -> None:
     """Register the verb and its sub-verbs."""
     group = common.verb(verbs, "fl", "Federated jobs: devices teach one model together.", None)
     actions = group.add_subparsers(metavar="ACTION", required=True)
     start = common.verb(actions, "start", "Start a job.", _start_job, _START)
     start.add_argument("definition", type=Path, metavar="FILE", help="the job, a TOML file")
+    export = common.verb(
+        actions, "export", "Write a job to a file, for the cloudds of its sites (two tiers).", _export, _EXPORT
+    )
+    export.add_argument("job", metavar="JOB", help="name of a job, or the beginning of its id")
+    export.add_argument("file", type=Path, metavar="FILE", help="where to; it holds no secret")
     status = common.verb(actions, "status", "List the jobs, or show one with its rounds.", _status)
     status.add_argument("job", nargs="?", metavar="JOB", help="name of a job, or the beginning of its id")
     stop = common.verb(actions, "stop", "End a job now; what was published stays for its devices.", _stop)
@@ -59,6 +80,7 @@ def _start_job(args: argparse.Namespace) -> int:
 
     try:
         text = args.definition.read_text("utf-8")
+        text = _with_upper(text, args.definition)
         definition, _ = read(text)
     except UnicodeDecodeError:
         print(f"cloudd: {printable(str(args.definition))} is no text, so it is no job", file=sys.stderr)
@@ -79,6 +101,28 @@ def _start_job(args: argparse.Namespace) -> int:
     return 0
 
 
+def _with_upper(text: str, path: Path) -> str:
+    """The definition of a site's job with the upper job in it; any other as it is. Raises FederationError, OSError."""
+    from cloudd.federation import sites
+    from edgekit import toml
+
+    try:
+        upper = toml.read(text.encode(), len(text.encode()) + 1).get("upper")
+    except toml.TomlError:
+        return text  # told by whoever reads the whole
+    return sites.composed(text, (path.parent / str(upper)).read_bytes()) if upper else text
+
+
+def _export(args: argparse.Namespace) -> int:
+    job = common.client(args).get(common.path("federation", "jobs", args.job, "export"))
+    args.file.write_text(json.dumps(job) + "\n", "utf-8")
+    if args.json:
+        return common.show_json({"file": str(args.file)})
+    name = printable(str(args.file))
+    print(f'The job is in {name}. A site starts its part with upper = "{printable(args.file.name)}" in its definition.')
+    return 0
+
+
 def _status(args: argparse.Namespace) -> int:
     client = common.client(args)
     if args.job is None:
@@ -93,6 +137,8 @@ def _status(args: argparse.Namespace) -> int:
     job = detail["job"]
     print(f"{printable(job['name'])} ({job['id']}): {job['status']}, {job['version']} of {job['rounds']} rounds")
     print(printable(job["doing"]))
+    if job.get("upper"):
+        print(printable(f"a site of the job {job['upper'][:12]}, led by {job['leader']}"))
     if job["result"]:
         print(f"merged model: {printable(job['result'])}")
     head = ("ROUND", "STATE", "KIND", "BEGAN", "DEVICES", "STEPS", "OUTCOME")

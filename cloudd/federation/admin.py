@@ -33,6 +33,12 @@ def routes(federation: Federation) -> list[web.RouteDef]:
         shown = min(int(lines), _MAX_LINES)
         return json_response(await views.detail(federation, request.match_info["job"], shown))
 
+    async def export(request: web.Request) -> web.Response:
+        row = await federation.find(request.match_info["job"])
+        if row.job.upper is not None:
+            raise HttpProblem(422, f"{row.name} is a site's job itself; there are two tiers, not three")
+        return json_response(row.job)
+
     async def stop(request: web.Request) -> web.Response:
         row = await federation.stop(request.match_info["job"])
         return json_response((await views.detail(federation, row.id)).job)
@@ -41,6 +47,7 @@ def routes(federation: Federation) -> list[web.RouteDef]:
         web.post("/federation/jobs", _told(start)),
         web.get("/federation/jobs", _told(jobs)),
         web.get("/federation/jobs/{job}", _told(job)),
+        web.get("/federation/jobs/{job}/export", _told(export)),
         web.post("/federation/jobs/{job}/stop", _told(stop)),
     ]
 

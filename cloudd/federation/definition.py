@@ -9,11 +9,15 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec
 from msgspec import Meta
 
+from cloudd.federation import sites
 from cloudd.federation.errors import FederationError
+from cloudd.federation.needs import Needs
 from edgekit import toml
 from edgekit.federated.errors import FederatedError
+from edgekit.federated.head_jobs import OneRoundHead
 from edgekit.federated.plan import Plan
-from edgekit.messages.federation import Deadlines, LocalTraining
+from edgekit.federated.scaffold import Scaffold
+from edgekit.messages.federation import Deadlines, FederatedJob, LocalTraining
 from edgekit.packages import PackageError, check_name, check_version
 from edgekit.secagg import signatures
 from edgekit.secagg.messages import MAX_COHORT
@@ -59,12 +63,23 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True):
     """Labelled samples that an invited device says it has, at least."""
     tries: Annotated[int, Meta(ge=1, le=100)] = 5
     """Void rounds in a row after which the job has failed."""
+    new_labels: Annotated[list[Annotated[str, Meta(min_length=1, max_length=128)]], Meta(max_length=256)] = []
+    """A head of one round: classes that the base does not have."""
+    continues: Annotated[str, Meta(max_length=64)] = ""
+    """A head of one round: the job whose totals it begins with, so that sites can correct theirs or take them out."""
+    upper: str = ""
+    """Of a site's job: the file of the upper job, from `cloudd fl export` there; relative to the definition."""
+    upper_job: list[str] = []
+    """Its content in parts, which `cloudd fl start` puts here."""
+    leader: Annotated[str, Meta(max_length=80)] = ""
+    """Of a site's job: id of the device that takes part in the upper job for the site."""
     result: str = ""
     """Name of the merged model's package; "": that of the base."""
     version: str = ""
     """Its version; "": that of the base, "-", the job's name."""
     local: LocalTraining = LocalTraining()
     deadlines: Deadlines = Deadlines()
+    needs: Needs = Needs()
     window: Window | None = None
     plants: dict[str, str] = {}
     """Owner -> public key of a plant: 66 hex digits, as `edged roster key` prints it."""
@@ -81,6 +96,10 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True):
             max_weight=1 << 20,
             max_parameters=1 << 28,
         )
+
+    def between(self) -> FederatedJob | None:
+        """The job between sites that this is a site's job of."""
+        return sites.joined(self.upper_job)
 
     def trusted(self) -> dict[str, ec.EllipticCurvePublicKey]:
         """The plants' keys. Raises FederationError."""
@@ -100,6 +119,7 @@ def read(text: str) -> tuple[Definition, Plan]:
     """The definition and its table `[plan]`. Raises FederationError naming the key that is wrong."""
     try:
         table = toml.read(text.encode("utf-8", "surrogatepass"), MAX_TEXT)
+        sites.fill(table)
         plan = table.pop("plan", None)
         definition = toml.convert(table, Definition)
     except toml.TomlError as error:
@@ -107,7 +127,9 @@ def read(text: str) -> tuple[Definition, Plan]:
     if not isinstance(plan, dict):
         raise FederationError('"plan" is missing in the job: a table with [plan.strategy] belongs there')
     _check(definition)
-    return definition, _plan(plan, definition)
+    found = _plan(plan, definition)
+    _check_head(definition, found)
+    return definition, found
 
 
 def _plan(table: dict[str, Any], definition: Definition) -> Plan:
@@ -115,6 +137,8 @@ def _plan(table: dict[str, Any], definition: Definition) -> Plan:
         plan = msgspec.convert(table, Plan)
     except (msgspec.ValidationError, FederatedError) as error:
         raise FederationError(f"[plan] of the job: {str(error).replace('$.', 'plan.')}") from None
+    if isinstance(plan.strategy, Scaffold) and definition.local.optimiser != "sgd":
+        raise FederationError('local.optimiser = "adamw": SCAFFOLD\'s correction belongs to plain gradients; take sgd')
     if plan.robust is not None and definition.least < plan.robust.min_bucket:
         raise FederationError(
             f"least = {definition.least}: each bucket is a cohort, and robust.min_bucket is {plan.robust.min_bucket}"
@@ -122,6 +146,26 @@ def _plan(table: dict[str, Any], definition: Definition) -> Plan:
     if plan.robust is not None and not definition.secure:
         raise FederationError("robust buckets protect secure sums; of a plain job write secure = true, or no robust")
     return plan
+
+
+def _check_head(definition: Definition, plan: Plan) -> None:
+    """What belongs to a head of one round, and what does not."""
+    if not isinstance(plan.strategy, OneRoundHead):
+        if definition.new_labels or definition.continues:
+            raise FederationError(
+                'new_labels and continues belong to a head of one round: plan.strategy.strategy = "additive-head"'
+            )
+        return
+    if definition.rounds != 1:
+        raise FederationError(f"rounds = {definition.rounds}: a head takes one round; a later job continues this one")
+    if definition.bits != 32:
+        raise FederationError("bits = 16: words of 16 bits have no room for the sums of a head; take 32")
+    if definition.local != LocalTraining():
+        raise FederationError("[local] is the training of a job with many rounds; a head of one round has none")
+    if plan.strategy.continues:
+        raise FederationError('plan.strategy.continues: write continues = "NAME" of the job before at the top instead')
+    if definition.new_labels and definition.continues:
+        raise FederationError("new_labels: a job that continues another one has its labels")
 
 
 def _check(definition: Definition) -> None:
@@ -142,6 +186,11 @@ def _check(definition: Definition) -> None:
         re.compile(definition.local.trainable)
     except re.error as error:
         raise FederationError(f"local.trainable is no regular expression: {error}") from None
+    local = definition.local
+    if local.optimiser != "sgd" and local.momentum:
+        raise FederationError(f"local.momentum = {local.momentum:g}: it belongs to sgd; adamw has moments of its own")
+    if local.steps and local.epochs != 1:
+        raise FederationError(f"local.steps = {local.steps}, local.epochs = {local.epochs}: write one of the two")
     least = 3 if definition.secure else 2
     if not least <= definition.least <= definition.most:
         raise FederationError(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cloudd.federation.errors import FederationError
 from cloudd.storage import Blobs, StorageError
+from edgekit.federated.head_jobs import FEATURES_FILE, HEAD_FILE, TOTALS_FILE
 from edgekit.messages import FileEntry
 from edgekit.messages.federation import FederatedJob
 
@@ -16,17 +17,23 @@ PLAN_FOLDER = "plan"
 # As edgekit.training.plan has them, without importing OpenCV into the daemon; a test compares.
 STEP_FOLDER = "step"
 PLAN_FILES = ("forward.onnx", "model.onnx", "weights.safetensors")
+_HEAD = (FEATURES_FILE, HEAD_FILE, "model.onnx", "weights.safetensors")
 _CHUNK = 1 << 20
 
 
 def plan_files(directory: Path) -> list[FileEntry]:
-    """The files of a train step with their hashes. Raises FederationError."""
-    wanted = [directory / name for name in PLAN_FILES]
-    step = directory / STEP_FOLDER
-    if not step.is_dir() or not all(path.is_file() for path in wanted):
-        raise FederationError(f"{directory} holds no train step; `cloudd fl start` makes it")
+    """The files of a train step, or of a head of one round, with their hashes. Raises FederationError."""
+    if (directory / HEAD_FILE).is_file():
+        wanted = [directory / name for name in _HEAD]
+        wanted += [path for path in [directory / TOTALS_FILE] if path.exists()]
+        step: list[Path] = []
+    else:
+        wanted = [directory / name for name in PLAN_FILES]
+        step = sorted(path for path in (directory / STEP_FOLDER).glob("*") if path.is_file())
+    if not all(path.is_file() for path in wanted) or not (step or (directory / HEAD_FILE).is_file()):
+        raise FederationError(f"{directory} holds no train step and no head; `cloudd fl start` makes them")
     found = []
-    for path in [*wanted, *sorted(path for path in step.iterdir() if path.is_file())]:
+    for path in [*wanted, *step]:
         digest = hashlib.sha256()
         with path.open("rb") as file:
             while block := file.read(_CHUNK):

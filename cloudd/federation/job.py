@@ -124,9 +124,8 @@ class JobRun:
         begun, enough_since = self.clock(), None
         while True:
             now = self.clock()
-            fit = selection.eligible(
-                self._candidates(now), plan, kind, self.progress.version, self.definition.min_samples
-            )
+            asked, standing = self.definition, self._candidates(now)
+            fit = selection.eligible(standing, plan, kind, self.progress.version, asked.min_samples, asked.needs)
             opened = self.definition.window is None or self.definition.window.open(self.wall())
             if len(fit) < job.least * number or not opened:
                 enough_since = None
@@ -137,6 +136,7 @@ class JobRun:
                 return selection.choose(fit, plan, kind, job.most, secrets.token_bytes(32))
             self.gathering = (
                 f"{len(fit)} devices stand ready; {job.least * number} are needed"
+                f"{f' ({held})' if (held := selection.lacking(standing, asked.min_samples, asked.needs)) else ''}"
                 if opened
                 else "the job's window is closed"
             )

@@ -27,6 +27,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     sums: int  # published
     least: int  # devices of each sum, at least
     rosters: tuple[FileEntry, ...]
+    upper: str = ""  # of a site's job: id of the job between sites, whose sums these are
 
 
 class Lineage(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +55,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     personal: tuple[str, ...] = ()
     figures: FiguresRecord | None = None
+    labels: tuple[str, ...] = ()  # of the merged model; (): the base's
 
 
 class Merged(msgspec.Struct, frozen=True, kw_only=True):

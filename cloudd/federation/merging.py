@@ -47,11 +47,11 @@ def merge(order: Order) -> Package:
         for file in (MODEL_FILE, WEIGHTS_FILE):
             shutil.copyfile(Path(order.plan) / file, root / file)
         replace_weights(root / WEIGHTS_FILE, merged)
-        (root / LABELS_FILE).write_text("".join(f"{label}\n" for label in base.labels), "utf-8")
+        (root / LABELS_FILE).write_text("".join(f"{label}\n" for label in order.labels or base.labels), "utf-8")
         draft = Manifest(
             name=order.name,
             version=order.version,
-            description=f"{base.ref} taught by devices together in {order.job.sums} rounds ({order.job.name})",
+            description=f"{base.ref} taught by devices together, sums: {order.job.sums} ({order.job.name})",
             labels=LABELS_FILE,
             input=base.manifest.input,
             output=OutputSpec(),

@@ -15,6 +15,7 @@ from cloudd.federation.lineage import Job as MergedJob
 from cloudd.federation.lineage import Merged, Order
 from cloudd.registry import Registry, RegistryError
 from edgekit import atomic, tensors
+from edgekit.federated.errors import FederatedError
 from edgekit.packages import PackageError
 
 _PACKING_S = 1800.0
@@ -32,7 +33,10 @@ async def pack(run: JobRun, registry: Registry) -> str:
     name, _, base_version = row.job.model.partition("@")
     suffix = f"-{row.name}"[:24]
     merged = folder / "merged.safetensors"
-    await asyncio.to_thread(lambda: atomic.write_file(merged, tensors.save(run.progress.merged())))
+    try:
+        await asyncio.to_thread(lambda: atomic.write_file(merged, tensors.save(run.progress.merged())))
+    except FederatedError as error:
+        raise FederationError(f"there is no merged model: {error}") from None
     order = Order(
         base=str(await registry.materialise(entry)),
         plan=str(folder / PLAN_FOLDER),
@@ -50,10 +54,12 @@ async def pack(run: JobRun, registry: Registry) -> str:
             sums=run.progress.version,
             least=row.job.least,
             rosters=row.job.rosters,
+            upper=row.job.upper.id if row.job.upper is not None else "",
         ),
         state=run.progress.digest.hex(),
         personal=run.progress.rules.strategy.layout.personal,
         figures=figures,
+        labels=row.job.labels,
     )
     merged_model = await ask("cloudd.federation.merging", order, Merged, _PACKING_S)
     if merged_model.error:

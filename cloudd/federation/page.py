@@ -64,6 +64,7 @@ def _facts(detail: JobDetail) -> str:
         ("service", text(job.service)),
         ("model", f"<code>{text(job.model)}</code>"),
         ("merged model", f"<code>{text(job.result)}</code>" if job.result else "–"),
+        *([("site of", f"job <code>{text(job.upper[:12])}</code>, led by {text(job.leader)}")] if job.upper else []),
         ("rounds", _progress(job)),
         ("secrecy", secure),
         ("plan", f"<code>{text(_plan(detail.plan))}</code>"),

@@ -2,8 +2,8 @@
 
 Needs the package onnx.
 
-The step is SGD whose gradients are shortened to a norm together; with FedProx the graph holds the proximal term too
-(fed with `NAME.anchor`). SCAFFOLD's correction is the device's: it is added to the weights after each step.
+The gradients of a step are shortened to a norm together; with FedProx the graph holds the proximal term too (fed with
+`NAME.anchor`). SCAFFOLD's correction is the device's: it is added to the weights after each step.
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ from cloudd.derived import float_variant
 from cloudd.federation.child import MAX_ORDER, Prepared, PrepareOrder, give_way
 from cloudd.federation.definition import Definition, read
 from cloudd.federation.errors import FederationError
+from cloudd.federation.heading import prepare_head
 from edgekit.autodiff.errors import AutodiffError
 from edgekit.autodiff.interfaces import Optimiser
 from edgekit.autodiff.losses import CrossEntropy
 from edgekit.autodiff.losses.proximal import Proximal
-from edgekit.autodiff.optimisers import Clipped, Sgd
+from edgekit.autodiff.optimisers import AdamW, Clipped, Sgd
 from edgekit.autodiff.step import build_step
 from edgekit.federated.errors import FederatedError
+from edgekit.federated.head_jobs import OneRoundHead
 from edgekit.federated.layout import Layout
 from edgekit.federated.plan import Plan
+from edgekit.messages.federation import LocalTraining
 from edgekit.packages import Package, PackageError, open_package
 from edgekit.runtimes import ModelError
 from edgekit.runtimes.onnx_reader import read_references
@@ -35,20 +38,23 @@ from edgekit.training import TrainingError, write_plan
 
 
 def prepare(package: Package, definition: Definition, plan: Plan, folder: Path) -> int:
-    """Write the plan of the train step into `folder`, which is made; returns the number of shared values.
+    """Write the plan of the train step, or the files of a head, into `folder`, which is made.
+
+    Returns the number of shared values, or of features.
 
     Raises FederationError for a model that cannot be trained so, ModelError, OSError.
     """
     local = definition.local
-    optimiser: Optimiser = Clipped(Sgd(momentum=local.momentum, weight_decay=local.weight_decay), local.max_norm)
-    proximal = getattr(plan.strategy, "proximal", 0.0)
-    if proximal:
-        optimiser = Proximal(optimiser, proximal)
+    if isinstance(plan.strategy, OneRoundHead):
+        try:
+            return prepare_head(package, forward(package), (*package.labels, *definition.new_labels), folder)
+        except TrainingError as error:
+            raise FederationError(f"{package.ref} cannot get a head by devices: {error}") from None
     try:
         step = build_step(
             forward(package),
             CrossEntropy(smoothing=local.smoothing),
-            optimiser,
+            local_optimiser(local, plan),
             re.compile(local.trainable).pattern,
             batch_norm=local.batch_norm,
             sizes=_sizes(package),
@@ -58,6 +64,18 @@ def prepare(package: Package, definition: Definition, plan: Plan, folder: Path) 
     except (AutodiffError, TrainingError, FederatedError) as error:
         raise FederationError(f"{package.ref} cannot be trained by devices: {error}") from None
     return layout.size
+
+
+def local_optimiser(local: LocalTraining, plan: Plan) -> Optimiser:
+    """Of a device in a job. Raises AutodiffError for numbers that no optimiser takes."""
+    inner: Optimiser
+    if local.optimiser == "adamw":
+        inner = AdamW(weight_decay=local.weight_decay)
+    else:
+        inner = Sgd(momentum=local.momentum, weight_decay=local.weight_decay)
+    clipped = Clipped(inner, local.max_norm)
+    proximal = getattr(plan.strategy, "proximal", 0.0)
+    return Proximal(clipped, proximal) if proximal else clipped
 
 
 def forward(package: Package) -> onnx.ModelProto:

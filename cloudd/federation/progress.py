@@ -6,6 +6,7 @@ Blocking: for threads.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import re
@@ -14,13 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from cloudd.federation.files import PLAN_FOLDER, STEP_FOLDER
+from cloudd.federation.files import PLAN_FOLDER
 from cloudd.federation.store import FiguresRecord
 from edgekit import atomic, tensors
-from edgekit.autodiff.manifest import read_manifest, read_states
 from edgekit.federated.errors import FederatedError
+from edgekit.federated.opening import open_rules
 from edgekit.federated.rounds import CohortSum, JobRules
 from edgekit.federated.strategy import State
+from edgekit.federated.tiers import moving_rules
 from edgekit.messages.federation import FederatedJob
 
 log = logging.getLogger("cloudd.federation")
@@ -31,23 +33,31 @@ _KEEP_EVERY = 10
 
 
 class Progress:
-    """Of one job. `folder` holds the train step in PLAN_FOLDER. Raises FederatedError, AutodiffError."""
+    """Of one job, whose files `folder` holds in PLAN_FOLDER. Raises FederatedError, AutodiffError, OSError."""
 
     def __init__(self, job: FederatedJob, folder: Path) -> None:
         self._folder = folder
-        step = folder / PLAN_FOLDER / STEP_FOLDER
-        manifest = read_manifest(step)
-        self.names = tuple(one.name for one in manifest.of("parameter", "batch_norm"))
-        self.rules = JobRules(job, {one.name: one.shape for one in manifest.of("parameter", "batch_norm")})
-        kept = self._kept()
-        if kept is None:
-            values = read_states(step, manifest)
-            kept = self.rules.start({name: values[name] for name in self.names})
-        self._set(kept)
+        self.rules, first = open_rules(job, folder / PLAN_FOLDER)
+        self._set(self._kept() or first)
 
     state: State
     digest: bytes
     """Of the state."""
+    _moving_digest: tuple[State, bytes] | None = None
+
+    @functools.cached_property
+    def moving(self) -> JobRules:
+        """The rules whose sums move the state: of a site's job the upper job's. Raises FederatedError."""
+        return moving_rules(self.rules)
+
+    def moving_digest(self) -> bytes:
+        """Of the state, as the rounds of the upper job name it; of a job in one tier `digest`."""
+        if self.moving is self.rules:
+            return self.digest
+        state, kept = self.state, self._moving_digest
+        if kept is None or kept[0] is not state:
+            kept = self._moving_digest = state, self.moving.digest(state)
+        return kept[1]
 
     @property
     def version(self) -> int:
@@ -56,10 +66,12 @@ class Progress:
 
     def after(self, sums: Sequence[CohortSum]) -> tuple[State, float]:
         """The next state, and the norm of the change. Changes nothing. Raises FederatedError."""
-        following = self.rules.apply(self.state, sums)
+        following = self.moving.apply(self.state, sums)
         total, block = 0.0, 1 << 20
         for start in range(0, following.model.size, block):
             part = following.model[start : start + block] - self.state.model[start : start + block]
+            if part.dtype != np.float32:  # a head's whole numbers
+                part = part.astype(np.float64)
             total += float(np.dot(part, part))
         if not math.isfinite(total):
             raise FederatedError("the sum leads to values that are not finite")
@@ -84,8 +96,8 @@ class Progress:
                 other.unlink(missing_ok=True)
 
     def merged(self) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
-        """The shared tensors as they stand."""
-        return dict(self.rules.strategy.layout.unflatten(self.state.model))
+        """The shared tensors as they stand. Raises FederatedError where the totals of a head make none."""
+        return self.rules.tensors(self.state)
 
     def figures(self, total: CohortSum) -> FiguresRecord:
         """Of the sum of an evaluation round. Raises FederatedError."""
@@ -107,7 +119,7 @@ class Progress:
         for version in sorted(found, reverse=True):
             try:
                 state = State.from_tensors(tensors.load(found[version].read_bytes(), _MAX_BYTES), version)
-                self.rules.strategy.layout.unflatten(state.model)
+                self.rules.fits(state)
                 return state
             except (OSError, ValueError) as error:
                 log.warning("%s is left aside: %s", found[version], error)

@@ -53,7 +53,8 @@ class Publisher:
 
     async def publish(self, cohorts: Sequence[Cohort], found: Found, change: float) -> None:
         """The sums are there, and the job is one version further."""
-        named = self.progress.rules.plan.robust is not None
+        rules = self.progress.rules  # a device that vanished after masking must know whether its sums are in a head
+        named = rules.plan.robust is not None or rules.head is not None
         sums: dict[int, PublishedSum] = {}
         closed = []
         async with contextlib.AsyncExitStack() as held:
@@ -76,7 +77,7 @@ class Publisher:
                 )
                 closed.append(self.closed(cohort, "summed", change=change))
             crash_point("federation.sum")
-            await self.store.publish(self.progress.version + 1, closed, sums)
+            await self.store.publish(closed[0].job_id, self.progress.version + 1, closed, sums)
 
     async def judged(self, cohort: Cohort, found: Found) -> RoundRow:
         """How an evaluation round is to be closed."""

@@ -11,6 +11,7 @@ from aiohttp import web
 from cloudd.federation.cohort import Cohort, RoundOver
 from cloudd.federation.errors import FederationError
 from cloudd.federation.job import JobRun
+from cloudd.federation.leading import Leading
 from cloudd.federation.nodes import node_of
 from cloudd.federation.plain import PlainCohort
 from cloudd.federation.secure import SecureCohort
@@ -59,6 +60,12 @@ def routes(federation: Federation) -> list[web.RouteDef]:
         web.put(r"/v1/federation/jobs/{job}/rounds/{number:\d{1,9}}/vector", _told(found.upload)),
         web.get(r"/v1/federation/jobs/{job}/rounds/{number:\d{1,9}}/vector", _told(found.uploaded)),
         web.post(r"/v1/federation/jobs/{job}/rounds/{number:\d{1,9}}/plain", _told(found.plain)),
+        web.get("/v1/federation/jobs/{job}/lead", _told(found.leading.state)),
+        web.post("/v1/federation/jobs/{job}/lead/sum", _told(found.leading.sum)),
+        web.put("/v1/federation/jobs/{job}/lead/upper/{sha256}", _told(found.leading.upload)),
+        web.get("/v1/federation/jobs/{job}/lead/upper/{sha256}", _told(found.leading.uploaded)),
+        web.post("/v1/federation/jobs/{job}/lead/published", _told(found.leading.published)),
+        web.post("/v1/federation/jobs/{job}/lead/over", _told(found.leading.over)),
     ]
 
 
@@ -85,6 +92,7 @@ def _told(handler: Handler) -> Handler:
 class _Routes:
     def __init__(self, federation: Federation) -> None:
         self._federation = federation
+        self.leading = Leading(federation)
 
     async def jobs(self, request: web.Request) -> web.Response:
         node, known = node_of(request[DEVICE_ID]), request.query.get("known", "")
@@ -105,6 +113,9 @@ class _Routes:
         row, sha256 = await self._row(request), request.match_info["sha256"]
         size = await self._federation.store.file_size(row.id, sha256) if is_sha256(sha256) else None
         if size is None:
+            collected = await self.leading.file(request)
+            if collected is not None:
+                return collected
             raise HttpProblem(404, "this job has no file with this SHA-256")
         return await send_blob(request, self._federation.store.blobs, sha256, size)
 

@@ -15,30 +15,28 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from cloudd.federation import continuing, files, packing, sites
 from cloudd.federation import definition as definitions
-from cloudd.federation import files, packing
 from cloudd.federation.child import prepared
 from cloudd.federation.cohort import Bell
 from cloudd.federation.definition import Definition
 from cloudd.federation.errors import FederationError
-from cloudd.federation.files import PLAN_FOLDER, STEP_FOLDER
 from cloudd.federation.job import JobRun
-from cloudd.federation.progress import Progress
+from cloudd.federation.led import LedRun
+from cloudd.federation.nodes import node_of
 from cloudd.federation.store import FederationStore, JobRow, Status
 from cloudd.registry import Registry
 from cloudd.storage import references
 from cloudd.web import STORAGE_ERRORS
 from edgekit import packages
 from edgekit.autodiff.errors import AutodiffError
-from edgekit.autodiff.manifest import read_manifest
 from edgekit.faults import crash_point
 from edgekit.federated.errors import FederatedError
+from edgekit.federated.opening import open_rules
 from edgekit.federated.plan import Plan
-from edgekit.federated.rounds import CohortSum, JobRules, read_words
 from edgekit.messages import FileEntry
-from edgekit.messages.federation import MAX_SUMS, FederatedJob, JobNotice, Over
+from edgekit.messages.federation import FederatedJob, JobNotice, Over
 from edgekit.packages import Package, PackageError
-from edgekit.secagg import messages
 from edgekit.secagg.errors import Refusal
 from edgekit.secagg.roster import MAX_ROSTER, Membership, open_rosters
 
@@ -126,8 +124,16 @@ class Federation:
         base = packages.open_package(await self.registry.materialise(entry), verify=False)
         staged = self.folder / f".staged-{secrets.token_hex(8)}"
         try:
-            await self._prepare(base.root, request.definition, staged)
-            row = await self._add(request, definition, plan, base, staged)
+            labels = (*base.labels, *definition.new_labels)
+            if definition.continues:
+                earlier = await self.find(definition.continues)
+                plan = await continuing.continued(earlier, definition.service, plan, base, self.store, staged)
+                labels = earlier.job.labels
+            else:
+                await self._prepare(base.root, request.definition, staged)
+            row = await self._add(request, definition, plan, base, staged, labels)
+        except (FederatedError, AutodiffError) as error:
+            raise FederationError(str(error)) from None
         finally:
             await asyncio.to_thread(shutil.rmtree, staged, ignore_errors=True)
         await self.store.note(row.id, f"started on {base.ref}, {definition.rounds} rounds")
@@ -140,7 +146,13 @@ class Federation:
         return row
 
     async def _add(
-        self, request: StartRequest, definition: Definition, plan: Plan, base: Package, directory: Path
+        self,
+        request: StartRequest,
+        definition: Definition,
+        plan: Plan,
+        base: Package,
+        directory: Path,
+        labels: tuple[str, ...],
     ) -> JobRow:
         """The job on record, with its files."""
         listed = await asyncio.to_thread(files.plan_files, directory)
@@ -150,7 +162,7 @@ class Federation:
             service=definition.service,
             model=base.ref,
             package=base.digest,
-            labels=tuple(base.labels),
+            labels=labels,
             plan=msgspec.json.encode(plan).decode(),
             local=definition.local,
             rounds=definition.rounds,
@@ -165,7 +177,10 @@ class Federation:
                 for i, data in enumerate(rosters)
             ),
             files=tuple(listed),
+            upper=definition.between(),
+            leader=definition.leader,
         )
+        sites.check_start(job)
         await self._check(job, definition, rosters, directory)
         streams = {one.path: files.stream(directory / one.path) for one in job.files}
         streams |= {one.path: files.one(data) for one, data in zip(job.rosters, rosters, strict=True)}
@@ -209,6 +224,8 @@ class Federation:
                 secure=run.row.job.secure,
                 rounds=run.row.job.rounds,
                 version=run.progress.version,
+                head=run.progress.rules.head is not None,
+                leads=isinstance(run, LedRun) and run.leader == node,
             )
             for run in self.runs.values()
             if run.over is None and run.admits(node)
@@ -232,10 +249,7 @@ class Federation:
     async def _check(self, job: FederatedJob, definition: Definition, rosters: list[bytes], directory: Path) -> None:
         """What would make the job fail at once is told now."""
         try:
-            shapes = {
-                one.name: one.shape for one in read_manifest(directory / STEP_FOLDER).of("parameter", "batch_norm")
-            }
-            rules = JobRules(job, shapes)
+            rules, _ = open_rules(job, directory)
             rules.numbers("learn")
             if job.evaluate_every:
                 rules.numbers("evaluate")
@@ -248,21 +262,15 @@ class Federation:
 
     async def _take_up(self, row: JobRow) -> None:
         folder = self.folder / row.id
-        await files.materialise(row.job, self.store.blobs, folder / PLAN_FOLDER)
         definition, _ = definitions.read(row.definition)
         membership = await self._membership(row, self._wall() if row.status == "running" else row.created_at)
-        progress = await asyncio.to_thread(Progress, row.job, folder)
-        while progress.version < row.version:
-            for published in await self.store.published(row.id, progress.version, MAX_SUMS):
-                sums = []
-                for one in published.sums:
-                    config = messages.from_cloud(one.config)
-                    assert isinstance(config, messages.RoundConfig)
-                    words = read_words(await self.store.blobs.get(one.sha256), config)
-                    sums.append(CohortSum(words, one.survivors, config, frozenset(one.nodes)))
-                state, _ = await asyncio.to_thread(progress.after, sums)
-                await asyncio.to_thread(progress.move, state)
-        run = JobRun(row, definition, membership, progress, self.store, folder, wall=self._wall)
+        progress = await continuing.caught_up(row, self.store, folder)
+        parts = (row, definition, membership, progress, self.store, folder)
+        run = (
+            JobRun(*parts, wall=self._wall)
+            if row.job.upper is None
+            else LedRun(*parts, wall=self._wall, leader=node_of(row.job.leader))
+        )
         self.runs[row.id] = run
         self._tasks[row.id] = asyncio.create_task(self._live(run), name=f"job {row.name}")
         self.changed.ring()
@@ -331,7 +339,8 @@ class Federation:
             raise FederationError(str(error)) from None
 
     async def _forget_old(self) -> None:
-        for entry in await self.store.forget(self._wall() - KEPT_S):
+        kept = continuing.lasting(await self.store.jobs())
+        for entry in await self.store.forget(self._wall() - KEPT_S, kept):
             await self.store.blobs.remove(entry.sha256, lambda sha256: references.is_used(self.store.rows, sha256))
         known = {row.id for row in await self.store.jobs("running", "packing")}
         for path in self.folder.iterdir():

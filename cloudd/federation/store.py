@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Literal, NamedTuple
 
@@ -57,6 +57,14 @@ class FiguresRecord(msgspec.Struct, frozen=True, kw_only=True):
     devices: int
 
 
+class CollectedRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The sum of a site's round, which its leader fetches: a file of the job's folder, never published."""
+
+    sha256: str
+    size: int  # bytes
+    survivors: int
+
+
 class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What is shown of a round."""
 
@@ -65,6 +73,7 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     figures: FiguresRecord | None = None
     change: float | None = None  # Euclidean norm of the mean update
     bytes_up: int = 0  # of vectors
+    collected: CollectedRecord | None = None
 
 
 class JobRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -183,16 +192,17 @@ class FederationStore:
                     return size
         return None
 
-    async def forget(self, before: float) -> list[FileEntry]:
-        """Remove jobs that ended before a time; returns the files that were theirs."""
-        old = select(federation_jobs.c.id).where(federation_jobs.c.ended_at < before)
+    async def forget(self, before: float, keep: Collection[str] = ()) -> list[FileEntry]:
+        """Remove jobs that ended before a time, but for those to `keep`; returns the files that were theirs."""
+        gone = (federation_jobs.c.ended_at < before) & federation_jobs.c.id.not_in(list(keep))
+        old = select(federation_jobs.c.id).where(gone)
         async with self.rows.writing() as connection:
             found = [
                 FileEntry(path="", sha256=row.sha256, size=row.size)
                 for table in (federation_files, federation_sums)
                 for row in await connection.execute(select(table.c.sha256, table.c.size).where(table.c.job_id.in_(old)))
             ]
-            await connection.execute(delete(federation_jobs).where(federation_jobs.c.ended_at < before))
+            await connection.execute(delete(federation_jobs).where(gone))
         return found
 
     # --- rounds -----------------------------------------------------------------------------------------------------
@@ -240,9 +250,10 @@ class FederationStore:
         async with self.rows.writing() as connection:
             await _close(connection, one)
 
-    async def publish(self, version: int, closed: Sequence[RoundRow], sums: Mapping[int, PublishedSum]) -> None:
+    async def publish(
+        self, job_id: str, version: int, closed: Sequence[RoundRow], sums: Mapping[int, PublishedSum]
+    ) -> None:
         """The sums of a round are there and its cohorts are closed, in one step. The sums' blobs must be held."""
-        job_id = closed[0].job_id
         rows = [
             {
                 "job_id": job_id,

@@ -9,6 +9,7 @@ import msgspec
 from cloudd.federation.cohort import Cohort
 from cloudd.federation.service import Federation
 from cloudd.federation.store import FiguresRecord, JobRow, LogLine, RefusalRecord, RoundRow, Status, StepRecord
+from edgekit.identity import short_id
 from edgekit.messages.federation import RoundKind
 
 _ROUNDS = 1000
@@ -31,6 +32,8 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     created_at: float
     ended_at: float | None
     result: str  # the merged model, name@version
+    upper: str = ""  # of a site's job: id of the job between sites
+    leader: str = ""  # of a site's job: short id of the device that hands its sums on
 
 
 class RoundView(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,6 +111,8 @@ def _job(federation: Federation, row: JobRow) -> JobView:
         created_at=row.created_at,
         ended_at=row.ended_at,
         result=row.result,
+        upper=row.job.upper.id if row.job.upper is not None else "",
+        leader=short_id(row.job.leader),
     )
 
 

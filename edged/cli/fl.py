@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from urllib.parse import urlencode
 
 from edged.api import Done
 from edged.cli.output import EXIT_OK, EXIT_PROBLEM, Failure, clean, client, print_json, print_table, size, verb
-from edged.federation.bodies import AuditReply, FederationState, PolicyReply, RefuseBody
+from edged.federation.bodies import (
+    AgreeBody,
+    AuditReply,
+    FederationState,
+    JoinUpperBody,
+    LeaveBody,
+    PolicyReply,
+    RefuseBody,
+)
 from edged.federation.notes import JobView
 from edgekit import toml
 
@@ -18,6 +27,9 @@ _EXAMPLES = """\
   edged fl policy                    what the plant allows, whatever cloudd proposes
   edged fl audit                     the signed record of every round, newest first
   edged fl refuse 3f2a9c --reason "not with our parts"
+  edged fl join edg1.AbC.x1.s3cret   a site's leader: join the upper cloudd of federation.upper
+  edged fl agree 3f2a9c              where [federation] says ask = true: take part in this job
+  edged fl leave solder              this device's sums come out of the heads of a service; --stay: no, leave them
   edged fl forgive                   after the ledger was lost: the jobs of that time are over"""
 
 
@@ -39,6 +51,17 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     refusing.add_argument("job", help="its id, or the beginning of it")
     refusing.add_argument("--reason", default="", help="for the record")
     refusing.set_defaults(run=refuse)
+    joining = verb(actions, "join", "join the upper cloudd of [federation] upper, as the leader of this site")
+    joining.add_argument("token", help="from cloudd invite there, or - to read it from standard input")
+    joining.set_defaults(run=join)
+    agreeing = verb(actions, "agree", "let this device take part in a job that waits for that")
+    agreeing.add_argument("job", help="its id, or the beginning of it")
+    agreeing.set_defaults(run=agree)
+    going = verb(actions, "leave", "take this device's sums out of all heads of a service")
+    going.add_argument("service", help="its name")
+    going.add_argument("--reason", default="", help="for the record")
+    going.add_argument("--stay", action="store_true", help="do not take them out, or put them in again")
+    going.set_defaults(run=leave)
     verb(actions, "forgive", "go on after the ledger was lost").set_defaults(run=forgive)
 
 
@@ -61,6 +84,8 @@ def status(options: argparse.Namespace) -> int:
     for service, spent in state.spent.items():
         budget = f" of {state.epsilon:g}" if state.epsilon is not None else ", no budget is set"
         print(f"Privacy of {clean(service)}: epsilon {spent:.3g}{budget} (delta {state.delta:g}).")
+    for service, reason in state.leaving.items():
+        print(f"This device is to have nothing in the heads of {clean(service)}: {clean(reason)}.")
     for event in state.events:
         at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.at))
         mark = "" if event.level == "info" else f"{event.level}: "
@@ -71,7 +96,7 @@ def status(options: argparse.Namespace) -> int:
 def _row(view: JobView) -> tuple[str, ...]:
     note = view.note
     what = note.text if view.running or not view.why else view.why
-    kind = "" if note.secure else " (no masks)"
+    kind = (", leads its site" if note.leads else "") + ("" if note.secure else " (no masks)")
     return (
         note.job[:12],
         note.service,
@@ -127,6 +152,26 @@ def refuse(options: argparse.Namespace) -> int:
     """Leave a job."""
     body = RefuseBody(job=options.job, reason=options.reason)
     print(client(options).post("/federation/refuse", Done, body, 60.0).text)
+    return EXIT_OK
+
+
+def join(options: argparse.Namespace) -> int:
+    """Join the upper cloudd."""
+    token = sys.stdin.readline().strip() if options.token == "-" else options.token  # noqa: S105 - the dash is no token
+    print(client(options).post("/federation/join", Done, JoinUpperBody(token=token), 120.0).text)
+    return EXIT_OK
+
+
+def agree(options: argparse.Namespace) -> int:
+    """Take part in a job."""
+    print(client(options).post("/federation/agree", Done, AgreeBody(job=options.job), 60.0).text)
+    return EXIT_OK
+
+
+def leave(options: argparse.Namespace) -> int:
+    """Take this device's sums out of the heads of a service."""
+    body = LeaveBody(service=options.service, reason=options.reason, stay=options.stay)
+    print(client(options).post("/federation/leave", Done, body, 60.0).text)
     return EXIT_OK
 
 

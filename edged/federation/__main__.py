@@ -58,6 +58,7 @@ def main() -> NoReturn:
 def _learn(order: FederationOrder) -> int:
     # Only now: what follows is what the bounds are for.
     from edged.federation.cloud import Rejected
+    from edged.federation.lead import lead
     from edged.federation.updates import SourceError
     from edged.federation.work import places, take_part
     from edged.link.errors import LinkError
@@ -68,7 +69,7 @@ def _learn(order: FederationOrder) -> int:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
         with places(Path(order.state_dir), order.device_id, order.job) as at:
             try:
-                over = await take_part(order, at, stop)
+                over = await (lead if order.leads else take_part)(order, at, stop)
             except LinkError as error:
                 log.warning("cloudd cannot be reached: %s.", error)
                 return LOST_LINK

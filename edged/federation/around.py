@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from edged.api import ApiError
 from edged.federation.child import federation_command
 from edged.federation.front import Subject
+from edged.federation.order import FederationOrder
 from edged.federation.settings import Federation
 from edgekit.identity import Identity
 from edgekit.learning.budget import Budget
@@ -67,8 +69,28 @@ class Around:
     learning: Learning
     report: Callable[[str, Level, str], None]
     """Health: (code, level, text)."""
+    health: Callable[[], Level] = lambda: "ok"
+    """The worst thing that is wrong now."""
     threads: int = 1
     budget: Budget = field(default_factory=lambda: Budget(min_free_memory=128 << 20))
     command: Callable[[], Sequence[str]] = federation_command
     wall: Callable[[], float] = time.time
     look_s: float = LOOK_S
+
+    def order(self, job: str, subject: Subject) -> FederationOrder:
+        """What a child process is told that takes part in a job. Raises ApiError."""
+        link, identity = self.link.link, self.link.identity
+        if identity is None:
+            raise ApiError(409, "this device has joined no cloudd")
+        return FederationOrder(
+            state_dir=str(self.state_dir),
+            device_id=self.link.device_id,
+            identity=str(identity.directory),
+            url=link.url,
+            job=job,
+            service=subject.definition,
+            base=str(subject.package),
+            policy=self.policy,
+            budget=self.budget,
+            threads=self.threads,
+        )

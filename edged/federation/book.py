@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from edged.federation.notes import Event, JobNote, Level, Outcome
-from edged.store import Database
+from edged.store import Database, StoreError
 from edgekit.secagg.errors import Refusal
 from edgekit.secagg.ledger import entry
 from edgekit.secagg.roster import Floor
@@ -26,6 +27,7 @@ FOLDER = "federation"
 BOOK = "book.db"
 AUDIT = "audit.jsonl"
 MAX_EVENTS = 1000
+_AGREED, _LEAVING = "agreed/", "leaving/"
 _LASTING = ("judging", "done", "stopped", "refused", "failed")
 
 _MIGRATIONS = [
@@ -59,9 +61,9 @@ class Book:
         known = path.exists()
         self._joined: sqlite3.Connection | None = None
         self._database = Database(path, _MIGRATIONS, wall=wall)
-        self._notes = Database(path, _MIGRATIONS, wall=wall)
+        self._loose = threading.Lock()
+        self._notes = _second(path)
         """For what may lack the last words after a power cut: a commit that waits for no disk."""
-        self._notes.query("PRAGMA synchronous=NORMAL")
         if self._database.quarantined is not None:
             self._lose(f"it was damaged and is kept as {self._database.quarantined.name}")
         elif not known and (self.folder / AUDIT).exists():
@@ -201,11 +203,23 @@ class Book:
 
     def note(self, note: JobNote, told: tuple[Level, str] | None = None) -> None:
         """Where this device stands in a job now, and what to tell people of it."""
-        with (self._database if note.stage in _LASTING else self._notes).transaction() as connection:
+        with self._database.transaction() if note.stage in _LASTING else self._loosely() as connection:
             row = (note.job, msgspec.msgpack.encode(note), self._wall())
             connection.execute("INSERT OR REPLACE INTO jobs VALUES (?, ?, ?)", row)
             if told is not None:
                 self._tell(connection, note.job, *told)
+
+    @contextmanager
+    def _loosely(self) -> Iterator[sqlite3.Connection]:
+        with self._loose:
+            self._notes.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._notes
+                self._notes.execute("COMMIT")
+            except BaseException:
+                if self._notes.in_transaction:
+                    self._notes.execute("ROLLBACK")
+                raise
 
     def job(self, job: str) -> JobNote | None:
         """Where it stood last."""
@@ -226,6 +240,33 @@ class Book:
         """Why a person refused the job; "" if nobody did."""
         row = self._database.one("SELECT reason FROM refused WHERE job = ?", (job,))
         return str(row[0]) if row is not None else ""
+
+    def agree(self, job: str) -> None:
+        """Somebody lets this device take part in a job."""
+        self._database.execute("INSERT OR REPLACE INTO facts VALUES (?, '')", (_AGREED + job,))
+
+    def agreed(self) -> set[str]:
+        """The jobs that somebody has agreed to."""
+        rows = self._database.query("SELECT name FROM facts WHERE name LIKE ?", (f"{_AGREED}%",))
+        return {str(row["name"]).removeprefix(_AGREED) for row in rows}
+
+    def leave(self, service: str, reason: str) -> None:
+        """A person wants this device's sums out of all heads of a service, from the next round of one on."""
+        sql = "INSERT OR REPLACE INTO facts VALUES (?, ?)"
+        self._database.execute(sql, (_LEAVING + service, reason or "by an operator"))
+
+    def stay(self, service: str) -> bool:
+        """Not any more. False if nobody wanted it."""
+        return bool(self._database.execute("DELETE FROM facts WHERE name = ?", (_LEAVING + service,)))
+
+    def leaving(self, service: str) -> str:
+        """Why its sums are to come out of the heads of a service; "" if they are not."""
+        return self._fact(_LEAVING + service)
+
+    def all_leaving(self) -> dict[str, str]:
+        """Service -> why, of all of them."""
+        rows = self._database.query("SELECT name, text FROM facts WHERE name LIKE ?", (f"{_LEAVING}%",))
+        return {str(row["name"]).removeprefix(_LEAVING): str(row["text"]) for row in rows}
 
     def tell(self, job: str, level: Level, text: str) -> None:
         """Something for people; the last MAX_EVENTS are kept."""
@@ -249,3 +290,18 @@ class Book:
         """Close the file."""
         self._notes.close()
         self._database.close()
+
+
+def _second(path: Path) -> sqlite3.Connection:
+    """One more connection of this process to an open database. Raises StoreError.
+
+    A Database would open and close the file once more, and with that drop the locks of the first connection: POSIX
+    forgets all that a process holds on a file when it closes any descriptor of it. Another process that ends would
+    then take the log away, and what this one writes afterwards would be in a file without a name.
+    """
+    try:
+        connection = sqlite3.connect(path, timeout=5.0, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA synchronous=NORMAL")
+    except sqlite3.Error as error:
+        raise StoreError(f"cannot open the database {path}: {error}") from error
+    return connection

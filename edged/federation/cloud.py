@@ -125,7 +125,9 @@ class HttpCloud:
 
     async def upload(self, job: str, number: int, path: Path) -> None:
         """See Cloud."""
-        place = f"/{job}/rounds/{number}/vector"
+        await self._upload_to(f"/{job}/rounds/{number}/vector", path)
+
+    async def _upload_to(self, place: str, path: Path) -> None:
         size = _size(path)
         done = _decoded(await self._ask("GET", place), Uploaded)
         with path.open("rb") as file:
@@ -141,7 +143,7 @@ class HttpCloud:
                         raise
                     continue  # the part had come already, and only the answer was lost
                 if done.whole != size or done.size > size:
-                    raise Rejected("malformed", f"cloudd wants {done.whole} bytes; the masked vector has {size}")
+                    raise Rejected("malformed", f"cloudd wants {done.whole} bytes; the vector has {size}")
                 if done.size <= before:
                     raise Rejected("malformed", "cloudd does not keep what it is sent")
 

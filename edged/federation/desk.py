@@ -15,25 +15,30 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
 from edged.api import ApiError, Done
+from edged.federation import consent, leaving
+from edged.federation.alarms import Alarms
 from edged.federation.around import Around, Reserved
 from edged.federation.bodies import AuditReply, FederationState
 from edged.federation.book import AUDIT, FOLDER, Book
 from edged.federation.child import Child
+from edged.federation.consent import named
+from edged.federation.descent import descends
 from edged.federation.front import Subject
 from edged.federation.notes import JobNote, JobView
-from edged.federation.order import LOST_LINK, FederationOrder, dataset_name
+from edged.federation.order import LOST_LINK, dataset_name
 from edged.federation.settings import Federation, open_at
-from edged.federation.views import audit, heard, lost, node_hex
+from edged.federation.upward import Upward
+from edged.federation.views import audit, heard, listing, lost, node_hex
+from edged.federation.watching import ask
 from edged.link.errors import LinkError
-from edged.link.http import call, open_session
-from edgekit.identity import Identity, IdentityError, client_context
-from edgekit.messages import Level
-from edgekit.messages.federation import WAIT_S, JobList, JobNotice
+from edgekit.identity import IdentityError
+from edgekit.messages.federation import JobNotice
 from edgekit.messages.learning import TrainDone, TrainStopped
 
 log = logging.getLogger("edged.federation")
@@ -44,7 +49,8 @@ FIRST_RETRY_S, LAST_RETRY_S = 10.0, 3600.0
 STOP_S = 20.0
 """So long a child may take to save and end."""
 _ACTIVE = ("waiting", "training", "round")
-_MAX_LIST = 1 << 20
+LEADER = Subject("", "", Path())
+"""Of a job in which this device only leads its site: it runs no service for it."""
 EVENTS = 200
 """The newest events, among which an alarm is looked for."""
 
@@ -60,14 +66,18 @@ class FederationDesk:
         self._why: dict[str, str] = {}
         self._retry: dict[str, tuple[int, float]] = {}  # job -> failures, not before (monotonic)
         self._child: tuple[str, Child] | None = None
-        self._raised: set[str] = set()
+        self._alarms, self._folder = Alarms(around.report), around.state_dir / FOLDER
+        self._agreed: set[str] = set()  # jobs that somebody has agreed to
+        self._leaving: dict[str, str] = {}  # services of whose heads this device is to be out -> why
         self._wake = asyncio.Event()
+        self.upward = Upward(around.state_dir, around.policy.upper, around.wall)
 
     def open(self) -> None:
         """Read what is stored; a device that takes part in nothing makes nothing. Raises StoreError, OSError."""
         if self._policy.enabled or (self._around.state_dir / FOLDER).exists():
             self._book = Book(self._around.state_dir, self._around.wall)
             self._notes = {note.job: note for note in self._book.jobs()}
+            self._leaving, self._agreed = self._book.all_leaving(), self._book.agreed()
 
     async def run(self) -> None:
         """Ask for jobs and take part in them, until cancelled."""
@@ -89,23 +99,8 @@ class FederationDesk:
 
     def jobs(self) -> list[JobView]:
         """As they were at the last look, those that go on first."""
-        listed = self._listed or {}
-        views = [
-            JobView(
-                note=note,
-                running=self._child is not None and self._child[0] == note.job,
-                listed=note.job in listed,
-                why=self._why.get(note.job, ""),
-            )
-            for note in self._notes.values()
-        ]
-        known = {view.note.job for view in views}
-        views += [
-            JobView(note=heard(one), listed=True, why=self._why.get(one.id, ""))
-            for one in listed.values()
-            if one.id not in known
-        ]
-        return sorted(views, key=lambda view: (not view.running, not view.listed, view.note.job))
+        works = self._child[0] if self._child is not None else ""
+        return listing(self._notes, self._listed or {}, self._why, works, self._policy.ask, self._agreed)
 
     async def state(self, limit: int = 20) -> FederationState:
         """Everything there is to show."""
@@ -123,7 +118,9 @@ class FederationDesk:
             return empty
 
         def read() -> FederationState:
-            return msgspec.structs.replace(empty, lost=lost(book), spent=book.spent(), events=book.events(limit))
+            return msgspec.structs.replace(
+                empty, lost=lost(book), spent=book.spent(), leaving=book.all_leaving(), events=book.events(limit)
+            )
 
         return await asyncio.to_thread(read)
 
@@ -144,19 +141,38 @@ class FederationDesk:
     async def refuse(self, job: str, reason: str) -> Done:
         """Leave a job for ever."""
         book = self._opened()
-        known = sorted({*self._notes, *(self._listed or {})})
-        found = [one for one in known if one.startswith(job.lower())]
-        if len(found) != 1:
-            raise ApiError(404, f"{len(found)} jobs begin with {job[:32]!r}; see edged fl status")
-        await self._write(lambda: book.refuse(found[0], reason or "by an operator"))
-        if self._child is not None and self._child[0] == found[0]:
+        found = named(job, {*self._notes, *(self._listed or {})})
+        await self._write(lambda: book.refuse(found, reason or "by an operator"))
+        if self._child is not None and self._child[0] == found:
             await self._child[1].stop(STOP_S)
         await self._reread()
-        note = self._notes.get(found[0]) or heard((self._listed or {})[found[0]])
+        note = self._notes.get(found) or heard((self._listed or {})[found])
         if note.stage != "done":
             await self._note(msgspec.structs.replace(note, stage="refused", text=f"refused here: {reason}"))
         self._wake.set()
-        return Done(text=f"This device takes no part in the job {found[0][:12]} any more.")
+        return Done(text=f"This device takes no part in the job {found[:12]} any more.")
+
+    async def agree(self, job: str) -> Done:
+        """Somebody lets this device take part in a job that waits for that."""
+        book = self._opened()
+        found = named(job, {*self._notes, *(self._listed or {})})
+        consent.check(self._notes.get(found) or heard((self._listed or {})[found]), self._policy.ask)
+        await self._write(lambda: book.agree(found))
+        await self._reread()
+        self._wake.set()
+        return Done(text=f"This device takes part in the job {found[:12]} as far as its policy allows it.")
+
+    async def leave(self, service: str, reason: str, stay: bool) -> Done:
+        """Take this device's sums out of all heads of a service; `stay`: no, leave them there."""
+        book, listed = self._opened(), self._listed or {}
+        known = {one.service for one in self._notes.values()} | {one.service for one in listed.values()}
+        leaving.check(service, known, self._leaving, stay)
+        text = await self._write(lambda: leaving.order(book, service, reason, stay))
+        await self._reread()
+        if self._child is not None and service == getattr(self._notes.get(self._child[0]), "service", service):
+            await self._child[1].stop(STOP_S)  # it begins again with what it is to do now
+        self._wake.set()
+        return Done(text=text)
 
     async def forgive(self) -> Done:
         """A person says that the jobs before the ledger was lost are over."""
@@ -176,7 +192,7 @@ class FederationDesk:
                 await asyncio.sleep(self._around.look_s)
                 continue
             try:
-                found = await self._ask(identity, link.url, revision)
+                found = await ask(identity, link.url, revision, self._around.wall())
                 revision, failures = found.revision, 0
                 self._listed = {one.id: one for one in found.jobs}
                 self._wake.set()
@@ -185,15 +201,6 @@ class FederationDesk:
                 failures += 1
                 log.debug("The list of federated jobs could not be fetched: %s", error)
                 await asyncio.sleep(min(LAST_RETRY_S, self._around.look_s * 2.0 ** min(failures, 10)))
-
-    async def _ask(self, identity: Identity, url: str, revision: str) -> JobList:
-        context = client_context(
-            identity.authority_path, identity.certificate_path, identity.key_path, self._around.wall()
-        )
-        known = f"?known={revision}" if revision.isalnum() else ""
-        async with open_session(context) as session:
-            path = f"/v1/federation/jobs{known}"
-            return await call(session, url, path, JobList, timeout_s=WAIT_S + 15.0, max_bytes=_MAX_LIST)
 
     # --- taking part --------------------------------------------------------------------------------------------------
 
@@ -230,7 +237,7 @@ class FederationDesk:
             if not why and waits > 0:
                 why = self._why.get(job) or f"it is tried again in {waits:.0f} s"
             self._why[job] = why
-            subject = self._around.subject(note.service)
+            subject = LEADER if note.leads else self._around.subject(note.service)
             if not why and subject is not None:
                 return job, subject, finish
         return None
@@ -244,17 +251,22 @@ class FederationDesk:
             return "the link to cloudd is down"
         if policy.services is not None and note.service not in policy.services:
             return "federation.services leaves the service out"
-        if not note.secure and not policy.plain:
+        if not note.secure and not policy.plain and not note.leads:
             return "the job is without masks, and federation.plain is false"
+        if consent.waits(note, policy.ask, self._agreed):
+            return f"somebody has to agree first: edged fl agree {note.job[:12]}, or on the page (federation.ask)"
         local = time.localtime(around.wall())
         if note.stage != "judging" and not open_at(policy.hours, 60 * local.tm_hour + local.tm_min):
             return f"federation.hours are {policy.hours}"
+        if note.leads:
+            return await self.upward.against()
         subject = around.subject(note.service)
         if subject is None:
             return f"the service {note.service} does not run here"
-        if subject.ref != note.model:
+        heir = note.head and descends(subject.package, note.model)
+        if subject.ref != note.model and not heir:
             return f"the job begins with {note.model}; the service {note.service} runs {subject.ref}"
-        if note.stage == "judging" or notice is None:
+        if note.stage == "judging" or notice is None or (note.head and note.service in self._leaving):
             return ""
         labelled = await around.labelled(note.service)
         if labelled < policy.min_samples:
@@ -264,7 +276,9 @@ class FederationDesk:
     async def _take_part(self, job: str, subject: Subject, finish: bool) -> None:
         """One child from its start to its end."""
         try:
-            order = self._order(job, subject)
+            order = self._around.order(job, subject)
+            if subject is LEADER:
+                order = await self.upward.leading(order)
             reserved: Reserved | None = None
             if finish:
                 note = self._notes[job]
@@ -274,6 +288,7 @@ class FederationDesk:
                     order, finish=True, name=reserved.name, version=reserved.version, base=str(reserved.base),
                     scratch=str(scratch),
                 )  # fmt: skip
+            await asyncio.to_thread(self._alarms.tell, self._folder, self._around.health())
             child = await Child.start(order, self._around.empty, self._around.command())
         except (ApiError, OSError) as error:
             self._failed(job, f"it could not begin: {error}")
@@ -296,6 +311,7 @@ class FederationDesk:
         link = self._around.link.link
         while not child.ended.done():
             await asyncio.wait([child.ended], timeout=self._around.look_s)
+            await asyncio.to_thread(self._alarms.tell, self._folder, self._around.health())
             await self._reread()
             now = self._around.link.link
             note = self._notes.get(job)
@@ -305,7 +321,8 @@ class FederationDesk:
                 and note.stage in _ACTIVE
                 and not open_at(self._policy.hours, 60 * local.tm_hour + local.tm_min)
             )
-            if closed or (now.url, now.identity, now.generation) != (link.url, link.identity, link.generation):
+            other = (now.url, now.identity, now.generation) != (link.url, link.identity, link.generation)
+            if closed or other or (note is not None and note.leads and await self.upward.renewed()):
                 await child.stop(STOP_S)
         await self._reread()
 
@@ -329,23 +346,6 @@ class FederationDesk:
         text = f"{last.ref} is on trial" if last.verdict.accepted else f"{last.ref} was {last.verdict.reason}"
         await self._note(msgspec.structs.replace(note, stage="done", text=text[:500]))
 
-    def _order(self, job: str, subject: Subject) -> FederationOrder:
-        link, identity = self._around.link.link, self._around.link.identity
-        if identity is None:
-            raise ApiError(409, "this device has joined no cloudd")
-        return FederationOrder(
-            state_dir=str(self._around.state_dir),
-            device_id=self._around.link.device_id,
-            identity=str(identity.directory),
-            url=link.url,
-            job=job,
-            service=subject.definition,
-            base=str(subject.package),
-            policy=self._policy,
-            budget=self._around.budget,
-            threads=self._around.threads,
-        )
-
     def _failed(self, job: str, text: str) -> None:
         failures = self._retry.get(job, (0, 0.0))[0] + 1
         wait = min(LAST_RETRY_S, FIRST_RETRY_S * 2.0 ** min(failures - 1, 16))
@@ -367,19 +367,9 @@ class FederationDesk:
         """What the child has written, and what people must know of it."""
         book = self._opened()
         notes, trouble, events = await asyncio.to_thread(lambda: (book.jobs(), lost(book), book.events(EVENTS)))
-        self._notes = {note.job: note for note in notes}
-        alarm = next((one for one in events if one.level == "alarm" and one.job in (self._listed or {})), None)
-        self._say("federation.ledger", "error", trouble, "The federation ledger is in order again.")
-        text = f"In the federated job {alarm.job[:12]} cloudd contradicted itself: {alarm.text}" if alarm else ""
-        self._say("federation.alarm", "error", text, "The job that cloudd contradicted itself in is over.")
-
-    def _say(self, code: str, level: Level, trouble: str, over: str) -> None:
-        if trouble:
-            self._around.report(code, level, trouble)
-            self._raised.add(code)
-        elif code in self._raised:
-            self._around.report(code, "ok", over)
-            self._raised.discard(code)
+        self._notes, self._leaving = {note.job: note for note in notes}, await asyncio.to_thread(book.all_leaving)
+        self._agreed = await asyncio.to_thread(book.agreed)
+        self._alarms.say(trouble, events, self._listed or {})
 
     async def _tidy(self) -> None:
         """Remove the files of jobs in which there is nothing left to do."""

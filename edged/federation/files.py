@@ -49,6 +49,14 @@ class JobFolder:
         self.files.mkdir(mode=0o700, parents=True, exist_ok=True)
         atomic.sweep(self.path)
 
+    def root_beside(self, name: str) -> Path:
+        """A folder beside the one that holds all jobs; it may not be there."""
+        return self.path.parent.with_name(name)
+
+    def beside(self, name: str, job: str) -> JobFolder:
+        """The folder of a job in `root_beside`, made, sealed with the same key."""
+        return JobFolder(self.root_beside(name), job, self._seal, self._unseal)
+
     def write(self, name: str, header: msgspec.Struct, arrays: Mapping[str, NDArray[Any]] | None = None) -> None:
         """Keep a header and tensors under a name, whole or not at all."""
         named: Tensors = {_HEADER: np.frombuffer(msgspec.msgpack.encode(header), np.uint8)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from edged.train.lessons import Lessons
 from edgekit.autodiff.errors import AutodiffError
 from edgekit.autodiff.manifest import read_states
 from edgekit.autodiff.run import StepRunner
-from edgekit.autodiff.schedules import Schedule
 from edgekit.datasets.dataset import DatasetError
 from edgekit.faults import crash_point
+from edgekit.federated.course import rates, schedule_of, steps_of, whole
 from edgekit.federated.strategy import LocalResult, LocalTerm, State
 from edgekit.learning.budget import Budget, Sensors
 from edgekit.messages.federation import LocalTraining
@@ -43,6 +43,7 @@ from edgekit.training import (
     Settings,
     StepDone,
     StepEngine,
+    Stretch,
     Trainer,
     TrainingError,
     job_name,
@@ -54,6 +55,7 @@ CHECKPOINT = "training"
 ANCHOR = ".anchor"
 """As `edgekit.autodiff.losses.proximal.ANCHOR`, whose module needs the package onnx; training a job needs none."""
 _PERSONAL = "personal-"
+_MOMENTS = "optimiser/"
 _BATCH = 32
 _NAP_S = 0.5
 
@@ -115,19 +117,20 @@ class LocalTrainer:
         self._stop.clear()
         weights = self.weights(state, version)
         try:
-            steps, after = self._trained(weights, term, version)
+            steps, after, moments = self._trained(weights, term, version)
             flat = self._shared.rules.strategy.layout.flatten(after)
         except (TrainingError, AutodiffError, DatasetError, ModelError) as error:
             raise SourceError(f"the local training failed: {error}") from None
-        personal = {name: after[name] for name in self._shared.rules.strategy.layout.personal}
-        if personal:
-            self._folder.write(f"{_PERSONAL}{version:09d}", _Kept(version), personal)
+        mine = {name: after[name] for name in self._shared.rules.strategy.layout.personal}
+        if self._local.moments == "kept":
+            mine.update({_MOMENTS + name: array for name, array in moments.items()})
+        if mine:
+            self._folder.write(f"{_PERSONAL}{version:09d}", _Kept(version), mine)
             for name in self._folder.names(_PERSONAL)[:-2]:
                 self._folder.remove(name)
         self._folder.remove(CHECKPOINT)
-        return LocalResult(
-            delta=flat - state.model, samples=self.samples, steps=steps, learning_rate=self._local.learning_rate
-        )
+        rate = float(np.mean(rates(self._local, version, self._shared.job.rounds, steps)))
+        return LocalResult(delta=flat - state.model, samples=self.samples, steps=steps, learning_rate=rate)
 
     def evaluate(self, state: State) -> tuple[NDArray[np.int64], float]:
         """See Source."""
@@ -157,16 +160,18 @@ class LocalTrainer:
         left them.
         """
         layout = self._shared.rules.strategy.layout
-        personal: Weights = {name: self._first[name] for name in layout.personal}
-        for name in self._folder.names(_PERSONAL):
-            kept = self._folder.read(name, _Kept)
-            if (
-                kept is not None
-                and (version is None or kept[0].version < version)
-                and kept[1].keys() == personal.keys()
-            ):
-                personal = {one: np.asarray(array, np.float32) for one, array in kept[1].items()}
-        return {**layout.unflatten(state.model), **personal}
+        return {**layout.unflatten(state.model), **self._mine(layout.personal, "", version)}
+
+    def _mine(self, names: Iterable[str], prefix: str, version: int | None) -> Weights:
+        """Tensors that never leave, as the newest training before `version` left them; the first ones if none did."""
+        found: Weights = {name: self._first[name] for name in names}
+        for entry in self._folder.names(_PERSONAL):
+            kept = self._folder.read(entry, _Kept)
+            if kept is None or (version is not None and kept[0].version >= version):
+                continue
+            if all(prefix + name in kept[1] and kept[1][prefix + name].shape == found[name].shape for name in found):
+                found = {name: np.asarray(kept[1][prefix + name], np.float32) for name in found}
+        return found
 
     def write_model(self, state: State, target: Path) -> None:
         """Put the model of a state into a folder: MODEL_FILE and WEIGHTS_FILE. Raises TrainingError, OSError."""
@@ -176,22 +181,24 @@ class LocalTrainer:
 
     # --- training ---------------------------------------------------------------------------------------------------
 
-    def _trained(self, weights: Weights, term: LocalTerm, version: int) -> tuple[int, Weights]:
-        """Steps made, and all weights after them."""
+    def _trained(self, weights: Weights, term: LocalTerm, version: int) -> tuple[int, Weights, Weights]:
+        """Steps made, and all weights and the optimiser's states after them."""
         local, runner = self._local, self._runner
-        fresh = {one.name: self._first[one.name] for one in runner.manifest.of("optimiser")}
-        runner.load({**fresh, **weights})
+        names = [one.name for one in runner.manifest.of("optimiser")]
+        fresh = {name: self._first[name] for name in names}
+        runner.load({**(self._mine(names, _MOMENTS, version) if local.moments == "kept" else fresh), **weights})
         parameters = [one.name for one in runner.manifest.of("parameter")]
         anchors = {name + ANCHOR: weights[name] for name in parameters} if term.proximal else {}
         engine = _Corrected(StepEngine(runner, optimiser_inputs=anchors), runner, self._corrections(term, parameters))
-        seed = (local.seed + version) & (2**63 - 1)
+        steps = steps_of(local, self.samples)
+        stretch = Stretch(steps=steps, skip=version * steps, whole=whole(self._shared.job.rounds, steps))
         settings = Settings(
             epochs=local.epochs,
             batch=local.batch,
-            schedule=Schedule(peak=local.learning_rate, shape="constant"),
+            schedule=schedule_of(local, steps),
             balance=local.balance,
             budget=self._budget,
-            seed=seed,
+            seed=local.seed,
         )
         named = msgspec.structs.replace(
             settings, budget=Budget()
@@ -200,11 +207,11 @@ class LocalTrainer:
             self._learn,
             self._lessons.learn.labels,
             len(self._lessons.classes),
-            seed=seed,
+            seed=local.seed,
             augmentation=augmentation(local),
             image=self.image,
         )
-        job = job_name((named, local), (self._shared.digest().hex(), self._lessons.digest))
+        job = job_name((named, local, stretch), (self._shared.digest().hex(), self._lessons.digest))
         trainer = Trainer(
             engine,
             examples,
@@ -213,6 +220,7 @@ class LocalTrainer:
             job=job,
             checkpoints=_SealedCheckpoint(self._folder, job),
             clock=self._clock,
+            stretch=stretch,
             **self._sensors,
         )
         self._trainer = trainer
@@ -220,7 +228,8 @@ class LocalTrainer:
             self._run(trainer)
         finally:
             self._trainer = None
-        return trainer.progress.step, {name: np.asarray(one, np.float32) for name, one in engine.weights().items()}
+        after = {name: np.asarray(one, np.float32) for name, one in engine.state().items()}
+        return steps, after, {name: after[name] for name in names}
 
     def _run(self, trainer: Trainer) -> None:
         for event in trainer.run():

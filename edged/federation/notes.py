@@ -23,10 +23,12 @@ class JobNote(msgspec.Struct, frozen=True, kw_only=True):
     rounds: int  # in all
     version: int = 0  # published sums applied so far
     round: int = -1  # of the protocol, the newest
-    contributed: int = 0  # rounds in whose published sum this device's vector is
+    contributed: int = 0  # rounds in whose published sum (of a site's job: in whose site's sum) this device's vector is
     samples: int = 0  # labelled pictures that it learns from
     stage: Stage = "waiting"
     text: str = ""  # a sentence about the stage
+    head: bool = False  # a head of one round
+    leads: bool = False  # this device speaks for its site in the upper job; it learns nothing itself
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,3 +47,4 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     running: bool = False  # a process takes part now
     listed: bool = False  # cloudd says that it goes on
     why: str = ""  # why this device does nothing in it now
+    waits: bool = False  # for somebody at the device to agree

@@ -14,7 +14,9 @@ from edged.federation.cloud import Cloud
 from edged.federation.files import JobFolder
 from edged.federation.settings import Federation
 from edgekit import atomic
+from edgekit.federated.errors import FederatedError
 from edgekit.federated.plan import Plan
+from edgekit.federated.tiers import check_site_job
 from edgekit.messages import FileEntry
 from edgekit.messages.federation import FederatedJob
 from edgekit.packages.manifest import PackageError, check_path
@@ -52,6 +54,10 @@ def plan_of(job: FederatedJob) -> Plan:
 def admit(job: FederatedJob, policy: Federation) -> None:
     """Raises Refusal for a job that the plant's policy does not allow, before anything is fetched or trained."""
     private = plan_of(job).privacy is not None
+    try:
+        check_site_job(job)
+    except FederatedError as error:
+        raise Refusal("malformed", f"the site's job is not what its upper job says: {error}") from None
     if not policy.enabled:
         raise Refusal("policy", "this device takes part in no federated job (federation.enabled)")
     if policy.services is not None and job.service not in policy.services:

@@ -17,7 +17,7 @@ LOST_LINK = 3
 
 
 class FederationOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """Take part in a job, or (`finish`) make a candidate of the model that it ended with."""
+    """Take part in a job, lead its site (`leads`), or (`finish`) make a candidate of the model that it ended with."""
 
     finish: bool = False
     state_dir: str
@@ -33,6 +33,9 @@ class FederationOrder(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""  # finish: of the candidate
     version: str = ""
     scratch: str = ""  # finish: made if missing, and emptied
+    leads: bool = False  # speak for the site in the upper job; then service and base are empty
+    upper: str = ""  # leads: https://host:port of the upper cloudd
+    upper_identity: str = ""  # leads: directory as `identity`, of what that cloudd certified
 
 
 def dataset_name(job: str, service: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import shutil
 import time
 from collections.abc import Callable
@@ -16,10 +17,12 @@ from pathlib import Path
 
 import msgspec
 
+from edged.federation import sums
 from edged.federation.book import Book
 from edged.federation.chain import Chain
 from edged.federation.cloud import Cloud, Rejected, RoundOver
 from edged.federation.files import JobFolder
+from edged.federation.machine import Told
 from edged.federation.notes import JobNote, Level, Stage
 from edged.federation.opening import Rosters, admit, fetch_files, is_there, open_job, plan_of
 from edged.federation.settings import Federation
@@ -27,6 +30,7 @@ from edged.federation.shared import Shared
 from edged.federation.sitting import Seat, Signing, Sitting
 from edged.federation.updates import Source, SourceError, Updates
 from edgekit.faults import crash_point
+from edgekit.federated.head_jobs import OneRoundHead
 from edgekit.federated.rounds import read_words
 from edgekit.messages import FileEntry
 from edgekit.messages.federation import (
@@ -38,6 +42,7 @@ from edgekit.messages.federation import (
     Publication,
     PublishedRound,
     PublishedSum,
+    RoundKind,
     Standing,
 )
 from edgekit.secagg.audit import Outcome
@@ -76,14 +81,21 @@ class Participant:
         say: Callable[[JobNote], None] = lambda note: None,
         wall: Callable[[], float] = time.time,
         settle_s: float = SETTLE_S,
+        tell: Callable[[], Told] = Told,
+        leads: bool = False,
     ) -> None:
-        """`source` is called once (in a thread), when the job's files are there."""
+        """`source` is called once (in a thread), when the job's files are there.
+
+        `leads`: this device speaks for its site (`edged.federation.site`). What it contributes is the site's sum, so
+        it counts apart from its own updates for the same weights, and whoever runs it says what comes of the end.
+        """
         self._id, self._cloud, self._make_source = job, cloud, source
         self._identity, self._policy, self._wall, self._say = identity, policy, wall, say
         self._folder, self._book, self._chain = places.folder, places.book, places.chain
-        self._settle = settle_s
+        self._settle, self._leads, self._tell = settle_s, leads, tell
         self._note = self._book.job(job)
         self._sitting: Sitting | None = None
+        self._leaves = False  # of a head: this device takes its sums out
         self._said_all = -1  # number of the round in which this device has said its last word
         self._told: set[int] = set()  # numbers of rounds that cloudd knows this device has left
         self._job: FederatedJob
@@ -116,11 +128,12 @@ class Participant:
     async def _open(self) -> None:
         self._book.check()
         self._job = job = await open_job(self._id, self._cloud, self._folder)
-        private = plan_of(job).privacy is not None
+        plan = plan_of(job)
         if self._note is None:
             self._note = JobNote(
-                job=self._id, service=job.service, model=job.model, secure=job.secure, private=private,
-                rounds=job.rounds,
+                job=self._id, service=job.service, model=job.model, secure=job.secure,
+                private=plan.privacy is not None, head=isinstance(plan.strategy, OneRoundHead),
+                rounds=job.rounds, leads=self._leads,
             )  # fmt: skip
         reason = self._book.refusal(self._id)
         if reason:
@@ -133,8 +146,16 @@ class Participant:
         self._rosters.membership()
         self._kept_seat()  # one that does not open any more is given up before cloudd asks for it
         self.shared = await asyncio.to_thread(Shared, job, self._folder)
+        seat = self._kept_seat()
+        masked = seat is not None and bool(seat.sha256)
+        if self.shared.rules.head is not None:
+            self._leaves = await asyncio.to_thread(
+                lambda: sums.open_head(self.shared, self._folder, self._book, masked=masked)
+            )
         source = await asyncio.to_thread(self._make_source, job, self._folder, self.shared)
         self._updates = Updates(self.shared, source, self._folder, self._book, self._policy)
+        if self._leaves and not masked:
+            self._updates.forget()  # what was computed before somebody wanted it out
         self._change("waiting", "it has what it needs", version=self.shared.state.version, samples=source.samples)
 
     # --- the loop ---------------------------------------------------------------------------------------------------
@@ -154,18 +175,26 @@ class Participant:
             else:
                 self._give_up_seat()
                 whole = turn.outcome == "finished" or self.shared.state.version >= self._job.rounds
-                self._change("judging" if whole else "stopped", turn.reason)
+                if self._leads:
+                    return turn
+                if whole and self._leaves and not sums.present(self.shared.memory):
+                    self._change("done", "nothing of this device is in the head any more", version=turn.version)
+                else:
+                    self._change("judging" if whole else "stopped", turn.reason)
                 return turn
 
     def _standing(self) -> Standing:
-        samples = self._updates.samples
+        samples, told = self._updates.samples, self._tell()
         return Standing(
             version=self.shared.state.version,
             state=self.shared.digest().hex(),
             samples=1 << (samples.bit_length() - 1) if samples else 0,  # no more of it than cloudd needs to know
             trained=self._updates.ready() if self.shared.rules.plan.max_age else None,
             aes=has_aes(),
-            health="error" if self._updates.spent else "ok",  # it follows the job, and contributes nothing any more
+            health="error" if self._updates.spent else told.health,  # spent: it follows, and contributes nothing more
+            power=told.power,
+            battery=told.battery,
+            celsius=told.celsius,
         )
 
     # --- rounds -----------------------------------------------------------------------------------------------------
@@ -234,8 +263,12 @@ class Participant:
             identity=self._identity,
             membership=self._rosters.membership(),
             policy=self._policy,
-            weights=self.shared.weights_digest(seat.kind),
+            weights=self._weights(seat.kind),
         )
+
+    def _weights(self, kind: RoundKind) -> bytes:
+        digest = self.shared.weights_digest(kind)
+        return hashlib.sha256(b"edged/federation/1/site\0" + digest).digest() if self._leads else digest
 
     def _kept_seat(self) -> Seat | None:
         if self._sitting is not None:
@@ -278,11 +311,16 @@ class Participant:
         files = await self._fetch(published)
         sitting = self._kept_sitting()
         own: PublishedSum | None = None
-        if sitting is not None and sitting.seat.kind == "learn":
+        learned = sitting is not None and sitting.seat.kind == "learn"
+        # Of a site's job: the vector is in the site's sum, and whether that is in the published one the leader knows.
+        handed_on = learned and self._job.upper is not None and sitting is not None and sitting.counted
+        if sitting is not None and learned and self._job.upper is None:
             own = next((one for one in published.sums if one.number == sitting.seat.number), None)
         if own is not None and sitting is not None:
             _check_own(own, sitting.seat)
-        counted = own is not None and sitting is not None and sitting.counted
+        counted = handed_on or (own is not None and sitting is not None and sitting.counted)
+        if own is not None and self.shared.rules.head is not None:  # it says who is in it, for those who did not vote
+            counted = counted or self._identity.node in own.nodes
         memory = self.shared.memory
         result = self._updates.newest() if counted and self.shared.remembers else None
         if result is not None:
@@ -292,13 +330,15 @@ class Participant:
             return read_words(files[one.sha256].read_bytes(), config)
 
         await asyncio.to_thread(self.shared.apply, published, words_of)
-        outcome: Outcome = "summed" if own is not None else "void"
+        outcome: Outcome = "summed" if own is not None or handed_on else "void"
         if sitting is not None:  # on record before the state moves: afterwards nothing tells how the round ended
             sitting.record(outcome, self._chain, self._wall())
         asynchronous = self.shared.rules.plan.max_age > 0
         if counted and asynchronous:  # before the state moves: an update that stayed could be contributed once more
             self._updates.forget()
         crash_point("fl.apply")
+        if self.shared.rules.head is not None and (result is not None or not counted):  # else it cannot know any more
+            await asyncio.to_thread(sums.keep, self.shared, self._folder, memory)
         await asyncio.to_thread(self.shared.keep, memory)
         crash_point("fl.applied")
         if sitting is not None:
@@ -310,7 +350,7 @@ class Participant:
         self._change("waiting", f"version {published.version}", version=published.version, contributed=done)
 
     async def _fetch(self, published: PublishedRound) -> dict[str, Path]:
-        rules = self.shared.rules
+        rules = self.shared.moving
         size = (rules.numbers("learn").parameters + 2) * rules.room.bits // 8
         files = {one.sha256: self._folder.path / _SUMS / one.sha256 for one in published.sums}
         for one in published.sums:

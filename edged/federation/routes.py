@@ -2,6 +2,8 @@
 
 GET  /federation?limit=             GET /federation/policy        GET /federation/audit?limit=
 POST /federation/refuse {job, reason?}                            POST /federation/forgive
+POST /federation/leave {service, reason?, stay?}                  POST /federation/agree {job}
+POST /federation/join {token}
 """
 
 from __future__ import annotations
@@ -22,7 +24,10 @@ def add(app: web.Application, front: FederationFront) -> None:
     app.router.add_get("/federation/policy", routes.policy)
     app.router.add_get("/federation/audit", routes.audit)
     app.router.add_post("/federation/refuse", routes.refuse)
+    app.router.add_post("/federation/agree", routes.agree)
+    app.router.add_post("/federation/leave", routes.leave)
     app.router.add_post("/federation/forgive", routes.forgive)
+    app.router.add_post("/federation/join", routes.join)
 
 
 class _Routes:
@@ -48,6 +53,33 @@ class _Routes:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ApiError(400, f"the body cannot be read: {error}") from None
         return _json(await self._front.desk.refuse(body.job, body.reason))
+
+    async def join(self, request: web.Request) -> web.Response:
+        from edged.federation.bodies import JoinUpperBody
+
+        try:
+            body = msgspec.json.decode(await request.read(), type=JoinUpperBody)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ApiError(400, f"the body cannot be read: {error}") from None
+        return _json(await self._front.desk.upward.joined(body.token))
+
+    async def agree(self, request: web.Request) -> web.Response:
+        from edged.federation.bodies import AgreeBody
+
+        try:
+            body = msgspec.json.decode(await request.read(), type=AgreeBody)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ApiError(400, f"the body cannot be read: {error}") from None
+        return _json(await self._front.desk.agree(body.job))
+
+    async def leave(self, request: web.Request) -> web.Response:
+        from edged.federation.bodies import LeaveBody
+
+        try:
+            body = msgspec.json.decode(await request.read(), type=LeaveBody)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ApiError(400, f"the body cannot be read: {error}") from None
+        return _json(await self._front.desk.leave(body.service, body.reason, body.stay))
 
     async def forgive(self, request: web.Request) -> web.Response:
         return _json(await self._front.desk.forgive())

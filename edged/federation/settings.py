@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 from msgspec import Meta
 
+from edged.link.address import cloud_url
+from edged.link.errors import LinkError
 from edgekit import toml
 from edgekit.secagg.errors import Refusal
 from edgekit.secagg.policy import Policy
@@ -38,6 +40,8 @@ class Federation(Policy, frozen=True, kw_only=True):
 
     enabled: bool = False
     """Whether this device takes part at all."""
+    ask: bool = False
+    """Whether somebody at the device has to agree to each job (`edged fl agree`, or on the page) before it begins."""
     plain: bool = False
     """Whether it may take part in jobs without secure aggregation: cloudd then sees its update."""
     plants: dict[str, str] = {}  # noqa: RUF012 - msgspec gives every table its own copy
@@ -48,6 +52,8 @@ class Federation(Policy, frozen=True, kw_only=True):
     """When a job may run, local time: "22:00-06:00"; "": always."""
     min_samples: Annotated[int, Meta(ge=1, le=10_000_000)] = 20
     """Labelled samples that a service must have."""
+    upper: Annotated[str, Meta(max_length=300)] = ""
+    """Address of the upper cloudd: this device may lead jobs of its site there (two tiers); "": it leads none."""
     epsilon: Annotated[float, Meta(gt=0, le=1e3)] | None = None
     """Privacy budget of each service's samples, for all rounds together; None: none is kept."""
     delta: Annotated[float, Meta(gt=0, lt=0.1)] = 1e-5
@@ -97,6 +103,11 @@ def _checked(table: Federation) -> Federation:
         raise toml.TomlError(f'"federation.plants" has a key that is no point of P-256 ({error})') from None
     if table.hours and not _HOURS.fullmatch(table.hours):
         raise toml.TomlError(f'"federation.hours" is {toml.show(table.hours)}', 'hours like "22:00-06:00" belong there')
+    if table.upper:
+        try:
+            cloud_url(table.upper)
+        except LinkError as error:
+            raise toml.TomlError(f'"federation.upper" is {toml.show(table.upper)}', str(error)) from None
     if table.enabled and not table.plants and not table.plain:
         raise toml.TomlError(
             '"federation.enabled" is true and [federation.plants] is empty',

@@ -40,7 +40,10 @@ class Source(Protocol):
         """Labelled ones to learn from."""
 
     def train(self, state: State, term: LocalTerm, version: int) -> LocalResult:
-        """Train from the state on; `version` seeds what is random. Raises SourceError, OSError; Stopped by `stop`."""
+        """Train from the state on; `version` says where in the job it stands.
+
+        Raises SourceError, OSError; Stopped by `stop`.
+        """
 
     def evaluate(self, state: State) -> tuple[NDArray[np.int64], float]:
         """(confusion matrix over the job's labels, mean loss) of the state on held-out samples. Raises as `train`."""
@@ -102,9 +105,13 @@ class Updates:
     async def result(self) -> LocalResult:
         """What was trained for the present state, or one that is not too old. Raises SourceError, Stopped, OSError."""
         self.begin()
-        if self._training is not None:
-            await asyncio.shield(self._training)
-            self._training = None
+        training = self._training
+        if training is not None:
+            try:
+                await asyncio.shield(training)
+            finally:
+                if training.done():  # also one that failed: another round of this state may try again
+                    self._training = None
         found = self.newest()
         if found is None:
             raise OSError(5, "what was trained is not on the disk")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import msgspec
 
 from edged.api import ApiError
+from edged.federation import consent
 from edged.federation.bodies import AuditReply
 from edged.federation.book import Book
-from edged.federation.notes import JobNote
+from edged.federation.notes import JobNote, JobView
 from edgekit.identity import Identity, IdentityError
 from edgekit.messages.federation import JobNotice
 from edgekit.secagg.errors import Refusal
@@ -24,7 +26,35 @@ def heard(notice: JobNotice) -> JobNote:
         secure=notice.secure,
         private=False,
         rounds=notice.rounds,
+        head=notice.head,
+        leads=notice.leads,
     )
+
+
+def listing(
+    notes: Mapping[str, JobNote],
+    listed: Mapping[str, JobNotice],
+    why: Mapping[str, str],
+    works: str,
+    ask: bool,
+    agreed: Collection[str],
+) -> list[JobView]:
+    """All jobs, those that go on first.
+
+    `works`: the job that a process takes part in now; `ask` and `agreed`: whether somebody has to agree, and to what
+    somebody has.
+    """
+    views = [
+        JobView(
+            note=note,
+            running=note.job == works,
+            listed=note.job in listed,
+            why=why.get(note.job, ""),
+            waits=note.job in listed and consent.waits(note, ask, agreed),
+        )
+        for note in (*notes.values(), *(heard(one) for one in listed.values() if one.id not in notes))
+    ]
+    return sorted(views, key=lambda view: (not view.running, not view.listed, view.note.job))
 
 
 def lost(book: Book) -> str:

@@ -8,9 +8,11 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -18,8 +20,11 @@ from edged.collab.sealing import Kek
 from edged.federation.book import AUDIT, Book
 from edged.federation.chain import Chain
 from edged.federation.cloud import HttpCloud
+from edged.federation.descent import descends
 from edged.federation.files import JobFolder
+from edged.federation.head_source import HeadSource
 from edged.federation.local import LocalTrainer
+from edged.federation.machine import teller
 from edged.federation.notes import JobNote
 from edged.federation.opening import is_there
 from edged.federation.order import FederationOrder, dataset_name
@@ -45,6 +50,8 @@ from edgekit.packages import Package, PackageError, open_package
 from edgekit.secagg.roster import node_of
 from edgekit.secagg.signatures import signer
 from edgekit.services import Service, parse_service
+
+T = TypeVar("T")
 
 JOBS = "jobs"
 """Below the federation's folder."""
@@ -82,20 +89,26 @@ async def take_part(order: FederationOrder, at: Places, stop: asyncio.Event) -> 
             participant = Participant(
                 order.job,
                 HttpCloud(session, order.url),
-                lambda job, folder, shared: _source(order, job, folder, shared, opened),
+                lambda job, folder, shared: _source(order, job, folder, shared, opened, at.book),
                 identity=signing(identity, order.device_id),
                 policy=order.policy,
                 places=at,
+                tell=teller(RealHost(), at.book.folder),
             )
-            running, stopping = asyncio.ensure_future(participant.run()), asyncio.ensure_future(stop.wait())
-            await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
-            stopping.cancel()
-            if not running.done():
-                running.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await running
-                return None
-            return running.result()
+            return await unless(stop, participant.run())
+
+
+async def unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """What `work` gives, or None if `stop` was set before: then it is cancelled."""
+    running, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not running.done():
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+        return None
+    return running.result()
 
 
 def conclude(order: FederationOrder, at: Places, pace: Pace) -> TrainDone:
@@ -108,8 +121,9 @@ def conclude(order: FederationOrder, at: Places, pace: Pace) -> TrainDone:
     service, base = _subject(order)
     job, shared = _kept(at.folder)
     with closing(open_samples(Path(order.state_dir), order.device_id)) as store:
-        lessons = _lessons(order, service, base, store)
-        trainer = LocalTrainer(shared, at.folder, lessons, base.manifest.input, threads=order.threads)
+        lessons = _lessons(order, service, base, shared, store)
+        made_by = LocalTrainer if shared.rules.head is None else HeadSource
+        trainer = made_by(shared, at.folder, lessons, base.manifest.input, threads=order.threads)
         scratch = Path(order.scratch)
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(mode=0o700, parents=True)
@@ -155,12 +169,20 @@ def _story(job: FederatedJob, shared: Shared, note: JobNote | None) -> str:
 
 
 def _source(
-    order: FederationOrder, job: FederatedJob, folder: JobFolder, shared: Shared, opened: contextlib.ExitStack
+    order: FederationOrder,
+    job: FederatedJob,
+    folder: JobFolder,
+    shared: Shared,
+    opened: contextlib.ExitStack,
+    book: Book,
 ) -> Source:
     """In a thread: open the samples and fix those that the job learns from."""
     service, base = _subject(order)
-    if service.name != job.service or base.ref != job.model or base.digest != job.package:
+    is_head, same = shared.rules.head is not None, (base.ref, base.digest) == (job.model, job.package)
+    if service.name != job.service or not (same or (is_head and descends(base.root, job.model, job.package))):
         raise SourceError(f"the job is for {job.service} with {job.model}; here {service.name} runs {base.ref}")
+    if is_head and book.leaving(service.name):
+        return HeadSource(shared, folder, None, base.manifest.input, threads=order.threads)
     store = opened.enter_context(closing(open_samples(Path(order.state_dir), order.device_id)))
     name = dataset_name(job.id, service.name)
     try:
@@ -168,10 +190,11 @@ def _source(
             store.versions.make(name, Filter(service=service.name), "labels")
     except (VersionError, sqlite3.Error) as error:
         raise SourceError(f"no samples to learn from: {error}") from None
-    lessons = _lessons(order, service, base, store)
+    lessons = _lessons(order, service, base, shared, store)
     if len(lessons.learn.pictures) + len(lessons.judge.pictures) < order.policy.min_samples:
         raise SourceError(f"{service.name} has fewer labelled samples than federation.min_samples")
-    return LocalTrainer(
+    made_by = HeadSource if is_head else LocalTrainer
+    return made_by(
         shared,
         folder,
         lessons,
@@ -182,9 +205,14 @@ def _source(
     )
 
 
-def _lessons(order: FederationOrder, service: Service, base: Package, store: SampleStore) -> Lessons:
+def _lessons(order: FederationOrder, service: Service, base: Package, shared: Shared, store: SampleStore) -> Lessons:
+    """A head may have labels that the model here does not know yet."""
+    labels = shared.job.labels if shared.rules.head is not None else tuple(base.labels)
+    if labels[: len(base.labels)] != tuple(base.labels):
+        raise SourceError("the labels of the head do not begin with those of the model that this service runs")
     try:
-        return load_lessons(store, dataset_name(order.job, service.name), service, base.labels)
+        found = load_lessons(store, dataset_name(order.job, service.name), service, labels)
+        return replace(found, known=len(base.labels))
     except (LessonError, sqlite3.Error) as error:
         raise SourceError(f"no samples to learn from: {error}") from None
 

@@ -42,7 +42,7 @@ def render(
             _pictures(state),
             history_card(history or {}, steady),
             learning_card(state, logged_in),
-            federation_card(state),
+            federation_card(state, logged_in),
             plan_card(state),
             outputs_card(state),
             f'<div class="grid">{_cloud(state.cloud, state.now)}{_spool(state)}{_worker(state)}{_machine(state)}</div>',

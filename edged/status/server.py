@@ -4,6 +4,7 @@
     POST /login         form fields `token`, `next`         POST /logout
     GET  /preview/NAME.jpg  the newest picture of a service, with its decision drawn on it
     POST /api/services/NAME/recalibrate     POST /api/spool/purge (field or JSON key `service`)
+    POST /api/learning/NAME/start, go, stop, revert     POST /api/federation/JOB/agree, refuse
     /review and what is below it: see edged.status.review_routes
 
 Reads are open on loopback, but for the review page. A page that listens elsewhere shows nothing without the token.
@@ -25,6 +26,7 @@ from aiohttp import web
 
 from edged.api import ApiError, Done, Problem, PurgeBody
 from edged.config import Address
+from edged.federation.front import FederationFront
 from edged.learning.door import LearningDoor
 from edged.samples import metrics as sample_metrics
 from edged.samples.desk import SampleDesk
@@ -59,6 +61,8 @@ class Backend(Protocol):
     def samples(self) -> SampleDesk: ...
     @property
     def learning(self) -> LearningDoor: ...
+    @property
+    def federation(self) -> FederationFront: ...
     async def classes(self) -> Mapping[str, Classes]: ...
     def status(self) -> StatusState: ...
     def history(self) -> tuple[Mapping[str, Sequence[Sample]], float]: ...
@@ -107,6 +111,8 @@ def build(backend: Backend, token: str, address: Address, hosts: Iterable[str]) 
     app.router.add_post("/api/learning/{name}/go", page.learning_go)
     app.router.add_post("/api/learning/{name}/stop", page.learning_stop)
     app.router.add_post("/api/learning/{name}/revert", page.learning_revert)
+    app.router.add_post("/api/federation/{job:[0-9a-f]{32}}/agree", page.federation_agree)
+    app.router.add_post("/api/federation/{job:[0-9a-f]{32}}/refuse", page.federation_refuse)
     review_routes.add(app, review, page.device)
     return app
 
@@ -217,6 +223,13 @@ class _Page:
 
     async def learning_revert(self, request: web.Request) -> web.Response:
         return _done(request, await self._backend.learning.revert(request.match_info["name"], _OPERATOR))
+
+    async def federation_agree(self, request: web.Request) -> web.Response:
+        return _done(request, await self._backend.federation.desk.agree(request.match_info["job"]))
+
+    async def federation_refuse(self, request: web.Request) -> web.Response:
+        done = await self._backend.federation.desk.refuse(request.match_info["job"], f"by {_OPERATOR}")
+        return _done(request, done)
 
     async def purge(self, request: web.Request) -> web.Response:
         if _is_form(request):

@@ -11,9 +11,11 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from edgekit.federated import evaluation, robust
 from edgekit.federated.errors import FederatedError
+from edgekit.federated.head_jobs import TOTALS, HeadBase, HeadStrategy, OneRoundHead
 from edgekit.federated.layout import Vector
 from edgekit.federated.plan import Plan
 from edgekit.federated.privacy import Mechanism
@@ -38,23 +40,45 @@ class CohortSum:
 class JobRules:
     """`shapes`: of the trained tensors, the states "parameter" and "batch_norm" of the job's train step.
 
-    Raises FederatedError for a plan that cannot be read, or does not fit the model or the words.
+    `base`: what a head of one round begins with; such a job has no train step and no `shapes`. Raises FederatedError
+    for a plan that cannot be read, or does not fit the model or the words.
     """
 
-    def __init__(self, job: FederatedJob, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, job: FederatedJob, shapes: Mapping[str, tuple[int, ...]], base: HeadBase | None = None) -> None:
         self.job = job
         try:
             self.plan = msgspec.json.decode(job.plan, type=Plan)
         except msgspec.DecodeError as error:
             raise FederatedError(f"the plan of the job cannot be read: {error}") from None
-        self.strategy: Learning[Any] = self.plan.build(dict(shapes))
         self.room = Room(invited=max(3, job.most), bits=job.bits)
+        self.head: HeadStrategy | None = None
+        """The strategy, where the job is a head of one round."""
+        self.strategy: Learning[Any]
+        if isinstance(self.plan.strategy, OneRoundHead):
+            if base is None:
+                raise FederatedError("the job is a head, and its files hold none")
+            self.strategy = self.head = HeadStrategy(self.plan.strategy, job.labels, base, self.room)
+        else:
+            self.strategy = self.plan.build(dict(shapes))
         self.mechanism: Mechanism | None = self.plan.mechanism(self.strategy, self.room)
         self.evaluation = evaluation.Evaluation(labels=job.labels, room=self.room)
 
-    def start(self, tensors: Mapping[str, Vector]) -> State:
-        """The state before the first round, from the first values of the trained tensors."""
+    def start(self, tensors: Mapping[str, NDArray[Any]]) -> State:
+        """The state before the first round, from the first values of the trained tensors, or the totals of a head."""
+        if self.head is not None:
+            return self.head.start(tensors.get(TOTALS))
         return self.strategy.start(self.strategy.layout.flatten(tensors))
+
+    def fits(self, state: State) -> None:
+        """Raises FederatedError for a state that cannot be one of this job."""
+        if self.head is not None:
+            self.head.fits(state)
+        else:
+            self.strategy.layout.unflatten(state.model)
+
+    def tensors(self, state: State) -> dict[str, Vector]:
+        """The shared tensors of the model that a state stands for, by name. Raises FederatedError."""
+        return self.strategy.layout.unflatten(state.model) if self.head is None else self.head.tensors(state)
 
     def digest(self, state: State) -> bytes:
         """Of a state, of the layout, and of the whole job, 32 bytes."""

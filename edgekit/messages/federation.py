@@ -15,6 +15,13 @@ that node. Every request may be sent again with the same bytes: that is how a de
     GET  /v1/federation/jobs/JOB/rounds/N/vector                Uploaded: where to go on
     POST /v1/federation/jobs/JOB/rounds/N/plain                 PlainUpdate -> 204; only of a job that is not secure
 
+    GET  /v1/federation/jobs/JOB/lead            LeadState; these are for the leader of a site's job alone
+    POST /v1/federation/jobs/JOB/lead/sum        LeadOrder -> 200 SiteSum, 202: not yet, send the same again
+    PUT  /v1/federation/jobs/JOB/lead/upper/SHA256?offset=BYTES   a part of a sum of the upper job -> Uploaded
+    GET  /v1/federation/jobs/JOB/lead/upper/SHA256                Uploaded: where to go on
+    POST /v1/federation/jobs/JOB/lead/published  PublishedRound of the upper job -> 204; its sums are here whole
+    POST /v1/federation/jobs/JOB/lead/over       Over of the upper job -> 204
+
 A secure round is Keys -> Roll, Shares -> Inbox, Held -> Ready, (vector), Masked?sha256=HEX -> Survivors,
 Vote -> Unmask, Reveal -> 204, then `next` gives the Publication. The query `sha256` of Masked is that of the whole
 vector. A plain round is (vector of unmasked words, as `secagg.fixedpoint.encode` makes them), PlainUpdate -> 204.
@@ -55,13 +62,23 @@ Symmetry = Literal["none", "mirror", "any"]
 
 
 class LocalTraining(Message, frozen=True, kw_only=True):
-    """How each device trains in one round. SGD; the optimiser's states begin anew in each round."""
+    """How each device trains in one round."""
 
     epochs: Annotated[int, Meta(ge=1, le=1000)] = 1
+    steps: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    """Batches of a round, whatever a device holds; the next round goes on where this one ended. 0: whole `epochs`."""
     batch: Annotated[int, Meta(ge=1, le=4096)] = 16
     learning_rate: Annotated[float, Meta(gt=0, le=10)] = 0.01
-    """Constant over the round."""
+    """The highest one."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """Over all rounds of the job together."""
+    warm_up: Annotated[int, Meta(ge=0, le=100_000)] = 0
+    """Rounds in which the rate rises to `learning_rate`."""
+    optimiser: Literal["sgd", "adamw"] = "sgd"
+    moments: Literal["fresh", "kept"] = "fresh"
+    """Whether momenta begin anew in each round, or go on; they stay on the device and are sealed like the rest."""
     momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    """Of SGD."""
     weight_decay: Annotated[float, Meta(ge=0, le=1)] = 0.0
     max_norm: Annotated[float, Meta(gt=0, le=1e6)] = 5.0
     """Of all gradients of a step together; longer ones are shortened."""
@@ -126,6 +143,16 @@ class FederatedJob(Message, frozen=True, kw_only=True):
     files: Annotated[tuple[FileEntry, ...], Meta(max_length=64)] = ()
     """The folder that `edgekit.training.write_plan` makes: step/..., forward.onnx, model.onnx, weights.safetensors."""
 
+    upper: FederatedJob | None = None
+    """Of a site's job: the job between sites that its devices take part in through their site.
+
+    Their state is the upper job's, moved by its published sums alone; the site's own rounds only collect. All that is
+    learned (plan, local, rounds, labels, files) is the upper job's too; its own are session, cohort, words, deadlines
+    and rosters. The upper job has no upper job.
+    """
+    leader: Annotated[str, Meta(max_length=80)] = ""
+    """Of a site's job: id of the device that hands on the site's sums, and brings what the upper job publishes."""
+
     @property
     def session(self) -> bytes:
         """`RoundConfig.session` of all rounds, 16 bytes."""
@@ -141,6 +168,10 @@ class JobNotice(Message, frozen=True, kw_only=True):
     secure: bool
     rounds: int
     version: int  # sums published so far
+    head: bool = False
+    """A head of one round: also for services that run what an earlier one has made of the same base."""
+    leads: bool = False
+    """This device is the leader of the site's job: it is to take part in the upper job for its site."""
 
 
 class JobList(Message, frozen=True, kw_only=True):
@@ -164,6 +195,12 @@ class Standing(Message, frozen=True, kw_only=True):
     """Whether its processor has AES instructions."""
     health: Level = "ok"
     """With "error" it is not invited."""
+    power: Literal["mains", "battery", "unknown"] = "unknown"
+    """What it runs on. This and the next two are for jobs that ask for it (`[needs]`), and as coarse as that allows."""
+    battery: Annotated[float, Meta(ge=0, le=1)] | None = None
+    """Charge of its battery, in tenths; None: it has none, or cannot tell."""
+    celsius: Annotated[float, Meta(ge=-100, le=200)] | None = None
+    """Of its hottest sensor, in steps of 5."""
 
 
 class Invitation(Message, frozen=True, kw_only=True, tag="invitation"):
@@ -185,7 +222,7 @@ class PublishedSum(Message, frozen=True, kw_only=True):
     sha256: Hash
     size: int  # bytes
     survivors: int
-    nodes: Annotated[tuple[bytes, ...], Meta(max_length=MAX_COHORT)] = ()  # robust jobs only: who they are
+    nodes: Annotated[tuple[bytes, ...], Meta(max_length=MAX_COHORT)] = ()  # robust jobs and heads: who they are
 
 
 class PublishedRound(Message, frozen=True, kw_only=True):
@@ -231,6 +268,35 @@ class PlainUpdate(Message, frozen=True, kw_only=True):
     """The uploaded vector is whole and has this SHA-256."""
 
     sha256: Hash
+
+
+class LeadState(Message, frozen=True, kw_only=True):
+    """How a site's job stands, for its leader."""
+
+    version: int  # of the upper job's states: sums that its devices can apply
+    standing: int  # devices that stand ready
+    samples: int  # labelled ones of these, as far as they tell
+
+
+class LeadOrder(Message, frozen=True, kw_only=True):
+    """The leader wants the site's sum for a state of the upper job. Asked again, it is the same sum."""
+
+    kind: RoundKind
+    version: Annotated[int, Meta(ge=0, lt=2**31)]
+    state: Hash
+    """Digest of the upper job's state. Another one than the site's at that version is refused (409)."""
+
+
+class SiteSum(Message, frozen=True, kw_only=True):
+    """The sum of one cohort of the site, at files/SHA256 for the leader alone: words as of a published sum."""
+
+    number: int
+    kind: RoundKind
+    version: int
+    config: bytes
+    sha256: Hash
+    size: int  # bytes
+    survivors: int
 
 
 class DeviceRefusal(Message, frozen=True, kw_only=True):

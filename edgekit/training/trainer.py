@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from edgekit.autodiff.schedules import Schedule, learning_rate
 from edgekit.learning.budget import Budget, Governor, Sensors, Stop, Wait, unlimited
 from edgekit.training.checkpoint import Checkpoint, Checkpoints, Progress, Tensors, decode, encode
-from edgekit.training.early_stopping import Best, EarlyStopping, exhausted, observe
+from edgekit.training.early_stopping import EarlyStopping, exhausted, observe
 from edgekit.training.errors import TrainingError
 from edgekit.training.evaluation import Evaluation, Evaluator
 from edgekit.training.events import EpochDone, Event, Finished, Paused, Rest, Saved, Started, StepDone
@@ -44,6 +44,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_seconds: Annotated[float, Meta(gt=0.0)] | None = None  # of computing in all, over all runs
     budget: Budget = Budget()
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+
+
+class Stretch(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of a longer training: `steps` steps behind the first `skip` of `whole` in all.
+
+    Order, augmentation and learning rate are those of that place, so stretches that follow each other do what one
+    training does, whoever holds the state in between. Of the settings, `epochs` means nothing then.
+    """
+
+    steps: Annotated[int, Meta(ge=1)]
+    skip: Annotated[int, Meta(ge=0)]
+    whole: Annotated[int, Meta(ge=1)]
 
 
 class Engine(Protocol):
@@ -70,6 +82,7 @@ class Trainer:
     """One training. `job` names what a checkpoint belongs to: a hash of settings, dataset version and train graph.
 
     `clock` gives seconds that never go back. `evaluator` None: nothing is evaluated and the last weights count.
+    `stretch` None: all epochs.
     """
 
     def __init__(
@@ -83,7 +96,9 @@ class Trainer:
         checkpoints: Checkpoints,
         clock: Callable[[], float],
         sensors: Sensors = unlimited,
+        stretch: Stretch | None = None,
     ) -> None:
+        self._stretch = stretch
         self._engine, self._examples, self._evaluator, self._settings = engine, examples, evaluator, settings
         self._job, self._checkpoints, self._clock, self._sensors = job, checkpoints, clock, sensors
         self._governor = Governor(settings.budget)
@@ -114,17 +129,21 @@ class Trainer:
         groups = self._examples.groups
         size = min(self._settings.batch, len(groups))
         per_epoch = len(batches(epoch_order(groups, 0, self._settings.seed), size))
-        steps = per_epoch * self._settings.epochs
-        self._restore()
+        steps = whole = per_epoch * self._settings.epochs
+        skip = 0
+        if self._stretch is not None:
+            steps, skip, whole = self._stretch.steps, self._stretch.skip, self._stretch.whole
+        if not self._restore():
+            self._progress = Progress(epoch=skip // per_epoch, batch=skip % per_epoch)
         yield Started(self._progress.step, steps, self._progress.epoch, len(groups))
         while not self._progress.ended:
             order = epoch_order(groups, self._progress.epoch, self._settings.seed, self._settings.balance)
             for places in batches(order, size)[self._progress.batch :]:
-                if self._out_of_time():
+                if self._out_of_time() or self._progress.step >= steps:
                     break
                 if (yield from self._halted()):
                     return
-                rate = learning_rate(self._settings.schedule, self._progress.step, steps)
+                rate = learning_rate(self._settings.schedule, skip + self._progress.step, whole)
                 yield self._step(places, rate, self._progress.batch * size)
                 if self._progress.seconds - self._saved_at >= self._settings.checkpoint_seconds:
                     yield self._save()
@@ -162,7 +181,7 @@ class Trainer:
         """Evaluate where it is due and count the epoch; None where the training was halted before."""
         progress, settings = self._progress, self._settings
         epoch = progress.epoch + 1
-        due = epoch % settings.evaluate_every == 0 or epoch == settings.epochs or self._out_of_time()
+        due = epoch % settings.evaluate_every == 0 or bool(self._over(epoch))
         evaluation: Evaluation | None = None
         if self._evaluator is not None and due:
             evaluation = yield from self._evaluate(self._evaluator)
@@ -173,11 +192,25 @@ class Trainer:
             best = observe(best, evaluation.score, epoch, settings.early_stopping)
             if best.epoch == epoch:
                 self._best = self._engine.weights()
-        seconds = self._progress.seconds
+        ended = self._over(epoch)
+        if not ended and exhausted(best, settings.early_stopping):
+            ended = f"{best.waited} evaluations in a row did not beat epoch {best.epoch}"
         self._progress = msgspec.structs.replace(
-            self._progress, epoch=epoch, batch=0, loss_sum=0.0, best=best, ended=_ended(settings, epoch, best, seconds)
+            self._progress, epoch=epoch, batch=0, loss_sum=0.0, best=best, ended=ended
         )
-        return EpochDone(epoch, progress.loss_sum / max(1, progress.batch), evaluation, best.epoch == epoch)
+        shown = min(progress.batch, progress.step)  # a stretch may begin in the middle of an epoch
+        return EpochDone(epoch, progress.loss_sum / max(1, shown), evaluation, best.epoch == epoch)
+
+    def _over(self, epoch: int) -> str:
+        """Why the training is over after this epoch whatever it came to, "" if it is not."""
+        settings, stretch = self._settings, self._stretch
+        if stretch is None and epoch >= settings.epochs:
+            return f"all {settings.epochs} epochs are done"
+        if stretch is not None and self._progress.step >= stretch.steps:
+            return f"all {stretch.steps} steps are done"
+        if self._out_of_time():
+            return f"{settings.max_seconds:g} seconds of computing were allowed"
+        return ""
 
     def _evaluate(self, evaluator: Evaluator) -> Generator[Event, None, Evaluation | None]:
         evaluations = evaluator(self._engine.weights())
@@ -218,22 +251,12 @@ class Trainer:
         self._saved_at = self._progress.seconds
         return Saved(self._progress.step)
 
-    def _restore(self) -> None:
+    def _restore(self) -> bool:
         data = self._checkpoints.read()
         if data is None:
-            return
+            return False
         checkpoint = decode(data, self._job)
         self._engine.restore(checkpoint.state)
         self._progress, self._best = checkpoint.progress, checkpoint.best
         self._saved_at = self._progress.seconds
-
-
-def _ended(settings: Settings, epoch: int, best: Best, seconds: float) -> str:
-    """Why the training is over after this epoch, "" if it is not."""
-    if epoch >= settings.epochs:
-        return f"all {settings.epochs} epochs are done"
-    if exhausted(best, settings.early_stopping):
-        return f"{best.waited} evaluations in a row did not beat epoch {best.epoch}"
-    if settings.max_seconds is not None and seconds >= settings.max_seconds:
-        return f"{settings.max_seconds:g} seconds of computing were allowed"
-    return ""
+        return True

@@ -38,7 +38,7 @@ from tests.support.stage import (
 )
 
 _POINT = re.compile(r"crash_point\(\s*f?\"([^\"]+)\"")
-_NAMED = re.compile(r'"((?:samples|versions|train|learning|fl|federation)\.[a-z.-]+)(?::\d+)?"')
+_NAMED = re.compile(r'"((?:samples|versions|train|learning|fl|federation|retraining)\.[a-z.-]+)(?::\d+)?"')
 _GAP = re.compile(r"\\{.*?\\}")
 """Escaped, what an f-string puts into a name: the steps of a protocol, say."""
 
@@ -329,10 +329,13 @@ STORIES: dict[Callable[[Template], None], tuple[str, ...]] = {
 ELSEWHERE = (
     "tests/edged/samples/test_samples_crash.py",
     "tests/edged/train/test_train_process.py",
+    "tests/edged/train/test_train_cloud.py",
     "tests/edged/learning/test_learning_crash.py",
     "tests/edged/federation/test_fl_crashes.py",
     "tests/edged/federation/test_fl_processes.py",
+    "tests/edged/federation/test_fl_sites.py",
     "tests/cloudd/federation/test_federation_killed.py",
+    "tests/cloudd/retraining/test_retraining_killed.py",
 )
 """Tests that kill a process of their own at each of their room's points: no daemon need be up for them."""
 

@@ -19,8 +19,8 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
 from numpy.typing import NDArray
 
-from edgekit.autodiff.manifest import read_manifest, read_states
 from edgekit.federated.evaluation import contribution
+from edgekit.federated.opening import open_rules
 from edgekit.federated.privacy import noise_sources
 from edgekit.federated.rounds import CohortSum, JobRules, read_words
 from edgekit.federated.strategy import LocalResult, State
@@ -82,6 +82,8 @@ class Device:
         self.id, self.node = device_id(key.public_key()), node_of(key.public_key())
         self.vanishes, self.policy = vanishes, policy
         self.vanished = False
+        self.memory: object = None
+        """Of a head: what it has in the totals."""
         self.ledger = MemoryLedger()
         self.rounds: dict[int, ClientRound] = {}
         self.masked: dict[int, bytes] = {}
@@ -177,7 +179,7 @@ class Device:
         update = self.update or seeded(self.rules.strategy.layout.size)
         delta = update(self.index, self.state.version)
         result = LocalResult(delta, samples=10, steps=5, learning_rate=0.01)
-        found = self.rules.strategy.contribution(self.state, result, None)
+        found = self.rules.strategy.contribution(self.state, result, self.memory)
         if self.rules.mechanism is not None and cohort is not None:
             sources = noise_sources(cohort.count, cohort.count // 3, cohort.graph)
             return self.rules.mechanism.hide(found.vector, sources, os.urandom(32)), 1
@@ -275,11 +277,7 @@ def opened(job: FederatedJob, files: dict[str, bytes]) -> tuple[JobRules, State]
         for path, data in files.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_bytes(data)
-        manifest = read_manifest(folder / "step")
-        shapes = {one.name: one.shape for one in manifest.of("parameter", "batch_norm")}
-        values = read_states(folder / "step", manifest)
-    rules = JobRules(job, shapes)
-    return rules, rules.start({name: values[name] for name in shapes})
+        return open_rules(job, folder)
 
 
 async def fleet(devices: list[Device], job_id: str, plants: dict[str, str]) -> list[Over]:

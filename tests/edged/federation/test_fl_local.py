@@ -6,12 +6,16 @@ import secrets
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import cv2
 import msgspec
 import numpy as np
 import pytest
 
+from benchmarks.federated_data import Sample
+from benchmarks.federated_round import federated
+from benchmarks.federated_site import Machine, Network, Site
 from cloudd.federation.definition import read
 from cloudd.federation.preparing import prepare
 from edged.federation import local
@@ -129,6 +133,92 @@ def test_a_stopped_training_saves_and_a_stale_checkpoint_is_none(
     fresh, other = shared_of(tmp_path / "other", package)
     np.testing.assert_array_equal(later.delta, trainer_of(fresh, other, lessons, package).train(
         fresh.state, fresh.rules.strategy.term(fresh.state), 1).delta)  # fmt: skip
+
+
+# --- many rounds -----------------------------------------------------------------------------------------------------
+
+ADAMW = 'optimiser = "adamw"\nbatch_norm = "train"\nschedule = "cosine"\n'
+STATISTICS = f'[plan]\npersonal = ["*.norm.mean", "*.norm.variance"]\n{FEDAVG}'
+
+
+def job_of(root: Path, package: Package, rounds: int, steps: int, settings: str) -> tuple[Shared, JobFolder]:
+    shared, folder = shared_of(root, package, STATISTICS, settings)
+    few = msgspec.structs.replace(shared.job.local, epochs=1, steps=steps)
+    shared.job = msgspec.structs.replace(shared.job, local=few, rounds=rounds)
+    return shared, folder
+
+
+def after(shared: Shared, folder: JobFolder, lessons: Lessons, package: Package, versions: range) -> dict[str, Any]:
+    """The model when this device was alone in these rounds, with a new trainer in each, as after a restart."""
+    model = shared.state.model
+    for version in versions:
+        state = State(model, {}, version)
+        term = shared.rules.strategy.term(state)
+        found = trainer_of(shared, folder, lessons, package).train(state, term, version)
+        assert found.steps == shared.job.local.steps
+        model = model + found.delta
+    return trainer_of(shared, folder, lessons, package).weights(State(model, {}, versions.stop))
+
+
+def test_rounds_of_steps_that_keep_their_moments_are_one_long_training(
+    package: Package, lessons: Lessons, tmp_path: Path
+) -> None:
+    assert 6 > len(lessons.learn.pictures) // 6 >= 2  # an epoch ends within a round
+    kept = ADAMW + 'moments = "kept"\n'
+    whole = after(*job_of(tmp_path / "one", package, 1, 6, kept), lessons, package, range(1))
+    cut = after(*job_of(tmp_path / "cut", package, 3, 2, kept), lessons, package, range(3))
+    fresh = after(*job_of(tmp_path / "fresh", package, 3, 2, ADAMW), lessons, package, range(3))
+    assert whole.keys() == cut.keys()
+    for name, tensor in whole.items():
+        np.testing.assert_allclose(cut[name], tensor, rtol=1e-4, atol=1e-5, err_msg=name)
+    assert max(np.abs(fresh[name] - tensor).max() for name, tensor in whole.items()) > 1e-3
+
+
+def test_moments_stay_on_the_device_beside_personal_tensors_for_two_rounds(
+    package: Package, lessons: Lessons, tmp_path: Path
+) -> None:
+    shared, folder = job_of(tmp_path, package, 5, 2, ADAMW + 'moments = "kept"\n')
+    weights = after(shared, folder, lessons, package, range(4))
+    assert folder.names("personal-") == ["personal-000000002", "personal-000000003"]
+    assert set(weights) == set(shared.tensors()) | set(shared.rules.strategy.layout.personal)
+    assert not any("optimiser" in one.name for one in shared.rules.strategy.layout.slots)
+
+
+def test_a_round_that_is_trained_again_takes_the_moments_that_it_took_before(
+    package: Package, lessons: Lessons, tmp_path: Path
+) -> None:
+    shared, folder = job_of(tmp_path, package, 3, 2, ADAMW + 'moments = "kept"\n')
+    after(shared, folder, lessons, package, range(1))
+    state = State(shared.state.model, {}, 1)
+    term = shared.rules.strategy.term(state)
+    first, again = (trainer_of(shared, folder, lessons, package).train(state, term, 1) for _ in range(2))
+    np.testing.assert_array_equal(first.delta, again.delta)
+
+
+def test_the_learning_rate_falls_over_the_rounds_and_a_strategy_is_told_its_mean(
+    package: Package, lessons: Lessons, tmp_path: Path
+) -> None:
+    shared, folder = job_of(tmp_path, package, 10, 2, 'batch_norm = "train"\nschedule = "cosine"\nwarm_up = 1\n')
+    term, trainer = shared.rules.strategy.term(shared.state), trainer_of(shared, folder, lessons, package)
+    found = [trainer.train(shared.state, term, version).learning_rate for version in (0, 1, 5, 9)]
+    assert found[1] > found[0] > 0 and found[1] > found[2] > found[3] > 0
+    assert max(found) <= 0.05
+
+
+def test_a_device_trains_as_the_benchmark_of_federations_says_it_does(
+    package: Package, lessons: Lessons, tmp_path: Path
+) -> None:
+    shared, folder = job_of(tmp_path / "job", package, 3, 2, ADAMW + 'moments = "kept"\nwarm_up = 1\n')
+    found, settings = after(shared, folder, lessons, package, range(3)), shared.job.local
+    machine = Machine(tmp_path / "plan", Network(side=32, width=0.25), settings, 2, 1, plan=shared.rules.plan)
+    read = lessons.reader(lessons.learn)
+    teach = [Sample(read(at), int(label), "", str(at), False) for at, label in enumerate(lessons.learn.labels)]
+    site = Site(machine, teach, [], seed=settings.seed)
+    measured = federated(machine, [site], rounds=3, looks=1, cohort=None).weights
+    statistics = {name: site.state[name] for name in shared.rules.strategy.layout.personal}
+    assert {**measured, **statistics}.keys() == found.keys()
+    for name, tensor in {**measured, **statistics}.items():
+        np.testing.assert_allclose(tensor, found[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 def test_personal_tensors_stay_here_and_go_on_from_round_to_round(

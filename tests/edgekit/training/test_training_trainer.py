@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from softmax_engine import Clock, SoftmaxEngine, examples, trainer
 
-from edgekit.autodiff.schedules import Schedule
+from edgekit.autodiff.schedules import Schedule, learning_rate
 from edgekit.training import (
     Budget,
     CheckpointError,
@@ -28,6 +28,7 @@ from edgekit.training import (
     Settings,
     Started,
     StepDone,
+    Stretch,
     TrainingError,
     job_name,
 )
@@ -163,6 +164,43 @@ def test_without_an_evaluator_the_last_weights_count() -> None:
     events = finish(made)
     assert events[-1] == Finished("all 4 epochs are done", best_epoch=None, score=None)
     same(made.result(), made._engine.weights())
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.integers(1, 7), min_size=1, max_size=5), st.integers(0, 9))
+def test_stretches_after_each_other_are_one_training_however_often_they_are_killed(cut: list[int], kill: int) -> None:
+    whole = trainer(KeptInMemory(), FEW, evaluator=None, stretch=Stretch(steps=sum(cut), skip=0, whole=30))
+    rates = [event.learning_rate for event in finish(whole) if isinstance(event, StepDone)]
+    skip, state, found = 0, None, []
+    for steps in cut:
+        checkpoints = KeptInMemory()
+        stretch = Stretch(steps=steps, skip=skip, whole=30)
+
+        def part(checkpoints: Any = checkpoints, stretch: Stretch = stretch, state: Any = state) -> Any:
+            made = trainer(checkpoints, FEW, evaluator=None, stretch=stretch)
+            if state is not None:
+                made._engine.restore(state)
+            return made
+
+        for count, _ in enumerate(part().run()):
+            if count == kill:
+                break
+        made = part()
+        events = finish(made)
+        assert events[-1].reason == f"all {steps} steps are done" and made.progress.step == steps
+        found += [learning_rate(FEW.schedule, skip + step, 30) for step in range(steps)]
+        state, skip = made._engine.state(), skip + steps
+    assert state is not None
+    same(state, whole._engine.state())
+    assert rates == found
+
+
+def test_the_loss_of_an_epoch_that_a_stretch_begins_in_the_middle_is_that_of_its_own_steps() -> None:
+    stretch = Stretch(steps=3, skip=2, whole=9)  # three batches of seven an epoch
+    events = finish(trainer(KeptInMemory(), FEW, evaluator=None, stretch=stretch))
+    losses = [event.loss for event in events if isinstance(event, StepDone)]
+    first, last = (event.loss for event in events if isinstance(event, EpochDone))
+    assert first == losses[0] and last == pytest.approx(np.mean(losses[1:]))
 
 
 def test_time_that_is_up_ends_the_epoch_with_an_evaluation() -> None:
