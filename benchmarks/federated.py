@@ -1,6 +1,6 @@
 """Factories that learn together without showing each other a picture: each alone, federated, all in one place.
 
-    EDGED_REAL_DATA=... python -m benchmarks.federated [--quick] [--json FILE] [--plot FILE] [--seeds N]
+    EDGED_REAL_DATA=... python -m benchmarks.federated [--quick] [--json FILE] [--plot FILE] [--seeds N] [PRODUCT ...]
 
 Three products, and factories whose pictures differ: joints by the shape of their pad (`solder-tht`), solar cells by
 their crystal (`solar-el`), patches of bare boards by the group of boards (`pcb-bare`). The pictures of a factory lie on
@@ -42,7 +42,7 @@ from benchmarks import report
 from benchmarks.federated_data import Factories, Name, deal, load
 from benchmarks.federated_plot import Panel, picture
 from benchmarks.federated_round import DELTA, Cohort, Course, federated, together
-from benchmarks.federated_site import Confusion, Machine, Recipe, Site, Tensors
+from benchmarks.federated_site import LOCAL, PLAN, Confusion, Machine, Network, Site, Tensors
 from benchmarks.pictures import data_root
 from edgekit.architectures import Spec, input_spec
 from edgekit.federated.averaging import FedAvg
@@ -50,6 +50,7 @@ from edgekit.federated.evaluation import Figures
 from edgekit.federated.plan import Plan
 from edgekit.federated.privacy import Privacy, noise_multiplier
 from edgekit.federated.sums import Room
+from edgekit.messages.federation import LocalTraining
 from edgekit.vision.images import decode, encode_png
 from edgekit.vision.preprocess import fit, reduced_size
 
@@ -65,9 +66,10 @@ class Private:
     """The federation with noise: convolutions of another product that stay, and only the head is shared."""
 
     base: Name  # the product whose centralised model gives the convolutions
+    steps: int  # of a device in a round
+    peak: float
+    batch: int = 4
     rounds: int = 1
-    shown: int = 2000
-    peak: float = 0.02
     epsilon: float = 8.0
     clip: float = 1.0
 
@@ -83,64 +85,59 @@ class Private:
 
 @dataclass(frozen=True)
 class Setting:
-    """How one product is learned: chosen by `folded` on the boards that teach; see "Measured" in docs/federated.md."""
+    """How one product is learned, in words of a job: chosen by `benchmarks.federated_choice`."""
 
-    recipe: Recipe  # of a model that one site trains
+    network: Network
+    single: LocalTraining  # of a model that one site trains, all pictures or those of a factory
+    shown: int  # pictures, to the model of all pictures; to that of a factory as many of each picture
     devices: int  # of a factory
+    local: LocalTraining  # of a device
     rounds: int
-    batch: int  # of a device
-    peak: float  # its learning rate
-    shown: int  # pictures, on all devices together
     private: Private
+    plan: Plan = PLAN
     base: Name | None = None  # a product whose centralised model gives the first convolutions of every model
     looks: int = 10
 
     @property
-    def federation(self) -> Recipe:
-        """Of a device."""
-        return msgspec.structs.replace(self.recipe, peak=self.peak, shown=self.shown)
+    def bases(self) -> tuple[Name, ...]:
+        """Products of whose models something is needed."""
+        return (self.private.base, *((self.base,) if self.base else ()))
 
     def quick(self) -> Setting:
         """Less of everything."""
-        return replace(
-            self,
-            recipe=msgspec.structs.replace(self.recipe, shown=1200),
-            shown=1200,
-            rounds=10,
-            looks=5,
-            private=replace(self.private, shown=300),
-        )
+        private = replace(self.private, steps=10)
+        return replace(self, shown=1200, rounds=10, looks=5, private=private)
 
 
-PLAN = Plan(strategy=FedAvg(clip=20.0, limit=2.0), personal=("*.norm.mean", "*.norm.variance"))
+_TURNED = msgspec.structs.replace(LOCAL, symmetry="any")
 
 SETTINGS: Mapping[Name, Setting] = {
     "pcb-bare": Setting(
-        recipe=Recipe(side=32, width=0.5, turned=True, batch=16, peak=0.03, shown=18000),
+        network=Network(side=32),
+        single=msgspec.structs.replace(_TURNED, batch=16, learning_rate=0.03, balance="root"),
+        shown=18000,
         devices=2,
+        local=msgspec.structs.replace(_TURNED, steps=5, batch=4, learning_rate=0.06, warm_up=10, balance="root"),
         rounds=200,
-        batch=4,
-        peak=0.06,
-        shown=32000,
-        private=Private("solder-tht", shown=6000, peak=0.03),
+        private=Private("solder-tht", steps=187, peak=0.03),
     ),
     "solder-tht": Setting(
-        recipe=Recipe(side=48, width=0.5, turned=False, batch=16, peak=0.01, shown=11000),
-        devices=2,
-        rounds=100,
-        batch=4,
-        peak=0.02,
+        network=Network(side=48),
+        single=msgspec.structs.replace(LOCAL, batch=16, learning_rate=0.01, balance="root"),
         shown=11000,
-        private=Private("pcb-bare"),
+        devices=2,
+        local=msgspec.structs.replace(LOCAL, steps=5, batch=4, learning_rate=0.02, warm_up=10, balance="root"),
+        rounds=92,
+        private=Private("pcb-bare", steps=83, peak=0.02),
     ),
     "solar-el": Setting(
-        recipe=Recipe(side=64, width=0.5, turned=True, batch=16, peak=0.01, shown=4000, balance="full"),
+        network=Network(side=64),
+        single=msgspec.structs.replace(_TURNED, batch=16, learning_rate=0.01, balance="full"),
+        shown=4000,
         devices=3,
-        rounds=125,
-        batch=8,
-        peak=0.03,
-        shown=6000,
-        private=Private("pcb-bare"),
+        local=msgspec.structs.replace(_TURNED, steps=1, batch=4, learning_rate=0.01, warm_up=25, balance="full"),
+        rounds=250,
+        private=Private("pcb-bare", steps=41, batch=8, peak=0.02),
         base="pcb-bare",
     ),
 }
@@ -150,29 +147,28 @@ class Product:
     """One product with its pictures at the size of the input, and the sites that hold them."""
 
     def __init__(self, factories: Factories, setting: Setting) -> None:
-        self.setting, self.factories = setting, shrunk(factories, setting.recipe)
+        self.setting, self.factories = setting, shrunk(factories, setting.network)
 
-    def machine(self, folder: Path, seed: int, base: Tensors | None = None, *, head_only: bool = False) -> Machine:
-        """The network of this seed, or with the convolutions of `base`."""
+    def machine(self, folder: Path, local: LocalTraining, seed: int, base: Tensors | None, **other: Any) -> Machine:
+        """The network of this seed, or with the convolutions of `base`, and a step for this training."""
         classes = len(self.factories.labels)
-        return Machine(folder, self.setting.recipe, classes, seed, base=base, head_only=head_only)
+        return Machine(folder, self.setting.network, local, classes, seed, base=base, **other)
 
-    def devices(self, machine: Machine, recipe: Recipe, seed: int) -> list[Site]:
+    def devices(self, machine: Machine, seed: int) -> list[Site]:
         """Those of all factories, each with its part of the factory's boards that teach, and of those that judge."""
         found: list[Site] = []
         for factory in self.factories.names:
             parts = (deal(self.factories.of(factory, judges=judges), self.setting.devices) for judges in (False, True))
             for teach, judge in zip(*parts, strict=True):
-                found.append(Site(machine, recipe, teach, judge, batch=self.setting.batch, seed=seed + len(found)))
+                found.append(Site(machine, teach, judge, seed=seed + len(found)))
         return found
 
     def alone(self, machine: Machine, factory: str, seed: int) -> Course:
         """One factory: as many epochs of its pictures as the centralised model is shown."""
         teach, judge = (self.factories.of(factory, judges=judges) for judges in (False, True))
         everything = sum(not one.judges for one in self.factories.samples)
-        shown = round(self.setting.recipe.shown * len(teach) / everything)
-        site = Site(machine, self.setting.recipe, teach, judge, batch=self.setting.recipe.batch, seed=seed)
-        return together(machine, self.setting.recipe, site, shown, self.setting.looks)
+        shown = round(self.setting.shown * len(teach) / everything)
+        return together(machine, Site(machine, teach, judge, seed=seed), shown, self.setting.looks)
 
     def centralised(self, machine: Machine, seed: int) -> Course:
         """All pictures in one place."""
@@ -180,32 +176,35 @@ class Product:
             [one for factory in self.factories.names for one in self.factories.of(factory, judges=judges)]
             for judges in (False, True)
         )
-        site = Site(machine, self.setting.recipe, teach, judge, batch=self.setting.recipe.batch, seed=seed)
-        return together(machine, self.setting.recipe, site, self.setting.recipe.shown, self.setting.looks)
+        return together(machine, Site(machine, teach, judge, seed=seed), self.setting.shown, self.setting.looks)
 
     def federated(self, machine: Machine, seed: int, *, masked: bool) -> Course:
         """All devices, with or without masks."""
-        setting = self.setting
-        recipe = setting.federation
-        sites = self.devices(machine, recipe, seed)
+        sites, setting = self.devices(machine, seed), self.setting
         cohort = Cohort(len(sites)) if masked else None
-        rounds, looks = setting.rounds, setting.looks
-        return federated(machine, recipe, sites, PLAN, rounds=rounds, looks=looks, cohort=cohort)
+        return federated(machine, sites, rounds=setting.rounds, looks=setting.looks, cohort=cohort)
 
-    def private(self, machine: Machine, seed: int) -> Course:
-        """All devices with masks and noise."""
-        private = self.setting.private
-        recipe = msgspec.structs.replace(self.setting.federation, shown=private.shown, peak=private.peak)
-        sites = self.devices(machine, recipe, seed)
-        classes, features = machine.shapes["head.linear.weight"]
-        plan = private.plan(len(sites), classes, features)
-        cohort, rounds = Cohort(len(sites)), private.rounds
-        return federated(machine, recipe, sites, plan, rounds=rounds, looks=rounds, cohort=cohort)
+    def private(self, folder: Path, seed: int, base: Tensors) -> Course:
+        """All devices with masks and noise: of the head alone, on the convolutions of `base`."""
+        private, local = self.setting.private, self.setting.local
+        local = msgspec.structs.replace(
+            local,
+            steps=private.steps,
+            batch=private.batch,
+            learning_rate=private.peak,
+            warm_up=0,
+            trainable=r"\.norm\.|^head\.",
+        )
+        classes, features = len(self.factories.labels), base["head.linear.weight"].shape[1]
+        plan = private.plan(len(self.factories.names) * self.setting.devices, classes, features)
+        machine = self.machine(folder, local, seed, base, plan=plan)
+        sites = self.devices(machine, 1000 * seed)
+        return federated(machine, sites, rounds=private.rounds, looks=private.rounds, cohort=Cohort(len(sites)))
 
 
-def shrunk(factories: Factories, recipe: Recipe) -> Factories:
+def shrunk(factories: Factories, network: Network) -> Factories:
     """The pictures at the size of the input, as serving would see them."""
-    spec = input_spec(Spec(architecture="tiny_cnn", classes=2, input_width=recipe.side, input_height=recipe.side,
+    spec = input_spec(Spec(architecture="tiny_cnn", classes=2, input_width=network.side, input_height=network.side,
                            channels=1))  # fmt: skip
     samples = [
         replace(one, data=encode_png(fit(decode(one.data, "grey", reduce_to=reduced_size(spec)), spec)))
@@ -246,8 +245,9 @@ def pooled(courses: Sequence[Course]) -> Course:
 
 def learned(product: Product, seed: int, folder: Path, base: Tensors | None) -> Iterator[tuple[dict[str, Any], Course]]:
     """All that one seed trains without noise, as rows; the centralised model comes last."""
-    machine = product.machine(folder, seed, base)
-    first = 1000 * seed
+    setting, first = product.setting, 1000 * seed
+    machine = product.machine(folder / "single", setting.single, seed, base)
+    device = product.machine(folder / "device", setting.local, seed, base, plan=setting.plan)
     alone = []
     for number, factory in enumerate(product.factories.names):
         alone.append(product.alone(machine, factory, first + 100 + number))
@@ -257,7 +257,7 @@ def learned(product: Product, seed: int, folder: Path, base: Tensors | None) -> 
     together = pooled(alone)
     yield row(product, "alone", seed, together), together
     for kind, masked in (("federated-plain", False), ("federated-secagg", True)):
-        course = product.federated(machine, first, masked=masked)
+        course = product.federated(device, first, masked=masked)
         yield row(product, kind, seed, course), course
     course = product.centralised(machine, first + 200)
     yield row(product, "centralised", seed, course), course
@@ -314,12 +314,15 @@ def main(argv: list[str] | None = None) -> None:
     parser = report.arguments((__doc__ or "").splitlines()[0])
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the course of F1 as SVG")
     parser.add_argument("--seeds", type=int, metavar="N", help=f"trainings of each kind; {SEEDS}, with --quick 1")
+    parser.add_argument("names", nargs="*", metavar="PRODUCT", choices=[*SETTINGS, []], help="all without it")
     options = parser.parse_args(argv)
     cv2.setNumThreads(1)
-    root = data_root()
-    products = [
-        Product(load(name, root), setting.quick() if options.quick else setting) for name, setting in SETTINGS.items()
-    ]
+    root, chosen = data_root(), options.names or list(SETTINGS)
+    products = {
+        name: Product(load(name, root), setting.quick() if options.quick else setting)
+        for name, setting in SETTINGS.items()
+        if any(name in (one, *SETTINGS[one].bases) for one in chosen)
+    }
     rows: list[dict[str, Any]] = []
 
     def add(one: dict[str, Any]) -> None:
@@ -329,21 +332,26 @@ def main(argv: list[str] | None = None) -> None:
     for seed in range(options.seeds or (1 if options.quick else SEEDS)):
         bases: dict[str, Tensors] = {}
         with tempfile.TemporaryDirectory(prefix="federated-") as folder:
-            for product in products:
-                name, base = product.factories.name, product.setting.base
-                for one, course in learned(product, seed, Path(folder) / name, bases[base] if base else None):
+            for name, product in products.items():
+                base, place = product.setting.base, Path(folder) / name
+                first = bases[base] if base else None
+                if name not in chosen:  # another one begins with its convolutions
+                    machine = product.machine(place, product.setting.single, seed, first)
+                    bases[name] = product.centralised(machine, 1000 * seed + 200).weights
+                    continue
+                for one, course in learned(product, seed, place, first):
                     add(one)
                     bases[name] = course.weights  # the last one is the centralised model's
-            for product in products:
-                name = product.factories.name
+            for name in chosen:
+                product = products[name]
                 foreign = bases[product.setting.private.base]
-                machine = product.machine(Path(folder) / f"{name}-dp", seed, foreign, head_only=True)
-                add(row(product, "federated-secagg-dp", seed, product.private(machine, 1000 * seed)))
+                course = product.private(Path(folder) / f"{name}-dp", seed, foreign)
+                add(row(product, "federated-secagg-dp", seed, course))
         written(rows, options.json, options.plot, options.quick)
     print(report.table(summary(rows), COLUMNS))
     found = verdict(rows)
     print()
-    print(report.table([{"product": name, **{key: found[key][name] for key in BY_PRODUCT}} for name in SETTINGS]))
+    print(report.table([{"product": name, **{key: found[key][name] for key in BY_PRODUCT}} for name in chosen]))
     print(f"\ncode_error {found['code_error']:.3g}, gap_met {found['gap_met']}")
 
 

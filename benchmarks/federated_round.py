@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.federated_site import Confusion, Machine, Recipe, Site, Tensors, rates
+from benchmarks.federated_site import Confusion, Machine, Site, Tensors, in_one_place
 from benchmarks.secagg_cohort import Plants, Stand, config, plants
 from edgekit.federated import evaluation
 from edgekit.federated.budget import Account, Budget
+from edgekit.federated.course import rates
 from edgekit.federated.layout import Layout, Vector
-from edgekit.federated.plan import Plan
 from edgekit.federated.privacy import Mechanism, noise_sources
 from edgekit.federated.strategy import Learning, LocalResult, State
 from edgekit.federated.sums import Mean, Room, RoundNumbers, Sum
@@ -78,42 +78,34 @@ class Course:
         return self.looks[-1][1]
 
 
-def together(machine: Machine, recipe: Recipe, site: Site, shown: int, looks: int) -> Course:
+def together(machine: Machine, site: Site, shown: int, looks: int) -> Course:
     """All pictures in one place, or those of one factory: no rounds, no averages."""
     course = Course()
-    plan = rates(recipe, max(1, shown // site.batch))
-    for part in np.array_split(np.array(plan), looks):
+    schedule = in_one_place(machine.local, max(1, shown // site.batch))
+    for part in np.array_split(np.array(schedule), looks):
         site.learn({}, part.tolist())
         done = (course.looks[-1][0] if course.looks else 0) + len(part) * site.batch
         course.looks.append((done, site.judged({})))
-    course.weights = {name: site.state[name] for name in machine.shapes}
+    course.weights = site.weights()
     return course
 
 
-def federated(
-    machine: Machine,
-    recipe: Recipe,
-    sites: Sequence[Site],
-    plan: Plan,
-    *,
-    rounds: int,
-    looks: int,
-    cohort: Cohort | None,
-) -> Course:
-    """As many rounds of the plan's strategy; all sites take part in each. `cohort` None: plain means, nothing masked.
+def federated(machine: Machine, sites: Sequence[Site], *, rounds: int, looks: int, cohort: Cohort | None) -> Course:
+    """As many rounds of the machine's plan; all sites take part in each. `cohort` None: plain means, nothing masked.
 
     Sites judge with their personal tensors. Of a masked federation the last figures come out of a masked sum as well.
     """
+    plan = machine.plan
     strategy = plan.build(dict(machine.shapes))
     state = strategy.start(strategy.layout.flatten(machine.first))
     mechanism = plan.mechanism(strategy, Room(invited=len(sites)))
-    schedule = np.array_split(np.array(rates(recipe, _steps(recipe, sites))), rounds)
     course, account, shown = Course(), Account(), 0
     looked = {round((at + 1) * rounds / looks) for at in range(looks)}
-    for number, part in enumerate(schedule, 1):
+    for number in range(1, rounds + 1):
+        part = rates(machine.local, number - 1, rounds, machine.local.steps)
         vectors, memories = [], []
         for site in sites:
-            made = _contribution(strategy, state, site, part.tolist())
+            made = _contribution(strategy, state, site, part)
             vectors.append(made.vector)
             memories.append(made.memory)
             shown += len(part) * site.batch
@@ -144,19 +136,13 @@ def masked_figures(cohort: Cohort, confusions: Sequence[Confusion], model: bytes
     return evaluation.figures(settings, cohort.sum(evaluation.numbers(settings), model, vectors)).confusion
 
 
-def _steps(recipe: Recipe, sites: Sequence[Site]) -> int:
-    """Local steps of each site, so that all together are shown as many pictures as one site would be."""
-    return max(1, recipe.shown // sum(site.batch for site in sites))
-
-
 def _contribution(strategy: Learning[Any], state: State, site: Site, part: Sequence[float]) -> Any:
     layout: Layout = strategy.layout
     term = strategy.term(state, site.memory)
     correction = layout.unflatten(term.correction) if term.correction is not None else None
-    site.learn(layout.unflatten(state.model), part, correction)
-    result = LocalResult(
-        layout.flatten(site.state) - state.model, site.pictures, len(part), float(np.mean(part)) or 1e-9
-    )
+    site.learn(layout.unflatten(state.model), part, correction, near_start=term.proximal > 0)
+    delta = layout.flatten(site.state) - state.model
+    result = LocalResult(delta, site.pictures, len(part), float(np.mean(part)))
     return strategy.contribution(state, result, site.memory)
 
 
