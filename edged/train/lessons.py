@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -90,7 +91,7 @@ class Part:
 
 
 @dataclass(frozen=True, eq=False)
-class Taught(Generic[S]):
+class Taught(ABC, Generic[S]):
     """What there is to learn from, in a fixed order. `notes` are sentences about what was left out."""
 
     dataset: Dataset
@@ -119,9 +120,9 @@ class Taught(Generic[S]):
         """
         return lambda at: self.dataset.read(part.pictures[at])
 
+    @abstractmethod
     def each(self, part: S, spec: InputSpec) -> Pictures:
         """For each place of `part` something that the model would see of that picture."""
-        raise NotImplementedError
 
     def readable(self, spec: InputSpec, looked: Callable[[int, int], None]) -> Self:
         """Without the pictures that are to teach or choose and cannot be decoded; `looked` hears how many were tried.
