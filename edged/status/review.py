@@ -11,7 +11,6 @@ import msgspec
 
 from edged.api import ApiError
 from edged.gallery.records import UNKNOWN
-from edged.learning.settings import label_kind
 from edged.samples.bodies import LabelBody
 from edged.samples.desk import SampleDesk
 from edged.samples.records import Label, LabelRecord, Sample, Text, says_the_same
@@ -80,8 +79,11 @@ def classes_of(service: Service | None, package: Path | None) -> Classes:
     task = service.task if service is not None else "classification"
     if task == "embedding":
         labels = [UNKNOWN]
-    tiles = service is not None and service.learning is not None and label_kind(service) == "boxes"
-    return Classes(task="detection" if task == "detection" or tiles else "classification", labels=labels)
+    if service is not None and service.learning is not None:
+        from edged.learning.settings import label_kind  # not before a service learns: all of its rules come with it
+
+        task = "detection" if label_kind(service) == "boxes" else task
+    return Classes(task="detection" if task == "detection" else "classification", labels=labels)
 
 
 class Review:

@@ -18,6 +18,7 @@ from edged.samples.records import Label, LabelRecord, NewSample, Opinion, Scored
 from edged.status import review_page
 from edged.status.review import COUNTED, LabelKept, LabelSaid, Review, ReviewSample, ReviewService, classes_of
 from edgekit.datasets.dataset import LabelledBox
+from edgekit.services import parse_service
 from edgekit.vision.images import encode_jpeg, encode_png
 from edgekit.webguard import security_headers
 
@@ -259,3 +260,15 @@ def test_the_scripts_cannot_end_their_element_and_make_no_html(tmp_path: Path) -
         assert "</" not in script
         for way in ("innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval("):
             assert way not in script
+
+
+@pytest.mark.parametrize(
+    ("aggregate", "learns", "task"),
+    [("worst", True, "detection"), ("worst", False, "classification"), ("mean", True, "classification")],
+)
+def test_boxes_are_drawn_where_tiles_learn_from_them(aggregate: str, learns: bool, task: str) -> None:
+    worst = 'worst = ["bad", "good"]\n' if aggregate == "worst" else ""
+    tiles = f'[pipeline.tiles]\nwidth = 64\nheight = 64\naggregate = "{aggregate}"\n{worst}'
+    text = f'name = "boards"\nmodel = "tiles"\n{tiles}'
+    service = parse_service(text + ("[samples]\n[learning]\n" if learns else ""), "this test")
+    assert classes_of(service, None).task == task
