@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median, quantiles
 
 import msgspec
 
@@ -336,6 +335,8 @@ def _undisturbed(windows: Sequence[Window]) -> Sequence[Window]:
 
 def _settled(windows: Sequence[Window]) -> bool:
     """Whether the median stands on enough windows: half their spread over the root of their number is small."""
+    from statistics import quantiles  # most of a MiB with what it needs, which an idle supervisor does not
+
     used = _undisturbed(windows)
     if len(used) < 4 or (used is windows and any(one.others > QUIET for one in windows)):
         return False
@@ -367,6 +368,8 @@ def _measurement(
     setting: Setting, single: Sequence[Window], many: Sequence[Window], paced: Window | None, slope: float | None
 ) -> Measurement:
     """Medians over the windows, so that one disturbed window changes nothing."""
+    from statistics import median  # see _settled
+
     single, many = _undisturbed(single), _undisturbed(many)
     cpu = paced if paced is not None else single[0]
     return Measurement(
