@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from cloudd.importing.confine import confined
+from cloudd.confine import confined
 from cloudd.importing.errors import ImportRefused
 
 ORDER_FILE, ANSWER_FILE = "order.json", "answer.json"

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 import cloudd
-from cloudd.importing.confine import confined
+from cloudd.confine import confined
 from cloudd.retraining.folders import WORK
 from cloudd.retraining.order import MAX_LINE, Ended, Event, Progress, WorkOrder
 

@@ -91,3 +91,11 @@ def test_a_damaged_authority_is_not_replaced(tmp_path: Path, damage: str) -> Non
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert (tmp_path / "authority" / damage).read_text() == "damaged"
+
+
+def test_the_daemon_imports_no_runtime() -> None:
+    """Models are loaded, trained and taken apart in children: 50 MB that the always-on process does without."""
+    script = "import cloudd.daemon, sys\nprint(' '.join(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert "cloudd.federation.service" in loaded, "the gate looks at the real thing"
+    assert not set(loaded) & {"onnx", "onnxruntime", "cv2", "ai_edge_litert", "edgekit.training"}
