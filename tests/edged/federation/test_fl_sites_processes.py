@@ -78,7 +78,9 @@ class Leader:
         listed = "".join(f'{owner} = "{key}"\n' for owner, key in plants.items())
         self.state.mkdir(parents=True, exist_ok=True)
         (self.state / "edged.toml").write_text(
-            f'[federation]\nenabled = true\nmin_cohort = 3\nupper = "{upper.url}"\n[federation.plants]\n{listed}'
+            # As the other devices: a kill may make a round void after this one has masked (docs/federated.md).
+            f"[federation]\nenabled = true\nmin_cohort = 3\nrepeats = 60\n"
+            f'upper = "{upper.url}"\n[federation.plants]\n{listed}'
         )
         return Edged(self.state)
 
@@ -112,7 +114,6 @@ def begin(cloud: Cloud, root: Path, package: Package, plant: Plant, text: str) -
     return str(job["id"])
 
 
-@pytest.mark.skip(reason="a leader that is a whole daemon does not always join the round again; see docs/federated.md")
 async def test_two_sites_and_a_lone_device_learn_one_model_whoever_is_killed(tmp_path: Path, package: Package) -> None:
     async with AsyncExitStack() as stack:
         upper, south = (stack.enter_context(Cloud(tmp_path / name)) for name in ("upper", "south"))
@@ -135,7 +136,7 @@ async def test_two_sites_and_a_lone_device_learn_one_model_whoever_is_killed(tmp
         assert (await lone.device.enroll(upper, upper.invite())).status == 200
 
         group.devices = [*(one.device.store.key for one in leaders), lone.device.store.key]
-        text = definition(group, least=3, rounds=ROUNDS, name="group", evaluate_every=ROUNDS)
+        text = definition(group, least=3, rounds=ROUNDS, tries=60, name="group", evaluate_every=ROUNDS)
         head, plan = text.split("[plan", 1)
         above = begin(upper, tmp_path / "job", package, group, f"{head}{LOCAL}[plan{plan}")
         file = tmp_path / "job" / "group.job"
@@ -146,7 +147,7 @@ async def test_two_sites_and_a_lone_device_learn_one_model_whoever_is_killed(tmp
         for place, (cloud, leader, members) in enumerate(zip(sites, leaders, below, strict=True)):
             plant = Plant(0, f"plant-{place}")
             plant.devices = [one.device.store.key for one in members]
-            text = definition(plant, "-", name=f"site-{place}", upper=str(file), leader=leader.device.id)
+            text = definition(plant, "-", tries=60, name=f"site-{place}", upper=str(file), leader=leader.device.id)
             text = "".join(f"{line}\n" for line in text.splitlines() if line != "-" and not line.startswith("rounds"))
             jobs.append(begin(cloud, tmp_path / f"site-{place}", package, plant, text))
             orders += [one.order(cloud.url, jobs[-1], {plant.owner: plant.public}) for one in members]
@@ -179,10 +180,12 @@ async def test_two_sites_and_a_lone_device_learn_one_model_whoever_is_killed(tmp
                 notes.append(one.note(job))
         assert {(one.stage, one.version, one.contributed) for one in notes} == {("judging", ROUNDS, ROUNDS)}
         done = upper.admin.get(f"/federation/jobs/{above}")
-        assert [one["outcome"] for one in done["rounds"]] == ["summed"] * 3
+        outcomes = [one["outcome"] for one in done["rounds"]]
+        assert [one for one in outcomes if one != "void"] == ["summed"] * 3, "void where a killed one came back late"
         (figures,) = [one["figures"] for one in done["rounds"] if one["figures"]]
         assert figures["devices"] == 3 and figures["samples"] >= 7
         for place, cloud in enumerate(sites):
             told = cloud.admin.get(f"/federation/jobs/{jobs[place]}")
             assert told["job"]["upper"] == above and told["job"]["version"] == ROUNDS
-            assert [one["outcome"] for one in told["rounds"]] == ["summed"] * 3
+            outcomes = [one["outcome"] for one in told["rounds"]]
+            assert [one for one in outcomes if one != "void"] == ["summed"] * 3
