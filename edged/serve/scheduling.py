@@ -41,6 +41,7 @@ QUEUE_SHARE = (1.0, 0.75, 0.5)
 
 _TRIAL_S = 1.0  # a lane that was refused for so long may try one job
 _LOAD_S = 1.0  # over which the load that a class asks for is averaged
+_LOAD_STEP_S = 0.01  # what came within it fades together
 _ALARMS_S = 10.0  # a thread is kept for alarms for so long after the last one
 _LEAST_SHARE = 0.02  # of the threads that a lower class is expected to get at least
 
@@ -210,7 +211,7 @@ class Scheduler(Generic[E]):
 
     def _check_deadline(self, entry: E, lane: Lane[E], now: float) -> None:
         """Raises the reason not to let this job wait, although there is a place."""
-        if min(entry.expires, entry.start_by) == math.inf:
+        if min(entry.expires, entry.start_by) == math.inf or self._surely_in_time(entry, lane, now):
             return
         wait = self._wait(entry, lane, now)
         left = entry.expires - now
@@ -226,6 +227,22 @@ class Scheduler(Generic[E]):
             return
         lane.counts.overloaded += 1
         raise Overloaded(entry.lane, answer, min(left, entry.start_by - now), whole_seconds(answer - left))
+
+    def _surely_in_time(self, entry: E, lane: Lane[E], now: float) -> bool:
+        """Would it be in time even if it came last of all, on one thread? Then nobody needs to know when exactly."""
+        slowest = left = 0.0
+        for other in self.lanes.values():
+            mean = other.times.mean
+            if mean > slowest:
+                slowest = mean
+            for running in other.running:
+                left += abs(mean - (now - running.started))
+        wait = left + self.waiting * slowest
+        if entry.rank:
+            wait /= _LEAST_SHARE
+        times = lane.times
+        answer = wait + self.reply_s + times.mean + CAUTION[entry.rank] * times.deviation
+        return answer <= (entry.expires - now) * HEADROOM[entry.rank] and now + wait <= entry.start_by
 
     def _wait(self, entry: E, lane: Lane[E], now: float) -> float:
         """Seconds until this job should start, whether it waits already or not."""
@@ -349,7 +366,7 @@ class Scheduler(Generic[E]):
 
     def _asked(self, rank: int, seconds: float, now: float) -> None:
         """Count what a class asks for, also if it is refused: lower classes must not expect to get that."""
-        if now > self._loads_at:
+        if now - self._loads_at > _LOAD_STEP_S:
             fade = math.exp((self._loads_at - now) / _LOAD_S)
             self._loads = [load * fade for load in self._loads]
             self._loads_at = now

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edged.serve.lanes import RANK, Entry, Priority, RunTimes
+from edged.serve.lanes import RANK, Entry, Lane, Priority, RunTimes
 from edged.serve.refusals import DeadlinePassed, NotRun, Overloaded, QueueFull
 from edged.serve.scheduling import FAIR_S, Scheduler
 
@@ -429,3 +429,45 @@ def test_every_job_ends_once_and_all_bounds_hold(steps: list[tuple], threads: in
     assert all(ends[entry] == 1 for entry in came)
     assert not scheduler._streams and not any(scheduler._active)
     assert FAIR_S > 0
+
+
+class _Exact(Scheduler[Entry]):
+    """Works out when each job would start, also where there is no doubt."""
+
+    def _surely_in_time(self, entry: Entry, lane: Lane[Entry], now: float) -> bool:
+        return False
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(_step, max_size=120), st.integers(1, 3))
+def test_what_is_surely_in_time_would_be_admitted_by_the_exact_reckoning(
+    steps: list[tuple],  # type: ignore[type-arg]
+    threads: int,
+) -> None:
+    def outcomes(scheduler: Scheduler[Entry]) -> list[object]:
+        now, came, running, seen = 0.0, list[Entry](), list[Entry](), list[object]()
+        learned(scheduler, a=0.002, b=0.2, narrow=0.02)
+        for kind, *rest in steps:
+            if kind == "come":
+                lane, priority, seconds, stream, patient = rest
+                entry = job(lane, priority, now + seconds, stream=stream, patient=patient)
+                try:
+                    scheduler.admit(entry, now)
+                    came.append(entry)
+                    seen.append("admitted")
+                except NotRun as refusal:
+                    seen.append((type(refusal), refusal.retry_after_s))
+            elif kind == "take" and (taken := scheduler.take(now)) is not None:
+                running.append(taken)
+                seen.append(taken.sequence)
+            elif kind == "end" and running:
+                scheduler.finished(running.pop(rest[0] % len(running)), now)
+            elif kind == "cancel" and came:
+                scheduler.cancel(came[rest[0] % len(came)])
+            elif kind == "sweep":
+                scheduler.sweep(now)
+            elif kind == "pass":
+                now += rest[0]
+        return seen
+
+    assert outcomes(Scheduler(threads, lane_limit=20)) == outcomes(_Exact(threads, lane_limit=20))

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from edged.serve.oip.datatypes import DATATYPES, Array, all_finite, from_bfloat16, pack_bytes, unpack_bytes
 from edged.serve.oip.models import protocol_version
 from edged.serve.oip.reply import classified, encode_outputs, model_prefix
-from edged.serve.oip.request import InferRequest, Wanted, read_request
+from edged.serve.oip.request import InferRequest, PlainRequest, Wanted, read_request
 from edged.serve.oip.signature import Signature, signature
 from edged.serve.oip.tensors import Feeds, RequestError, Unsupported
 from edgekit.packages import version_key
@@ -403,6 +403,26 @@ def test_other_versions_get_a_number_of_their_own() -> None:
 def test_the_number_of_a_newer_version_is_larger(parts: list[tuple[int, int, int]]) -> None:
     older, newer = sorted((".".join(map(str, each)) for each in parts), key=version_key)
     assert int(protocol_version(older)) <= int(protocol_version(newer))
+
+
+@given(st.integers(0, 7), st.lists(st.floats(width=32), min_size=3, max_size=3))
+def test_a_tensor_behind_a_known_header_is_read_and_checked_like_the_first(padding: int, values: list[float]) -> None:
+    """Wherever its bytes lie: the JSON in front of them has any length."""
+    wanted = signature("m", [TensorInfo("x", (None, 3), "float32")], [TensorInfo("y", (1,), "float32")], "x")
+    entry = {"name": "x", "shape": [1, 3], "datatype": "FP32", "parameters": {"binary_data_size": 12}}
+    header = {"inputs": [entry], "parameters": {"binary_data_output": True, "priority": 2, "pad": "." * padding}}
+    sent = np.array([values], np.float32)
+    first = read_request(*body(header, np.ones(3, np.float32).tobytes()), wanted)
+    second = read_request(*body(header, sent.tobytes()), wanted)
+    assert isinstance(first, InferRequest) and isinstance(second, PlainRequest)
+    plain = second.plain
+    assert (plain.batch, plain.priority, plain.stream, plain.outputs) == (1, 2, "", first.outputs)
+    if np.isfinite(sent).all():
+        found = plain.array(second.binary)
+        assert np.array_equal(found, sent) and found.dtype == np.float32 and found.flags.aligned
+    else:
+        with pytest.raises(RequestError, match="NaN or infinity"):
+            plain.array(second.binary)
 
 
 def test_a_header_that_came_before_means_the_same_with_other_data() -> None:

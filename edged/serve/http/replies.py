@@ -13,6 +13,9 @@ MIN_COMPRESSED = 8 << 10
 
 _LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in http.HTTPStatus}
 _TOKEN = re.compile("[A-Za-z0-9-]+").fullmatch
+_REMEMBERED = 256
+_heads: dict[tuple[object, ...], bytes] = {}
+"""Heads by what they say: one model's replies are all alike."""
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -21,6 +24,18 @@ def head(request: Request | None, response: Response, length: int, close: bool) 
 
     Raises ValueError for a header that would break the reply apart.
     """
+    old = request is not None and request.old
+    key = (response.status, response.content_type, length, close, old, *(response.headers or {}).items())
+    known = _heads.get(key)
+    if known is None:
+        known = _head(response, length, close, old)
+        if len(_heads) >= _REMEMBERED:
+            _heads.clear()
+        _heads[key] = known
+    return known
+
+
+def _head(response: Response, length: int, close: bool, old: bool) -> bytes:
     text = _LINES.get(response.status) or f"HTTP/1.1 {response.status} \r\n"
     if response.content_type:
         text += f"Content-Type: {response.content_type}\r\n"
@@ -31,7 +46,7 @@ def head(request: Request | None, response: Response, length: int, close: bool) 
             text += f"{name}: {value}\r\n"
     if close:
         text += "Connection: close\r\n"
-    elif request is not None and request.old:
+    elif old:
         text += "Connection: keep-alive\r\n"
     return f"{text}Content-Length: {length}\r\n\r\n".encode()
 

@@ -19,14 +19,10 @@ class Counters:
         "backend",
         "batches",
         "canceled",
-        "exec_count",
         "fail_ns",
-        "infer_ns",
         "inference_count",
-        "input_ns",
         "last_at",
         "other",
-        "output_ns",
         "queue_ns",
         "rejected",
         "request_ns",
@@ -35,8 +31,8 @@ class Counters:
 
     def __init__(self) -> None:
         self.success = self.rejected = self.canceled = self.backend = self.other = 0
-        self.inference_count = self.exec_count = 0
-        self.request_ns = self.fail_ns = self.queue_ns = self.input_ns = self.infer_ns = self.output_ns = 0
+        self.inference_count = 0
+        self.request_ns = self.fail_ns = self.queue_ns = 0
         self.last_at = 0.0
         self.batches: dict[int, list[int]] = {}  # samples of a run -> runs, and nanoseconds of its three stages
 
@@ -46,22 +42,41 @@ class Counters:
         """One request was answered: `batch` samples in `runs` runs of the model; reading, running, encoding."""
         self.success += 1
         self.inference_count += batch
-        self.exec_count += runs
-        read, ran, encoded = stages_ns
         self.request_ns += total_ns
         self.queue_ns += queue_ns
-        self.input_ns += read
-        self.infer_ns += ran
-        self.output_ns += encoded
         self.last_at = wall
-        size = min(batch // runs if runs else batch, _MAX_SIZES)
+        size = batch if runs == 1 else batch // (runs or 1)
         sums = self.batches.get(size)
         if sums is None:
-            sums = self.batches[size] = [0, 0, 0, 0]
+            sums = self.batches.setdefault(min(size, _MAX_SIZES), [0, 0, 0, 0])
+        read, ran, encoded = stages_ns
         sums[0] += runs
         sums[1] += read
         sums[2] += ran
         sums[3] += encoded
+
+    @property
+    def exec_count(self) -> int:
+        """Runs of the model."""
+        return self._sum(0)
+
+    @property
+    def input_ns(self) -> int:
+        """Nanoseconds of reading and preparing."""
+        return self._sum(1)
+
+    @property
+    def infer_ns(self) -> int:
+        """Nanoseconds of the model."""
+        return self._sum(2)
+
+    @property
+    def output_ns(self) -> int:
+        """Nanoseconds of encoding."""
+        return self._sum(3)
+
+    def _sum(self, at: int) -> int:
+        return sum(sums[at] for sums in self.batches.values())
 
     def failed(self, reason: Failure, total_ns: int = 0) -> None:
         """One request was not answered."""

@@ -20,7 +20,7 @@ from edged.serve.http import HttpError, Request, Response
 from edged.serve.oip.datatypes import Array
 from edged.serve.oip.models import ServedModel
 from edged.serve.oip.reply import EncodedOutputs, encode_outputs, rounded
-from edged.serve.oip.request import InferRequest, Wanted, json_size, read_request
+from edged.serve.oip.request import InferRequest, Plain, PlainRequest, Wanted, json_size, read_request
 from edged.serve.oip.tensors import Feeds, RequestError
 from edgekit.runtimes import ModelError
 from edgekit.vision.images import ImageError
@@ -104,14 +104,36 @@ class InferWork:
 
     def reply(self, queue_ms: float) -> Response:
         """See Work."""
-        encoded = self._encoded
-        assert encoded is not None
-        request = self._request
-        parameters = timings(queue_ms, self.stages) if request.timings else None
-        buffers, json_length = encoded.body(self._model.prefix, request.id, parameters)
-        if json_length is None:
-            return Response(200, buffers[0], _JSON)
-        return Response(200, buffers, _BINARY, {"Inference-Header-Content-Length": str(json_length)})
+        return reply(self._model, self._encoded, self._request, queue_ms, self.stages)
+
+
+class PlainWork:
+    """`POST .../infer` with a header that is known already."""
+
+    __slots__ = ("_encoded", "_model", "_request", "batch", "runs", "stages")
+
+    def __init__(self, model: ServedModel, request: PlainRequest) -> None:
+        self._model, self._request = model, request
+        self._encoded: EncodedOutputs | None = None
+        self.batch, self.runs = request.plain.batch, 1
+        self.stages: Stages = (0, 0, 0)
+
+    def run(self) -> None:
+        """See Work."""
+        request, model = self._request, self._model
+        plain = request.plain
+        started = _now()
+        array = plain.array(request.binary)
+        read = _now()
+        found = model.loaded.session.run({plain.port.name: array})
+        ran = _now()
+        signature = model.signature
+        self._encoded = encode_outputs(plain.outputs, dict(zip(signature.outputs, found, strict=True)), signature)
+        self.stages = (read - started, ran - read, _now() - ran)
+
+    def reply(self, queue_ms: float) -> Response:
+        """See Work."""
+        return reply(self._model, self._encoded, self._request.plain, queue_ms, self.stages)
 
 
 class PictureWork:
@@ -151,6 +173,18 @@ class PictureWork:
         return Response(200, msgspec.json.encode(answer), _JSON)
 
 
+def reply(
+    model: ServedModel, encoded: EncodedOutputs | None, request: InferRequest | Plain, queue_ms: float, stages: Stages
+) -> Response:
+    """The reply to an infer request."""
+    assert encoded is not None, "it was run"
+    parameters = timings(queue_ms, stages) if request.timings else None
+    buffers, json_length = encoded.body(model.prefix, request.id, parameters)
+    if json_length is None:
+        return Response(200, buffers[0], _JSON)
+    return Response(200, buffers, _BINARY, {"Inference-Header-Content-Length": str(json_length)})
+
+
 def timings(queue_ms: float, stages: Stages) -> Mapping[str, float]:
     """How long a request took where, in milliseconds."""
     read, ran, encoded = stages
@@ -181,6 +215,8 @@ class Inference:
             wish = read_request(body, header_length, model.signature, json_output)
         except RequestError as error:
             raise self._counted(model, error, started) from None
+        if isinstance(wish, PlainRequest):
+            return self.run(request, model, PlainWork(model, wish), started, wish.plain)
         return self.run(request, model, InferWork(model, wish), started, wish)
 
     async def _infer_slowly(
@@ -189,6 +225,7 @@ class Inference:
         loop = asyncio.get_running_loop()
         try:
             wish = await loop.run_in_executor(None, read_request, request.body, header_length, model.signature)
+            assert isinstance(wish, InferRequest), "so long a header is not remembered"
             work = InferWork(model, wish)
             outcome = await self._engine.submit(
                 model.lane,
@@ -206,7 +243,7 @@ class Inference:
         return self._answered(model, work, outcome.queue_ms, started)
 
     def run(
-        self, request: Request, model: ServedModel, work: Work, started: int, wish: InferRequest | None = None
+        self, request: Request, model: ServedModel, work: Work, started: int, wish: InferRequest | Plain | None = None
     ) -> Response | None:
         """Have `work` done now, if that is quick and nothing else is there, or else in its turn (None)."""
         try:

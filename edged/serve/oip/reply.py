@@ -24,6 +24,7 @@ from edgekit.runtimes import ModelError
 _encoder = msgspec.json.Encoder()
 _LITTLE = sys.byteorder == "little"
 _REMEMBERED = 256
+_SMALL = 4096  # bytes that are copied sooner than shown
 _entries: dict[tuple[str, np.dtype[Any], tuple[int, ...], int], bytes] = {}
 """JSON of binary outputs by what it consists of: the same few come again and again."""
 
@@ -101,6 +102,8 @@ def classified(array: Array, classes: int, labels: Sequence[str]) -> Array:
 def _binary(array: Array) -> bytes | memoryview:
     if array.dtype.kind == "O":
         return pack_bytes(_text(element).encode("utf-8", "surrogateescape") for element in array.flat)
+    if _LITTLE and array.nbytes <= _SMALL:
+        return array.tobytes()
     little = array
     if not array.flags.c_contiguous or not _LITTLE:
         little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
