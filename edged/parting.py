@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Callable
+from typing import Any
 
 from edged.worker import Worker
 
 DRAIN_S = 15.0
 """In-flight inspections have deadlines far below this; systemd's TimeoutStopSec=30 leaves room for the kill."""
+
+LEAVE_S = 5.0
+"""A drained worker gives the inference address up within milliseconds; one that hangs holds up no swap for longer."""
+
+log = logging.getLogger("edged.parting")
 
 
 class Parting:
@@ -22,9 +29,15 @@ class Parting:
         self.parked: socket.socket | None = None
         """Where the next worker gets the idle connections of one that has ended."""
 
-    def begin(self, worker: Worker) -> None:
-        """See it out while others go on."""
+    async def begin(self, worker: Worker) -> None:
+        """See it out while others go on. Returns when new connections come to its successor only."""
         self._leaving = asyncio.create_task(self.retire(worker))
+        either: list[asyncio.Future[Any]] = [worker.left, worker.exited]
+        done, _ = await asyncio.wait(either, timeout=LEAVE_S, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            log.warning(
+                "The worker %d still has the inference address %.0f s after its end began.", worker.pid, LEAVE_S
+            )
 
     async def finish(self) -> None:
         """Wait until the one before has ended."""

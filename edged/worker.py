@@ -85,6 +85,8 @@ class Worker:
         self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         """Exit status; negative is minus the signal number."""
+        self.left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Drained for a successor: what a client begins from then on goes to that one."""
         self.report: WorkerReport | None = None
         self.settings: dict[str, RunSetting] = {}
         """How its services' models run. What it could not use while it loaded is not in it."""
@@ -158,6 +160,8 @@ class Worker:
                 self.ready.set_result(message)
         elif isinstance(message, WorkerReport):
             self.report = message
+            if message.leaving and not self.left.done():
+                self.left.set_result(None)
         else:
             if isinstance(message, SettingFailed) and not self.ready.done():
                 self.settings.pop(message.service, None)

@@ -42,8 +42,9 @@ td.n,th.n{text-align:right;padding-right:1.4rem}
 white-space:nowrap}
 .ok{color:var(--ok)}.warning{color:var(--warn)}.error{color:var(--bad)}.edge{color:var(--edge)}.cloud{color:var(--cloud)}
 code{font:.88em ui-monospace,monospace;overflow-wrap:anywhere}
+td code{overflow-wrap:break-word}td code.long{overflow-wrap:anywhere}
 img.sample{width:64px;height:64px;object-fit:cover;border-radius:6px;border:1px solid var(--line);display:block}
-svg.bar{display:block;max-width:100%;border-radius:4px;background:var(--line)}
+svg.bar{display:block;max-width:100%;margin-top:.45rem;border-radius:4px;background:var(--line)}
 svg .edge{fill:var(--edge)}svg .cloud{fill:var(--cloud)}svg .warning{fill:var(--warn)}svg .ok{fill:var(--ok)}
 svg .error{fill:var(--bad)}
 .looks{display:flex;flex-wrap:wrap;gap:1rem}figure.look{flex:0 1 auto;max-width:100%}
@@ -63,6 +64,10 @@ svg.chart .p50{stroke:var(--edge)}svg.chart .p99{stroke:var(--warn);stroke-dasha
 svg.chart .rate{stroke:var(--ok)}
 form{display:inline}input,button{font:inherit;padding:.2rem .6rem;border-radius:6px;border:1px solid var(--line);
 background:var(--bg);color:var(--ink)}button{cursor:pointer}
+@media(max-width:40rem){table,tbody,tr,td,td.n{display:block}thead{display:none}
+tr{border-bottom:1px solid var(--line);padding:.4rem 0}tr:last-child{border-bottom:0}
+td,td.n{border:0;padding:.1rem 0 .1rem 7.8rem;text-align:left;overflow-wrap:anywhere;position:relative;min-height:1.7em}
+td:empty{display:none}td[data-head]::before{content:attr(data-head);position:absolute;left:0;color:var(--soft)}}
 """
 
 SCRIPT = """
@@ -120,15 +125,17 @@ def badge(label: str, kind: str = "") -> str:
 
 
 def table(head: Iterable[tuple[str, bool]], rows: Iterable[Iterable[str]], empty: str) -> str:
-    """A table of ready HTML cells; `head` gives each column's title and whether it holds numbers."""
+    """A table of ready HTML cells; `head` gives each column's title and whether it holds numbers.
+
+    A narrow screen shows each row as a list, with the titles beside the cells.
+    """
     columns = list(head)
+    opening = [
+        "<td" + (" class=n" if number else "") + (f' data-head="{text(title)}"' if title else "") + ">"
+        for title, number in columns
+    ]
     body = "".join(
-        "<tr>"
-        + "".join(
-            f"<td{' class=n' if number else ''}>{cell}</td>" for cell, (_, number) in zip(row, columns, strict=True)
-        )
-        + "</tr>"
-        for row in rows
+        "<tr>" + "".join(f"{tag}{cell}</td>" for tag, cell in zip(opening, row, strict=True)) + "</tr>" for row in rows
     )
     if not body:
         return f'<p class="soft">{text(empty)}</p>'

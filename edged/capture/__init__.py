@@ -1,1 +1,1 @@
-"""Where pictures come from beside HTTP (watched folders) and where decisions go (JSONL files)."""
+"""Where pictures come from beside HTTP (folders, cameras, recordings) and where decisions go (files, hooks, MQTT)."""

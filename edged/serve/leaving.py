@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 
 from edged import handover
 from edged.serve.app import Api
@@ -33,9 +34,14 @@ async def stop_accepting(listening: asyncio.Server) -> None:
 class Leaving:
     """One worker's end. It does not accept any more; what is under way is answered."""
 
-    def __init__(self, server: HttpServer, api: Api, successor: socket.socket | None) -> None:
-        """`successor` takes connections; None: there is none, so that clients have to connect again."""
-        self._server, self._api, self._successor = server, api, successor
+    def __init__(
+        self, server: HttpServer, api: Api, successor: socket.socket | None, on_left: Callable[[], None]
+    ) -> None:
+        """`successor` takes connections; None: there is none, so that clients have to connect again.
+
+        `on_left` is called as soon as the successor has, or will get, whatever clients begin from then on.
+        """
+        self._server, self._api, self._successor, self._on_left = server, api, successor, on_left
         self._loop = asyncio.get_running_loop()
 
     async def run(self, until: float) -> None:
@@ -50,12 +56,16 @@ class Leaving:
 
     async def _give_away(self, successor: socket.socket, until: float) -> None:
         """Every connection moves as soon as it is idle."""
-        while self._server.connections and self._loop.time() < until:
+        told = False
+        while self._loop.time() < until:
             idle = self._server.idle_connections(AT_ONCE)
             left = await handover.give(successor, idle, until)
             for connection in left:  # nobody takes them: their clients hear of it from us
                 await self._server.adopt(connection)
-            if left:
+            if not told and len(idle) < AT_ONCE:
+                told = True
+                self._on_left()
+            if left or not self._server.connections:
                 return
             await asyncio.sleep(0 if len(idle) == AT_ONCE else _LOOK_S)
 

@@ -227,7 +227,8 @@ class Worker:
         until = loop.time() + DRAIN_S
         if inheriting is not None:
             await inheriting.close()
-        await Leaving(server, api, self._sending if self._handover else None).run(until)
+        successor = self._sending if self._handover else None
+        await Leaving(server, api, successor, lambda: self._channel.send(self._report(leaving=True))).run(until)
         if watching:
             await asyncio.wait(watching, timeout=max(0.1, until - loop.time()))
         await self._finish(engine, assembly, watching)
@@ -314,7 +315,7 @@ class Worker:
         """References of the packages that are installed now, also of those that came after this worker."""
         return [*self._configure.packages, *installed(Path(self._configure.state_dir, "models"))]
 
-    def _report(self) -> WorkerReport:
+    def _report(self, *, leaving: bool = False) -> WorkerReport:
         assert self._collaboration is not None and self._assembly is not None
         return WorkerReport(
             services=self._assembly.reports(),
@@ -323,6 +324,7 @@ class Worker:
             uplink_bytes=self._collaboration.uplink_bytes,
             breaker=self._collaboration.breaker_state,
             models=self._api.protocol.statistics() if self._api is not None else [],
+            leaving=leaving,
         )
 
 

@@ -15,7 +15,7 @@ def outputs_card(state: StatusState) -> str:
     rows = [
         [
             text(service.name),
-            f"{text(output.kind)}<br><code>{text(output.name)}</code>",
+            f"{text(output.kind)}<br><code class=long>{text(output.name)}</code>",
             _state(output, state.now),
             count(output.delivered),
             count(output.waiting),

@@ -14,6 +14,7 @@ import msgspec
 from aiohttp import web
 
 from edged.api import ApiError
+from edged.requests import count, read_upload, reply
 from edged.status.review import COUNTED, LabelSaid, Review
 from edgekit.webguard import security_headers
 
@@ -51,33 +52,23 @@ class _Routes:
         return response
 
     async def services(self, request: web.Request) -> web.Response:
-        return _json(await self._review.services())
+        return reply(await self._review.services())
 
     async def queue(self, request: web.Request) -> web.Response:
-        limit = request.query.get("limit", "50")
-        if not (limit.isascii() and limit.isdigit() and len(limit) <= 9):
-            raise ApiError(400, "limit must be a whole number")
-        return _json(await self._review.queue(request.query.get("service", ""), min(int(limit), COUNTED)))
+        limit = count(request, "limit", 50, COUNTED)
+        return reply(await self._review.queue(request.query.get("service", ""), limit))
 
     async def sample(self, request: web.Request) -> web.Response:
-        return _json(await self._review.sample(request.match_info["id"]))
+        return reply(await self._review.sample(request.match_info["id"]))
 
     async def picture(self, request: web.Request) -> web.Response:
         data, kind = await self._review.picture(request.match_info["id"])
         return web.Response(body=data, content_type=kind)
 
     async def label(self, request: web.Request) -> web.Response:
-        data = bytearray()
-        async for chunk in request.content.iter_any():  # request.read() stops at the page's usual, smaller bound
-            data += chunk
-            if len(data) > MAX_LABEL_BYTES:
-                raise ApiError(413, f"a label has at most {MAX_LABEL_BYTES >> 20} MiB")
+        data = await read_upload(request, MAX_LABEL_BYTES, "a label")
         try:
             said = msgspec.json.decode(data, type=LabelSaid)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ApiError(400, f"the label cannot be read: {error}") from None
-        return _json(await self._review.label(request.match_info["id"], said))
-
-
-def _json(value: object) -> web.Response:
-    return web.Response(body=msgspec.json.encode(value), content_type="application/json")
+        return reply(await self._review.label(request.match_info["id"], said))

@@ -28,6 +28,7 @@ from edged.api import ApiError, Done, Problem, PurgeBody
 from edged.config import Address
 from edged.federation.front import FederationFront
 from edged.learning.door import LearningDoor
+from edged.requests import reply
 from edged.samples import metrics as sample_metrics
 from edged.samples.desk import SampleDesk
 from edged.status import metrics, review_routes
@@ -180,7 +181,7 @@ class _Page:
         return response
 
     async def state(self, request: web.Request) -> web.Response:
-        return _json(self._backend.status())
+        return reply(self._backend.status())
 
     async def metrics(self, request: web.Request) -> web.Response:
         text = metrics.render(self._backend.status())
@@ -248,15 +249,11 @@ def _is_form(request: web.Request) -> bool:
 
 def _done(request: web.Request, done: Done) -> web.Response:
     """A form goes back to the page, a script gets the sentence."""
-    return web.Response(status=303, headers={"Location": "/"}) if _is_form(request) else _json(done)
-
-
-def _json(value: msgspec.Struct, status: int = 200) -> web.Response:
-    return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
+    return web.Response(status=303, headers={"Location": "/"}) if _is_form(request) else reply(done)
 
 
 def _problem(status: int, text: str) -> web.Response:
-    return _json(Problem(error=text), status)
+    return reply(Problem(error=text), status)
 
 
 def _sentence(error: web.HTTPException, request: web.Request) -> str:

@@ -89,7 +89,7 @@ def worker_state(runner: Runner) -> WorkerState:
         restarts=runner.restarts,
         rss=report.rss if report is not None else 0,
         breaker=report.breaker if report is not None else "closed",
-        uplink_bytes=runner.uplink_bytes,
+        uplink_bytes=runner.standing.uplink_bytes,
         swapping=runner.swapping,
     )
 

@@ -133,7 +133,7 @@ class Ready(Message, frozen=True, kw_only=True, tag="ready"):
 
 
 class WorkerReport(Message, frozen=True, kw_only=True, tag="worker-report"):
-    """Sent once a second by a ready worker; also its heartbeat."""
+    """Sent once a second by a ready worker; also its heartbeat. Two more come when it leaves."""
 
     services: list[ServiceReport]
     spool: SpoolReport
@@ -141,6 +141,7 @@ class WorkerReport(Message, frozen=True, kw_only=True, tag="worker-report"):
     uplink_bytes: int = 0
     breaker: str = "closed"  # closed | open | half-open
     models: list[ModelStatistics] = []
+    leaving: bool = False  # no new connection comes to it any more, and its idle ones belong to its successor
 
 
 class Event(Message, frozen=True, kw_only=True, tag="event"):

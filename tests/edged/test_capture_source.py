@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -13,92 +11,18 @@ from contextlib import contextmanager
 from itertools import count, pairwise
 from pathlib import Path
 
-import msgspec
 import pytest
 
-from edged.capture.camera import source_command
-from edged.capture.wire import MAX_FRAME, Ended, Frame, FromSource, More, Opened, Start, Trouble
-from edgekit.envelope import FrameReader, seal
-from edgekit.services import Source
-from edgekit.vision.images import decode
-from tests.support.cameras import MjpegCamera, RtspCamera, access_units
+from edged.capture.wire import Ended, Opened, Trouble
+from tests.support.cameras import MjpegCamera
+from tests.support.films import film, needs_ffmpeg
 from tests.support.models import picture
-
-needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
-_ROOT = Path(__file__).resolve().parents[2]
-
-
-class Process:
-    """A source process and its worker's end of the channel."""
-
-    def __init__(self, source: Source) -> None:
-        self.channel, theirs = socket.socketpair()
-        with theirs:
-            self.process = subprocess.Popen(
-                source_command(theirs.fileno()),
-                pass_fds=(theirs.fileno(),),
-                env=os.environ | {"PYTHONPATH": str(_ROOT)},
-                stderr=subprocess.PIPE,
-            )
-        self._frames = FrameReader(MAX_FRAME)
-        self.channel.sendall(seal(Start(source=source)))
-        self._arrived: list[tuple[FromSource, bytes]] = []
-
-    def more(self) -> None:
-        self.channel.sendall(seal(More()))
-
-    def next(self, timeout_s: float = 15.0) -> tuple[FromSource, bytes]:
-        self.channel.settimeout(timeout_s)
-        while not self._arrived:
-            data = self.channel.recv(1 << 18)
-            assert data, "the process hung up"
-            for header, payload in self._frames.feed(data):
-                self._arrived.append((msgspec.json.decode(header, type=FromSource), payload))
-        return self._arrived.pop(0)
-
-    def opened(self) -> str:
-        message, _ = self.next()
-        assert isinstance(message, Opened), message
-        return message.text
-
-    def frame(self) -> tuple[Frame, bytes]:
-        self.more()
-        message, payload = self.next()
-        assert isinstance(message, Frame), message
-        return message, payload
-
-    def trouble(self) -> str:
-        self.more()
-        message, _ = self.next()
-        assert isinstance(message, Trouble), message
-        return message.text
-
-
-@contextmanager
-def source(**keys: object) -> Iterator[Process]:
-    one = Process(Source(**keys))  # type: ignore[arg-type]
-    try:
-        yield one
-    finally:
-        one.process.kill()
-        one.process.wait()
-        assert one.process.stderr is not None
-        one.process.stderr.close()
-        one.channel.close()
+from tests.support.source_process import source
 
 
 def endless(kind: str = ".jpg") -> Iterator[bytes]:
     for number in count():
         yield picture(0.5, side=64, kind=kind, seed=number)
-
-
-def film(path: Path, codec: str, seconds: float = 2.0, fps: int = 10) -> Path:
-    spec = f"testsrc=size=160x128:rate={fps}"
-    options = ["-c:v", codec, *(["-pix_fmt", "yuv420p", "-bf", "0"] if codec == "libx264" else ["-q:v", "3"])]
-    subprocess.run(
-        ["ffmpeg", "-v", "error", "-y", "-f", "lavfi", "-i", spec, "-t", str(seconds), *options, str(path)], check=True
-    )
-    return path
 
 
 # --- MJPEG over HTTP --------------------------------------------------------------------------------------------------
@@ -222,44 +146,6 @@ def answering(reply: bytes) -> Iterator[int]:
     listener.close()
 
 
-# --- RTSP -------------------------------------------------------------------------------------------------------------
-
-
-def test_rtsp_with_mjpeg_is_passed_on_undecoded() -> None:
-    sent = [picture((number + 0.5) / 8, side=64, kind=".jpg", seed=number) for number in range(8)]
-    with RtspCamera(sent) as camera, source(kind="rtsp", url=camera.url) as one:
-        assert one.opened() == "MJPG 64x64 over RTSP (tcp)"
-        brightness = {round(float(decode(one.frame()[1]).mean())) for _ in range(8)}
-    wanted = {round(float(decode(jpeg).mean())) for jpeg in sent}
-    assert brightness <= wanted, "the same pixels: nothing was encoded again"
-    assert len(brightness) > 3
-
-
-@needs_ffmpeg
-def test_rtsp_with_h264_is_decoded_and_encoded_once(tmp_path: Path) -> None:
-    units = access_units(film(tmp_path / "film.264", "libx264").read_bytes())
-    with RtspCamera(units) as camera, source(kind="rtsp", url=camera.url) as one:
-        assert one.opened() == "h264 160x128 over RTSP (tcp)"
-        frames = [one.frame()[1] for _ in range(5)]
-    assert all(decode(frame).shape == (128, 160, 3) for frame in frames)
-
-
-def test_rtsp_credentials(tmp_path: Path) -> None:
-    secret = tmp_path / "camera.txt"
-    secret.write_text("opera:p@ss/word:x")
-    jpegs = [picture(0.5, side=64, kind=".jpg")]
-    with RtspCamera(jpegs, user="opera:p@ss/word:x") as camera:
-        with source(kind="rtsp", url=camera.url, credentials=str(secret)) as one:
-            one.opened()
-            one.frame()
-        secret.write_text("opera:s3cret")
-        with source(kind="rtsp", url=camera.url, credentials=str(secret)) as one:
-            said = one.trouble()
-            one.process.kill()
-            assert one.process.stderr is not None
-            assert "s3cret" not in said + one.process.stderr.read().decode()
-
-
 @pytest.mark.parametrize("kind", ["rtsp", "mjpeg"])
 def test_nobody_there(kind: str) -> None:
     with socket.socket() as bound:
@@ -267,18 +153,6 @@ def test_nobody_there(kind: str) -> None:
         scheme = "http" if kind == "mjpeg" else "rtsp"
         with source(kind=kind, url=f"{scheme}://127.0.0.1:{bound.getsockname()[1]}/x") as one:
             assert one.trouble() == "Connection refused"
-
-
-def test_a_stream_that_breaks_is_said() -> None:
-    with RtspCamera([picture(0.5, side=64, kind=".jpg")]) as camera, source(kind="rtsp", url=camera.url) as one:
-        one.opened()
-        one.frame()
-        camera.hang_up()
-        message: FromSource = Opened(text="")
-        while not isinstance(message, Trouble):
-            one.more()
-            message, _ = one.next()
-        assert message.text == "it ended its stream, or the connection broke"
 
 
 # --- recordings -------------------------------------------------------------------------------------------------------

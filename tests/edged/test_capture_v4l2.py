@@ -1,4 +1,4 @@
-"""The V4L2 reader against the kernel's own header, and against a scripted driver. No real camera is needed."""
+"""The V4L2 reader against the kernel's own header, and against drivers that are none. No real camera is needed."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import ctypes
 import errno
 import mmap
 import os
+import pty
 import shutil
 import subprocess
 import time
+import tty
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from edged.capture.cameras.v4l2 import Camera
 from edgekit.services import Source
 from edgekit.vision.images import decode
 from tests.support.models import picture
+from tests.support.source_process import source
 
 REQUESTS = ["QUERYCAP", "ENUM_FMT", "G_FMT", "S_FMT", "REQBUFS", "QUERYBUF", "QBUF", "DQBUF", "STREAMON", "S_PARM"]
 OFFSETS = {
@@ -35,10 +38,14 @@ OFFSETS = {
 }
 
 
-@pytest.mark.skipif(
+needs_compiler = pytest.mark.skipif(
     shutil.which("cc") is None or not Path("/usr/include/linux/videodev2.h").exists(),
     reason="needs a C compiler and the kernel's headers",
 )
+_DRIVER = Path(__file__).resolve().parents[1] / "support" / "fake_camera.c"
+
+
+@needs_compiler
 def test_structures_and_requests_are_those_of_the_kernel(tmp_path: Path) -> None:
     lines = [f'printf("%lu ", (unsigned long)VIDIOC_{name});' for name in REQUESTS]
     wanted = [getattr(abi, name) for name in REQUESTS]
@@ -204,6 +211,86 @@ def test_cameras_that_do_not_fit(
         setattr(driver, name, value)
     with pytest.raises(SourceError, match=said):
         opened(drivers, driver, **keys)
+
+
+# --- the whole process, and a driver that knows the kernel's own structures -------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    library = tmp_path_factory.mktemp("camera") / "camera.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(_DRIVER), "-ldl"], check=True)
+    return library
+
+
+class Plugged:
+    """A camera that is plugged in: a terminal, which the preloaded driver answers for."""
+
+    def __init__(self, folder: Path, driver: Path, formats: str, frames: list[bytes]) -> None:
+        for number, frame in enumerate(frames):
+            (folder / f"frame-{number}").write_bytes(frame)
+        self._cable, self._device = pty.openpty()
+        tty.setraw(self._device)
+        self.path = os.ttyname(self._device)
+        self.environ = {
+            "LD_PRELOAD": str(driver),
+            "FAKE_CAMERA": self.path,
+            "FAKE_FORMATS": formats,
+            "FAKE_FRAMES": str(folder / "frame-%d"),
+        }
+
+    def expose(self, sign: bytes = b".") -> None:
+        """A frame; `x` for one that is damaged on its way."""
+        os.write(self._cable, sign)
+
+    def unplug(self) -> None:
+        if self._cable >= 0:
+            os.close(self._cable)
+            os.close(self._device)
+            self._cable = -1
+
+
+@needs_compiler
+def test_the_process_reads_mjpg_until_the_camera_is_unplugged(tmp_path: Path, preloaded: Path) -> None:
+    jpegs = [picture(0.5, kind=".jpg", seed=number) for number in range(12)]
+    plugged = Plugged(tmp_path, preloaded, "YUYVMJPG", jpegs)
+    with source(plugged.environ, kind="v4l2", path=plugged.path, fps=30.0) as one:
+        assert one.opened() == "MJPG 64x48"
+        got = []
+        for number in range(10):
+            time.sleep(0.04)  # as the frame clock wants it
+            plugged.expose(b"x" if number == 3 else b".")
+            if number != 3:
+                frame, data = one.frame()
+                assert abs(time.time() - frame.captured_at) < 1.0
+                got.append(data)
+        assert got == [jpegs[number] for number in range(10) if number != 3]
+        plugged.unplug()
+        assert one.trouble() == "it was unplugged"
+
+
+@needs_compiler
+def test_the_process_reads_yuyv_and_encodes_it(tmp_path: Path, preloaded: Path) -> None:
+    red = np.tile(np.array([82, 90, 82, 240], np.uint8), 32 * 48).tobytes()
+    plugged = Plugged(tmp_path, preloaded, "YUYV", [red[:1000], red])
+    with source(plugged.environ, kind="v4l2", path=plugged.path, width=64, height=48) as one:
+        assert one.opened() == "YUYV 64x48"
+        plugged.expose()  # cut short
+        time.sleep(0.05)  # two at the same time would be one too many for the frame clock
+        plugged.expose()
+        _, data = one.frame()
+    plugged.unplug()
+    image = decode(data)
+    assert image.shape == (48, 64, 3)
+    assert np.abs(image.reshape(-1, 3).mean(axis=0) - [255, 0, 0]).max() < 8
+
+
+@needs_compiler
+def test_the_process_says_what_a_camera_lacks(tmp_path: Path, preloaded: Path) -> None:
+    plugged = Plugged(tmp_path, preloaded, "NV12", [])
+    with source(plugged.environ, kind="v4l2", path=plugged.path) as one:
+        assert one.trouble() == "it has neither MJPG nor YUYV, only NV12"
+    plugged.unplug()
 
 
 def test_the_buffers_are_really_mapped() -> None:

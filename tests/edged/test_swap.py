@@ -178,7 +178,7 @@ def test_a_model_is_served_without_a_service_and_comes_back_after_a_restart(tmp_
         assert ready() == 400
         served = edged.client.post("/served", ServedState, ServeBody(ref="brightness"), 60)
         assert (served.model, served.state) == (ref, "ready")
-        wait_for(lambda: ready() == 200)  # for a moment the worker before may still take a new connection
+        assert ready() == 200
         assert [model.served for model in edged.client.get("/models", list[ModelState])] == [True]
         with pytest.raises(ApiError, match="edged models unserve"):
             edged.client.delete(f"/models/{ref}", Done)
@@ -195,6 +195,56 @@ def test_a_model_is_served_without_a_service_and_comes_back_after_a_restart(tmp_
         assert edged.status().served == []
         assert (state / "management-token").stat().st_mode & 0o777 == 0o600
         assert edged.stop() == 0
+
+
+def ready_worker(edged: Edged) -> int:
+    """Its process id."""
+    wait_for(lambda: edged.status().worker.state == "ready")
+    pid = edged.status().worker.pid
+    assert pid is not None
+    return pid
+
+
+def test_who_hears_that_a_swap_is_done_never_meets_the_worker_before(tmp_path: Path, package: Path) -> None:
+    with Edged(tmp_path / "state") as edged:
+        edged.add_model(package)
+        host, _, port = edged.status().addresses.inference.rpartition(":")
+        old = ready_worker(edged)
+        before = http.client.HTTPConnection(host, int(port), timeout=30)
+        before.request("GET", "/v2/health/live")
+        before.getresponse().read()
+        os.kill(old, signal.SIGSTOP)  # it will see that it has a successor whenever it goes on
+        try:
+            served: list[ServedState] = []
+            body = ServeBody(ref="brightness")
+            asking = threading.Thread(
+                target=lambda: served.append(edged.client.post("/served", ServedState, body, 60)), daemon=True
+            )
+            asking.start()
+            wait_for(lambda: edged.status().worker.pid != old)
+            asking.join(1.0)
+            assert served == [], "the worker before still has the inference address"
+        finally:
+            os.kill(old, signal.SIGCONT)
+        asking.join(30)
+        assert [one.state for one in served] == ["ready"]
+        fresh = http.client.HTTPConnection(host, int(port), timeout=30)
+        for connection in (fresh, before):  # one that connects now, and one that was idle meanwhile
+            connection.request("GET", "/v2/models/brightness/ready")
+            assert connection.getresponse().status == 200
+            connection.close()
+
+
+def test_a_worker_that_hangs_when_it_should_leave_holds_up_no_swap(tmp_path: Path, package: Path) -> None:
+    with Edged(tmp_path / "state") as edged:
+        edged.add_model(package)
+        old = ready_worker(edged)
+        os.kill(old, signal.SIGSTOP)
+        began = time.monotonic()
+        assert edged.client.post("/served", ServedState, ServeBody(ref="brightness"), 60).state == "ready"
+        assert time.monotonic() - began < 15
+        assert edged.status().worker.pid != old
+        os.kill(old, signal.SIGKILL)
 
 
 def test_a_client_with_the_token_has_models_loaded_and_unloaded(tmp_path: Path, package: Path) -> None:

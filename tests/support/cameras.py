@@ -1,15 +1,18 @@
-"""Network cameras for tests, on real sockets: MJPEG over HTTP, and RTSP with RTP over TCP (MJPEG or H.264)."""
+"""Network cameras for tests, on real sockets: MJPEG over HTTP, and RTSP with RTP over TCP or UDP."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import socket
 import struct
+import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
 
 BOUNDARY = "board"
 
@@ -23,6 +26,7 @@ class _Server:
         self.stopping = threading.Event()
         self.connections: list[socket.socket] = []
         self.requests: list[str] = []
+        self._serving: list[threading.Thread] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
     def __enter__(self) -> _Server:
@@ -34,6 +38,8 @@ class _Server:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.hang_up()
+        for thread in self._serving:  # what they started ends with them
+            thread.join(10)
 
     def hang_up(self) -> None:
         """Break every connection."""
@@ -51,7 +57,8 @@ class _Server:
                 return
             connection.settimeout(10.0)
             self.connections.append(connection)
-            threading.Thread(target=self._run, args=(connection,), daemon=True).start()
+            self._serving.append(threading.Thread(target=self._run, args=(connection,), daemon=True))
+            self._serving[-1].start()
 
     def _run(self, connection: socket.socket) -> None:
         with suppress(OSError):
@@ -125,12 +132,20 @@ class MjpegCamera(_Server):
 
 
 class RtspCamera(_Server):
-    """Speaks enough RTSP for FFmpeg: RTP interleaved on the same TCP connection, one packet a frame or NAL unit."""
+    """Speaks enough RTSP for FFmpeg; RTP goes over the same TCP connection, or over UDP, as the client asks.
 
-    def __init__(self, frames: list[bytes], fps: float = 25.0, user: str = "") -> None:
-        """`frames`: JPEGs, or access units of an H.264 byte stream; sent over and over."""
-        self._frames, self._fps = frames, fps
-        self._h264 = not frames[0].startswith(b"\xff\xd8")
+    JPEGs are packed here, one packet a frame. A film is packed by the program ffmpeg, whose RTP is passed on.
+    """
+
+    def __init__(
+        self,
+        media: list[bytes] | Path,
+        fps: float = 25.0,
+        user: str = "",
+        loses: Callable[[int], bool] = lambda number: False,
+    ) -> None:
+        """`media`: JPEGs (at `fps`) or a film, sent over and over. `loses(n)`: packet n is lost on its way."""
+        self._media, self._fps, self._loses = media, fps, loses
         self._wanted = f"authorization: basic {base64.b64encode(user.encode()).decode()}".lower() if user else ""
         super().__init__()
 
@@ -139,71 +154,121 @@ class RtspCamera(_Server):
         return f"rtsp://127.0.0.1:{self.port}/line"
 
     def serve(self, connection: socket.socket) -> None:
-        while head := _head(connection):
-            self.requests.append(head)
-            method = head.partition(" ")[0]
-            fields = dict(line.split(": ", 1) for line in head.split("\r\n")[1:] if ": " in line)
-            reply, body = [f"CSeq: {fields.get('CSeq', '0')}"], ""
-            status = "200 OK"
-            if self._wanted and method != "OPTIONS" and self._wanted not in head.lower():
-                status, reply = "401 Unauthorized", [*reply, 'WWW-Authenticate: Basic realm="x"']
-            elif method == "OPTIONS":
-                reply.append("Public: OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN")
-            elif method == "DESCRIBE":
-                body = self._sdp()
-                reply += ["Content-Type: application/sdp", f"Content-Base: {self.url}/"]
-            elif method == "SETUP":
-                reply += ["Transport: RTP/AVP/TCP;unicast;interleaved=0-1", "Session: 1"]
-            elif method == "PLAY":
-                reply.append("Session: 1")
-            if body:
-                reply.append(f"Content-Length: {len(body)}")
-            connection.sendall(("\r\n".join([f"RTSP/1.0 {status}", *reply]) + "\r\n\r\n" + body).encode())
-            if method == "PLAY":
-                self._play(connection)
-                return
-            if method == "TEARDOWN":
-                return
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            udp.bind(("127.0.0.1", 0))
+            client_port = 0
+            while head := _head(connection):
+                self.requests.append(head)
+                method = head.partition(" ")[0]
+                fields = dict(line.split(": ", 1) for line in head.split("\r\n")[1:] if ": " in line)
+                reply, body = [f"CSeq: {fields.get('CSeq', '0')}"], ""
+                status = "200 OK"
+                if self._wanted and method != "OPTIONS" and self._wanted not in head.lower():
+                    status, reply = "401 Unauthorized", [*reply, 'WWW-Authenticate: Basic realm="x"']
+                elif method == "OPTIONS":
+                    reply.append("Public: OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN")
+                elif method == "DESCRIBE":
+                    body = self._sdp()
+                    reply += ["Content-Type: application/sdp", f"Content-Base: {self.url}/"]
+                elif method == "SETUP":
+                    ports = re.search(r"client_port=(\d+)-\d+", fields.get("Transport", ""))
+                    client_port = int(ports[1]) if ports else 0
+                    own = udp.getsockname()[1]
+                    over = f"UDP;unicast;{ports[0]};server_port={own}-{own + 1}" if ports else "TCP;interleaved=0-1"
+                    reply += [f"Transport: RTP/AVP/{over}", "Session: 1"]
+                elif method == "PLAY":
+                    reply.append("Session: 1")
+                if body:
+                    reply.append(f"Content-Length: {len(body)}")
+                connection.sendall(("\r\n".join([f"RTSP/1.0 {status}", *reply]) + "\r\n\r\n" + body).encode())
+                if method == "PLAY":
+                    self._play(connection, udp, client_port)
+                if method in ("PLAY", "TEARDOWN"):
+                    return
 
     def _sdp(self) -> str:
-        payload, codec = (96, "H264") if self._h264 else (26, "JPEG")
         lines = ["v=0", "o=- 1 1 IN IP4 127.0.0.1", "s=camera", "c=IN IP4 0.0.0.0", "t=0 0"]
-        lines += [f"m=video 0 RTP/AVP {payload}", f"a=rtpmap:{payload} {codec}/90000", "a=control:track"]
-        if self._h264:
-            sets = [base64.b64encode(unit).decode() for unit in _units(self._frames[0]) if unit[0] & 31 in (7, 8)]
-            lines.append(f"a=fmtp:96 packetization-mode=1;sprop-parameter-sets={','.join(sets)}")
-        return "\r\n".join(lines) + "\r\n"
+        if isinstance(self._media, Path):
+            with closing(_Film(self._media)) as film:
+                lines += film.description
+        else:
+            lines += ["m=video 0 RTP/AVP 26", "a=rtpmap:26 JPEG/90000"]
+        return "\r\n".join([*lines, "a=control:track"]) + "\r\n"
 
-    def _play(self, connection: socket.socket) -> None:
-        sequence = number = 0
+    def _play(self, connection: socket.socket, udp: socket.socket, client_port: int) -> None:
+        if client_port:
+            connection.setblocking(False)
+        with closing(self._packets()) as packets:
+            for number, packet in enumerate(packets):
+                if self.stopping.is_set() or (client_port and _has_left(connection)):
+                    return
+                if self._loses(number):
+                    continue
+                if client_port:
+                    udp.sendto(packet, ("127.0.0.1", client_port))
+                else:
+                    connection.sendall(struct.pack(">BBH", 0x24, 0, len(packet)) + packet)
+
+    def _packets(self) -> Generator[bytes]:
+        """RTP, in real time, without end."""
+        if isinstance(self._media, Path):
+            with closing(_Film(self._media)) as film:
+                while True:
+                    yield film.packet()
+        number = 0
         while not self.stopping.wait(1 / self._fps):
-            frame = self._frames[number % len(self._frames)]
-            payloads = _units(frame) if self._h264 else [_rtp_jpeg(frame)]
-            for index, payload in enumerate(payloads):
-                last = 0x80 if index == len(payloads) - 1 else 0
-                kind = 96 if self._h264 else 26
-                stamp = int(number * 90_000 / self._fps) & 0xFFFFFFFF
-                packet = struct.pack(">BBHII", 0x80, last | kind, sequence & 0xFFFF, stamp, 1) + payload
-                connection.sendall(struct.pack(">BBH", 0x24, 0, len(packet)) + packet)
-                sequence += 1
+            stamp = int(number * 90_000 / self._fps) & 0xFFFFFFFF
+            head = struct.pack(">BBHII", 0x80, 0x80 | 26, number & 0xFFFF, stamp, 1)
+            yield head + _rtp_jpeg(self._media[number % len(self._media)])
             number += 1
 
 
-def _units(stream: bytes) -> list[bytes]:
-    """The NAL units of an Annex B byte stream."""
-    return [unit.rstrip(b"\0") for unit in stream.replace(b"\0\0\0\1", b"\0\0\1").split(b"\0\0\1") if unit]
+def _has_left(client: socket.socket) -> bool:
+    """True if the client of a non-blocking RTSP connection has hung up, or says that it will."""
+    try:
+        said = client.recv(4096)
+    except BlockingIOError:
+        return False
+    return not said or b"TEARDOWN" in said
 
 
-def access_units(stream: bytes) -> list[bytes]:
-    """An Annex B byte stream cut before each picture; parameter sets go with the picture that they precede."""
-    found: list[bytes] = []
-    pending = b""
-    for unit in _units(stream):
-        pending += b"\0\0\1" + unit
-        if unit[0] & 31 in (1, 5):
-            found.append(pending)
-            pending = b""
-    return found
+class _Film:
+    """A program ffmpeg that plays a film into a socket of ours."""
+
+    def __init__(self, path: Path) -> None:
+        self._sockets = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in ("RTP", "RTCP")]
+        for one in self._sockets:
+            one.bind(("127.0.0.1", 0))
+        self._sockets[0].settimeout(10.0)
+        self._sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        rtp, rtcp = (one.getsockname()[1] for one in self._sockets)
+        command = ["ffmpeg", "-v", "error", "-re", "-stream_loop", "-1", "-i", str(path), "-c", "copy", "-f", "rtp"]
+        self._program = subprocess.Popen(
+            [*command, f"rtp://127.0.0.1:{rtp}?rtcpport={rtcp}&pkt_size=1400"], stdout=subprocess.PIPE, text=True
+        )
+
+    @property
+    def description(self) -> list[str]:
+        """The stream's lines of a session description."""
+        assert self._program.stdout is not None
+        lines = []
+        for line in self._program.stdout:
+            if line.startswith(("m=", "a=rtpmap", "a=fmtp")):
+                lines.append(re.sub(r"^m=video \d+", "m=video 0", line.strip()))
+            elif lines and not line.strip():
+                break
+        return lines
+
+    def packet(self) -> bytes:
+        return self._sockets[0].recv(65_536)
+
+    def close(self) -> None:
+        self._program.kill()
+        self._program.wait()
+        assert self._program.stdout is not None
+        self._program.stdout.close()
+        for one in self._sockets:
+            one.close()
 
 
 def _rtp_jpeg(jpeg: bytes) -> bytes:

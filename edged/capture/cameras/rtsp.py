@@ -8,8 +8,11 @@ from collections.abc import Callable, Iterator
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from edged.capture.cameras.base import OPEN_S, Picture, SourceError, read_credentials, reason
+from edged.capture.cameras.holes import Whole, listen
 from edged.capture.cameras.video import Video
 from edgekit.services import Source
+
+_TCP = 'source.transport = "tcp" loses none'
 
 
 def read(source: Source, wanted: Callable[[], bool], opened: Callable[[str], None]) -> Iterator[Picture]:
@@ -18,11 +21,39 @@ def read(source: Source, wanted: Callable[[], bool], opened: Callable[[str], Non
     video = Video(_address(source), _options(source))
     width, height = video.size
     opened(f"{video.codec or 'video'} {width}x{height} over RTSP ({source.transport})")
+    whole = _always if source.transport == "tcp" or video.raw else _judge(video, source.silent_s)
     while video.grab():
         now = time.time()
-        if wanted() and (data := video.take()) is not None:
+        if whole() and wanted() and (data := video.take()) is not None:
             yield Picture(data, now)
     raise SourceError("it ended its stream, or the connection broke")
+
+
+def _always() -> bool:
+    """TCP loses nothing, and of JPEGs FFmpeg leaves the damaged ones out by itself."""
+    return True
+
+
+def _judge(video: Video, silent_s: float) -> Callable[[], bool]:
+    """Tells whether the grabbed frame is whole. Raises SourceError if none has been for almost `silent_s`."""
+    try:
+        holes = listen()
+    except OSError as error:
+        raise SourceError(f"pictures with lost packets could not be told from whole ones: {error}; {_TCP}") from None
+    frames, patience = Whole(), 0.8 * silent_s or OPEN_S
+    last = time.monotonic()
+
+    def whole() -> bool:
+        nonlocal last
+        now = time.monotonic()
+        if frames.look(holes(), video.stands_alone):
+            last = now
+            return True
+        if now - last > patience:
+            raise SourceError(f"so many packets get lost that no picture was whole for {patience:.3g} s; {_TCP}")
+        return False
+
+    return whole
 
 
 def _reach(url: str) -> None:

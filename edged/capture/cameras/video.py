@@ -33,7 +33,8 @@ class Video:
         self.codec = "".join(chr(byte) for byte in fourcc if 32 < byte < 127)
         self.size = tuple(int(self._capture.get(key)) for key in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
         # A stream of JPEGs is passed on as it is. FORMAT -1 stands for packets instead of decoded frames.
-        self._raw = self.codec == "MJPG" and bool(self._capture.set(cv2.CAP_PROP_FORMAT, -1))
+        self.raw = self.codec == "MJPG" and bool(self._capture.set(cv2.CAP_PROP_FORMAT, -1))
+        """Frames are passed on as they came."""
 
     def grab(self) -> bool:
         """Wait for the next frame; False at the end, or when the connection broke."""
@@ -44,7 +45,12 @@ class Video:
         ok, frame = self._capture.retrieve()
         if not ok or frame is None or not frame.size:
             return None
-        return bytes(frame) if self._raw else encoder(frame)
+        return bytes(frame) if self.raw else encoder(frame)
+
+    @property
+    def stands_alone(self) -> bool:
+        """The grabbed frame was decoded without any other."""
+        return int(self._capture.get(self._cv2.CAP_PROP_FRAME_TYPE)) == ord("I")
 
     @property
     def position_s(self) -> float:
