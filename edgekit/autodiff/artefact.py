@@ -8,9 +8,7 @@ graph: a session needs their values to load.
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,7 +16,6 @@ from typing import Any, BinaryIO
 import msgspec
 import numpy as np
 import onnx
-import onnx.helper
 import onnx.numpy_helper
 from numpy.typing import NDArray
 
@@ -36,6 +33,7 @@ from edgekit.autodiff.manifest import (
     StepManifest,
     check_absent,
 )
+from edgekit.graphs.editing import copied, read_from
 
 ALIGN = 64
 """Bytes to which the values of every tensor are aligned."""
@@ -125,26 +123,16 @@ def _linked(weights: Path, target: Path, model: Mapping[str, NDArray[Any]]) -> d
         target.hardlink_to(weights)
     except OSError:  # not every file system knows a second name
         target.write_bytes(data)
-    (length,) = struct.unpack_from("<Q", data)  # as `tensors.load` has checked
-    header = json.loads(data[8 : 8 + length])
-    return {name: 8 + length + header[name]["data_offsets"][0] for name in found}
+    return {name: offset for name, (offset, _) in tensors.places(data).items()}
 
 
 def _write(model: onnx.ModelProto, path: Path, places: Mapping[str, tuple[str, int]]) -> None:
     """Write a graph whose tensors named in `places` are read from that file beside it, from that byte on."""
-    light = onnx.ModelProto()
-    light.CopyFrom(model)
+    light = copied(model)
     for tensor in light.graph.initializer:
-        if tensor.name not in places:
-            continue
-        data, offset = places[tensor.name]
-        length = 4 * math.prod(tensor.dims)
-        tensor.ClearField("raw_data")
-        tensor.ClearField("float_data")
-        tensor.data_location = onnx.TensorProto.EXTERNAL
-        for key, value in (("location", data), ("offset", str(offset)), ("length", str(length))):
-            entry = tensor.external_data.add()
-            entry.key, entry.value = key, value
+        if tensor.name in places:
+            file, offset = places[tensor.name]
+            read_from(tensor, file, offset, 4 * math.prod(tensor.dims))
     path.write_bytes(light.SerializeToString())
 
 

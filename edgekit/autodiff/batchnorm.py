@@ -110,8 +110,8 @@ class BatchStatistics:
     def backward(self, b: GraphBuilder, g: Value, needs: Needs) -> Gradients:
         """Gradients of x, scale and shift.
 
-        With r = 1 / deviation and t = sum g (x - mean): d scale = t r, d shift = sum g, and
-        dx = scale r (g - (sum g + (x - mean) r^2 t) / n).
+        With r = 1 / deviation and t = sum g (x - mean): d scale = t r, d shift = sum g, and with q = scale r / n
+        dx = scale r g - (q d scale r (x - mean) + q d shift), of which the operator itself gives both terms.
         """
         inverse = inverse_deviation(b, self.variance, self._epsilon)
         d_shift = b.reduce_sum(g, self._axes)
@@ -119,9 +119,10 @@ class BatchStatistics:
         d_scale = b.mul(along, inverse)
         dx = None
         if needs[0]:
-            factor = b.mul(self.scale, inverse)
-            part = b.div(factor, self._count)
-            slope = b.emit("Neg", [b.mul(part, b.mul(d_scale, inverse))])
-            rest = b.emit("Neg", [b.add(b.mul(self.mean, slope), b.mul(part, d_shift))])
-            dx = b.add(affine(b, g, factor, rest), affine(b, self.x, slope, None))
+            part = b.mul(self.scale, b.div(inverse, self._count))
+            zeros = b.constant(np.zeros(g.size(1), np.float32))
+            through = [g, self.scale, zeros, zeros, self.variance]
+            across = [self.x, b.mul(part, d_scale), b.mul(part, d_shift), self.mean, self.variance]
+            attributes = {"epsilon": self._epsilon}
+            dx = b.sub(*(b.emit("BatchNormalization", one, attributes) for one in (through, across)))
         return [dx, d_scale if needs[1] else None, d_shift if needs[2] else None]

@@ -42,6 +42,7 @@ class GraphBuilder:
         self._counts: dict[str, int] = {}
         self._constant_of: dict[tuple[str, tuple[int, ...], bytes], Value] = {}
         self._node_of: dict[Any, tuple[Value, ...]] = {}
+        self._maker_of: dict[str, Node] = {}
 
     # ---------------------------------------------------------------- names and leaves
 
@@ -83,6 +84,20 @@ class GraphBuilder:
         if state.updated is not None:
             raise AutodiffError(f"state {name} is updated twice in one step")
         state.updated = value
+
+    def in_place(self, name: str) -> bool:
+        """Whether the next value of a state may be written over it: one node alone reads it, element by element, and
+        the next value is made by that node or the one behind it.
+        """
+        state = self.states[name]
+        readers = [node for node in self.nodes if any(one and one.name == state.value.name for one in node.inputs)]
+        last = self.maker(state.updated) if state.updated is not None else None
+        if len(readers) != 1 or last is None or readers[0].op not in ("Mul", "Add", "Gemm"):
+            return False
+        reader = readers[0]
+        if reader.op == "Gemm" and reader.optional(2) != state.value:
+            return False
+        return reader is last or (last.op == "Add" and reader.outputs[0] in last.inputs)
 
     def output(self, name: str, value: Value) -> None:
         """Let the caller fetch `value` as `name`. Raises AutodiffError when an output has that name."""
@@ -177,12 +192,18 @@ class GraphBuilder:
         node = Node(op, outputs[0].name, tuple(inputs), tuple(outputs), given)
         self.nodes.append(node)
         self._node_of[key] = node.outputs
+        self._maker_of[node.name] = node
         return node.outputs
+
+    def maker(self, value: Value) -> Node | None:
+        """The node whose first output a value is, None for what is fed, a state or a constant."""
+        return self._maker_of.get(value.name)
 
     def drop_last(self) -> None:
         """Take back the node that was emitted last, whose outputs nothing may have used yet."""
         node = self.nodes.pop()
         self._node_of.popitem()  # dicts keep the order of insertion
+        self._maker_of.popitem()
         self._taken.difference_update(one.name for one in node.outputs)
 
     # ---------------------------------------------------------------- arithmetic that rules share

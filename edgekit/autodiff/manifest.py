@@ -31,6 +31,7 @@ class StateSpec(msgspec.Struct, frozen=True, kw_only=True):
     shape: tuple[int, ...]
     model_offset: int | None = None  # where model.bin has it, bytes: its first values, and where trained ones go
     offset: int | None = None  # of its first values in state.bin; None as well as no model_offset: it starts as zeros
+    in_place: bool = False  # whether the step may write its next value over it
 
     @property
     def bytes(self) -> int:

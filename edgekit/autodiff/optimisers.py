@@ -53,10 +53,7 @@ class Sgd:
             if self.weight_decay and decays(parameter, self.decay):
                 step = builder.add(step, builder.scaled(weight, self.weight_decay))
             if self.momentum:
-                state = f"{parameter.name}.momentum"
-                velocity = builder.state(state, np.zeros(_shape(weight), np.float32))
-                velocity = builder.add(builder.scaled(velocity, self.momentum), step)
-                builder.update(state, velocity)
+                velocity = _accumulated(builder, f"{parameter.name}.momentum", self.momentum, step)
                 step = builder.add(step, builder.scaled(velocity, self.momentum)) if self.nesterov else velocity
             change = builder.mul(step, builder.ranked(rate, weight.rank))
             builder.update(parameter.name, builder.sub(weight, change))
@@ -139,6 +136,26 @@ class Clipped:
             for one in parameters
         ]
         self.optimiser.emit(builder, clipped)
+
+
+def _accumulated(builder: GraphBuilder, state: str, share: float, step: Value) -> Value:
+    """`share` of what the state was and `step`, which is its next value.
+
+    Where the step is a matrix product, perhaps reshaped, the product itself adds to the state, which then has the shape
+    of the product: two passes over the weights less than by Mul and Add.
+    """
+    product = builder.maker(step)
+    while product is not None and product.op == "Reshape":
+        product = builder.maker(product.input(0))
+    if product is None or product.op != "Gemm" or len(product.inputs) > 2:
+        velocity = builder.state(state, np.zeros(_shape(step), np.float32))
+        velocity = builder.add(builder.scaled(velocity, share), step)
+        builder.update(state, velocity)
+        return velocity
+    velocity = builder.state(state, np.zeros(_shape(product.outputs[0]), np.float32))
+    velocity = builder.emit("Gemm", [*product.inputs, velocity], {**product.attributes, "beta": share})
+    builder.update(state, velocity)
+    return builder.reshape_like(velocity, step)
 
 
 _NORM_SLACK = 1e-6  # what PyTorch adds to the norm

@@ -212,8 +212,15 @@ def _manifest(
     for name, state in states.items():
         if state.initial.dtype != np.float32:
             raise AutodiffError(f"state {name} is {state.initial.dtype}; states are float32")
+    own = apply if apply else builder  # where the optimiser is
     specs = tuple(
-        StateSpec(name=name, role=state.kind, shape=tuple(state.initial.shape)) for name, state in states.items()
+        StateSpec(
+            name=name,
+            role=state.kind,
+            shape=tuple(state.initial.shape),
+            in_place=state.kind == "optimiser" and own.in_place(name),
+        )
+        for name, state in states.items()
     )
     fetched = tuple(name for name in builder.outputs if not name.endswith(".gradient") or name[:-9] not in gradients)
     return StepManifest(

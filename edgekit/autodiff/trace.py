@@ -15,8 +15,8 @@ from edgekit.autodiff.forward import Forward
 from edgekit.autodiff.pointwise import PointwiseStatistics, widens
 from edgekit.autodiff.reverse import Composite, Tape, only
 from edgekit.autodiff.rules import depthwise
-from edgekit.autodiff.rules.convolution import fat_convolution, is_fat
-from edgekit.autodiff.rules.geometry import window
+from edgekit.autodiff.rules.convolution import fat_convolution, fixed_convolution, is_fat, is_fixed_fat
+from edgekit.autodiff.rules.geometry import Window, window
 from edgekit.autodiff.rules.registry import RULES
 from edgekit.autodiff.selection import depends_on
 
@@ -97,7 +97,7 @@ class Tracer:
 
     def _plain(self, node: Node) -> None:
         inputs = [self._value(one) if one is not None else None for one in node.inputs]
-        if node.op == "Conv" and self._is_active(node):
+        if node.op == "Conv" and (self._is_active(node) or self._is_fixed(node)):
             weight = inputs[1]
             assert weight is not None
             self._env[node.outputs[0].name] = self._convolution(node, weight, inputs[2] if len(inputs) > 2 else None)
@@ -114,6 +114,8 @@ class Tracer:
         if x.rank == 4:
             move = window(node, weight.sizes(2), x, y)
             write = fat_convolution if is_fat(weight, move) else None
+            if self._is_fixed(node):
+                write = fixed_convolution
             if depthwise.is_small(x, weight, move):
                 write = depthwise.convolution
             if write is not None:
@@ -142,12 +144,24 @@ class Tracer:
         norm = self._norms.get(node.outputs[0].name)
         if norm is None or not self._is_active(norm):
             return None
+        move = self._window(node)
         if self._mode == "frozen":
-            return norm
-        weight, x = node.input(1), node.input(0)
-        if x.rank != 4 or not widens(weight, window(node, weight.sizes(2), x, node.outputs[0])):
-            return None
-        return norm
+            # With few pixels the weight is the larger tensor: it would cost more to change it and differentiate that.
+            return None if move is not None and is_fat(node.input(1), move) else norm
+        return norm if move is not None and widens(node.input(1), move) else None
+
+    @staticmethod
+    def _window(node: Node) -> Window | None:
+        """How a two-dimensional convolution's kernel moves."""
+        x, weight = node.input(0), node.input(1)
+        return window(node, weight.sizes(2), x, node.outputs[0]) if x.rank == 4 else None
+
+    def _is_fixed(self, node: Node) -> bool:
+        """Whether it is a convolution of a few pixels with weights that nothing changes."""
+        if self._is_active(node) or node.input(1).name not in self._forward.graph.constants:
+            return False
+        move = self._window(node)
+        return move is not None and is_fixed_fat(node.input(1), move)
 
     def _normalise(self, node: Node) -> None:
         convolution = self._makers.get(node.input(0).name)

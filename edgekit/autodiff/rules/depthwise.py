@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.autodiff.builder import GraphBuilder, Shape, Value
-from edgekit.autodiff.rules.geometry import Window, joined, padded
+from edgekit.autodiff.rules.geometry import Window, joined, places
 
 LARGEST = 36 * 36
 """Numbers of one channel's matrix up to which this way is the faster one."""
@@ -30,25 +30,10 @@ def is_small(x: Value, w: Value, move: Window) -> bool:
     return math.prod(move.size) * math.prod(move.out) <= LARGEST
 
 
-@functools.lru_cache(maxsize=64)
-def _places(move: Window) -> NDArray[np.float32]:
-    """[kernel positions, pixels in * pixels out]: 1 where a position of the kernel leads from a pixel to a pixel."""
-    found = np.zeros((*move.kernel, *move.size, *move.out), np.float32)
-    for row in range(move.kernel[0]):
-        for column in range(move.kernel[1]):
-            for y in range(move.out[0]):
-                for x in range(move.out[1]):
-                    at_y = y * move.strides[0] + row * move.dilations[0] - move.pads[0]
-                    at_x = x * move.strides[1] + column * move.dilations[1] - move.pads[1]
-                    if 0 <= at_y < move.size[0] and 0 <= at_x < move.size[1]:
-                        found[row, column, at_y, at_x, y, x] = 1.0
-    return found.reshape(move.points, -1)
-
-
 def _matrices(b: GraphBuilder, w: Value, move: Window) -> Value:
     """[channels, pixels in, pixels out]."""
     channels = w.size(0)
-    flat = b.emit("MatMul", [b.reshape(w, [channels, move.points]), b.constant(_places(move))])
+    flat = b.emit("MatMul", [b.reshape(w, [channels, move.points]), b.constant(places(move))])
     return b.reshape(flat, [channels, math.prod(move.size), math.prod(move.out)])
 
 
@@ -83,7 +68,7 @@ def weight_gradient(b: GraphBuilder, x: Value, g: Value, w: Value, move: Window)
     channels = w.size(0)
     matrices = b.emit("MatMul", [b.transpose(_by_channel(b, x), [0, 2, 1]), _by_channel(b, g)])
     flat = b.reshape(matrices, [channels, -1], shape=(channels, math.prod(move.size) * math.prod(move.out)))
-    sums = b.emit("MatMul", [flat, b.transpose(b.constant(_places(move)), [1, 0])])
+    sums = b.emit("MatMul", [flat, b.transpose(b.constant(places(move)), [1, 0])])
     return b.reshape(sums, w.sizes())
 
 
@@ -92,29 +77,41 @@ def weight_gradient(b: GraphBuilder, x: Value, g: Value, w: Value, move: Window)
 
 @functools.lru_cache(maxsize=64)
 def _row_places(move: Window) -> NDArray[np.float32]:
-    """[pixels of an output row * pixels of a padded input row, columns of the kernel]: 1 where one meets the other."""
-    width = move.size[1] + move.pads[1] + move.pads[3]
-    found = np.zeros((move.out[1], width, move.kernel[1]), np.float32)
+    """[pixels of an output row * pixels of an input row, columns of the kernel]: 1 where one meets the other."""
+    found = np.zeros((move.out[1], move.size[1], move.kernel[1]), np.float32)
     for x in range(move.out[1]):
         for column in range(move.kernel[1]):
-            found[x, x * move.strides[1] + column * move.dilations[1], column] = 1.0
+            source = x * move.strides[1] + column * move.dilations[1] - move.pads[1]
+            if 0 <= source < move.size[1]:
+                found[x, source, column] = 1.0
     return found.reshape(-1, move.kernel[1])
 
 
 def weight_gradient_by_rows(b: GraphBuilder, x: Value, g: Value, w: Value, move: Window) -> Value:
     """d loss / d w for larger maps: for every row of the kernel the products of all pairs of pixels in two rows that it
     brings together, summed over rows and pictures by one product a channel; of these the kernel's columns are
-    diagonals.
+    diagonals. Rows of padding are left out on both sides.
     """
-    channels, width = w.size(0), move.size[1] + move.pads[1] + move.pads[3]
-    turned = padded(b, b.transpose(x, [1, 0, 2, 3]), move.pads, (2, 3))
-    left = b.transpose(b.reshape(b.transpose(g, [1, 0, 2, 3]), [channels, -1, move.out[1]]), [0, 2, 1])
-    products = []
+    channels, pairs = w.size(0), move.out[1] * move.size[1]
+    seen, given = b.transpose(x, [1, 0, 2, 3]), b.transpose(g, [1, 0, 2, 3])
+    stride, products = move.strides[0], []
     for row in range(move.kernel[0]):
-        start = row * move.dilations[0]
-        end = start + move.strides[0] * (move.out[0] - 1) + 1
-        rows = b.emit("Slice", [turned, b.ints(start), b.ints(end), b.ints(2), b.ints(move.strides[0])])
-        product = b.emit("MatMul", [left, b.reshape(rows, [channels, -1, width])])
-        products.append(b.reshape(product, [channels, 1, move.out[1] * width]))
-    pairs = b.reshape(joined(b, products, 1), [channels * move.kernel[0], -1])
-    return b.reshape(b.emit("MatMul", [pairs, b.constant(_row_places(move))]), w.sizes())
+        offset = row * move.dilations[0] - move.pads[0]
+        first, last = max(0, -(offset // stride)), min(move.out[0] - 1, (move.size[0] - 1 - offset) // stride)
+        if first > last:  # this row of the kernel never leaves the padding
+            products.append(b.constant(np.zeros((channels, 1, pairs), np.float32)))
+            continue
+        left = _rows(b, given, first, last, 1)
+        right = _rows(b, seen, first * stride + offset, last * stride + offset, stride)
+        left = b.transpose(b.reshape(left, [channels, -1, move.out[1]]), [0, 2, 1])
+        product = b.emit("MatMul", [left, b.reshape(right, [channels, -1, move.size[1]])])
+        products.append(b.reshape(product, [channels, 1, pairs]))
+    rows = b.reshape(joined(b, products, 1), [channels * move.kernel[0], -1])
+    return b.reshape(b.emit("MatMul", [rows, b.constant(_row_places(move))]), w.sizes())
+
+
+def _rows(b: GraphBuilder, maps: Value, first: int, last: int, stride: int) -> Value:
+    """Every `stride`-th row from `first` to `last` of [C, N, H, W]."""
+    if stride == 1 and (first, last) == (0, maps.size(2) - 1):
+        return maps
+    return b.emit("Slice", [maps, b.ints(first), b.ints(last + 1), b.ints(2), b.ints(stride)])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from edgekit.autodiff.builder import GraphBuilder, Node, Value
 from edgekit.autodiff.errors import AutodiffError
@@ -26,6 +30,16 @@ class Window:
     def points(self) -> int:
         """Positions of the kernel."""
         return self.kernel[0] * self.kernel[1]
+
+    @property
+    def pixels_in(self) -> int:
+        """Pixels of an input map."""
+        return self.size[0] * self.size[1]
+
+    @property
+    def pixels_out(self) -> int:
+        """Pixels of an output map."""
+        return self.out[0] * self.out[1]
 
     @property
     def pointwise(self) -> bool:
@@ -74,20 +88,50 @@ def padded(b: GraphBuilder, x: Value, pads: Sequence[int], axes: tuple[int, int]
 
 
 def views(b: GraphBuilder, x: Value, w: Window, axes: tuple[int, int]) -> list[Value]:
-    """What every position of the kernel sees of `x`, which is padded already: kernel-size strided slices, row by row.
-    What every position of the kernel sees of `x`, which is padded already: kernel-size strided slices, row by row.
-    """
+    """What every position of the kernel sees of `x` and the padding around it: strided slices, row by row."""
+    around = padded(b, x, w.pads, axes)
     if w.points == 1 and w.strides == (1, 1):
-        return [x]
+        return [around]
     found = []
     for row in range(w.kernel[0]):
         for column in range(w.kernel[1]):
             start = (row * w.dilations[0], column * w.dilations[1])
+            if start == w.pads[:2] and w.strides == (1, 1) and w.out == w.size:  # exactly what is there
+                found.append(x)
+                continue
             end = [start[i] + w.strides[i] * (w.out[i] - 1) + 1 for i in (0, 1)]
-            found.append(b.emit("Slice", [x, b.ints(*start), b.ints(*end), b.ints(*axes), b.ints(*w.strides)]))
+            found.append(b.emit("Slice", [around, b.ints(*start), b.ints(*end), b.ints(*axes), b.ints(*w.strides)]))
     return found
 
 
 def joined(b: GraphBuilder, values: Sequence[Value], axis: int) -> Value:
     """Concatenated along `axis`; a single one as it is."""
     return values[0] if len(values) == 1 else b.emit("Concat", list(values), {"axis": axis})
+
+
+@functools.lru_cache(maxsize=64)
+def places(move: Window) -> NDArray[np.float32]:
+    """[kernel positions, pixels in * pixels out]: 1 where a position of the kernel leads from a pixel to a pixel."""
+    found = np.zeros((*move.kernel, *move.size, *move.out), np.float32)
+    for row in range(move.kernel[0]):
+        for column in range(move.kernel[1]):
+            for y in range(move.out[0]):
+                for x in range(move.out[1]):
+                    at_y = y * move.strides[0] + row * move.dilations[0] - move.pads[0]
+                    at_x = x * move.strides[1] + column * move.dilations[1] - move.pads[1]
+                    if 0 <= at_y < move.size[0] and 0 <= at_x < move.size[1]:
+                        found[row, column, at_y, at_x, y, x] = 1.0
+    return found.reshape(move.points, -1)
+
+
+@functools.lru_cache(maxsize=64)
+def unfolding(move: Window) -> NDArray[np.float32]:
+    """[pixels in, kernel positions * pixels out]: a map times it is what every position sees, padding included."""
+    one = places(move).reshape(move.points, move.pixels_in, move.pixels_out)
+    return np.ascontiguousarray(one.transpose(1, 0, 2)).reshape(move.pixels_in, -1)
+
+
+@functools.lru_cache(maxsize=64)
+def folding(move: Window) -> NDArray[np.float32]:
+    """The transpose of `unfolding`: sums what the positions of the kernel give to each input pixel."""
+    return np.ascontiguousarray(unfolding(move).T)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from edgekit.autodiff.builder import GraphBuilder, Node, Value
 from edgekit.autodiff.errors import AutodiffError
-from edgekit.autodiff.rules.geometry import Window, joined, padded, views, window
+from edgekit.autodiff.rules.geometry import Window, joined, padded, window
 from edgekit.autodiff.rules.registry import Gradients, Needs, rule
 
 MAX_RESIZE = 4096
@@ -67,20 +68,50 @@ def _max_pool(b: GraphBuilder, node: Node, g: Value, needs: Needs) -> Gradients:
 def _by_positions(b: GraphBuilder, x: Value, y: Value, g: Value, move: Window) -> Value:
     """For every position of the window where it holds the maximum; then the shares are summed over the windows.
 
-    A pool that gives indices takes about 14 times as long as one that does not (`research/edge-training.md`).
+    A pool that gives indices takes about 14 times as long as one that does not (`research/edge-training.md`). Along a
+    row, all positions are taken side by side by a product with a matrix of zeros and ones, in half of the time of
+    slices with a stride; so are their sums.
     """
-    around = b.emit("Pad", [x, b.ints(*move.pads), b.constant(_LOWEST), b.ints(2, 3)]) if any(move.pads) else x
+    pick, edge, spread = _row_matrices(move)
+    around = b.emit("MatMul", [x, b.constant(pick)])
+    rows = move.pads[0], move.pads[2]
+    if any(rows):
+        around = b.emit("Pad", [around, b.ints(*rows), b.constant(_LOWEST), b.ints(2)])
+    # What a position does not see of the row is a zero here, which a maximum beyond all numbers keeps from being one.
+    maxima = b.emit("Gemm", [b.reshape(y, [-1, move.out[1]]), b.constant(spread), b.constant(edge)])
+    maxima = b.reshape(maxima, [-1, *y.sizes(1)[:-1], spread.shape[1]])
+    seen = []
+    for row in range(move.kernel[0]):
+        start = row * move.dilations[0]
+        end = start + move.strides[0] * (move.out[0] - 1) + 1
+        seen.append(b.emit("Slice", [around, b.ints(start), b.ints(end), b.ints(2), b.ints(move.strides[0])]))
     # 0 at the maximum and below it elsewhere, so that a steep ramp up to 1 marks it.
-    hits = [
-        b.emit("HardSigmoid", [b.sub(one, y)], {"alpha": 2.0**100, "beta": 1.0})
-        for one in views(b, around, move, (2, 3))
-    ]
-    share = b.div(g, b.total(hits))
-    pixels = math.prod(move.out)
-    parts = [b.reshape(b.mul(hit, share), [-1, x.size(1), 1, pixels]) for hit in hits]
-    columns = b.reshape(joined(b, parts, 2), [-1, x.size(1) * move.points, pixels])
-    attributes = {"strides": list(move.strides), "dilations": list(move.dilations), "pads": list(move.pads)}
-    return b.emit("Col2Im", [columns, b.ints(*move.size), b.ints(*move.kernel)], attributes, shape=x.shape)
+    hits = [b.emit("HardSigmoid", [b.sub(one, maxima)], {"alpha": 2.0**100, "beta": 1.0}) for one in seen]
+    count = b.emit("MatMul", [b.total(hits), b.transpose(b.constant(spread), [1, 0])])
+    share = b.emit("MatMul", [b.div(g, count), b.constant(spread)])
+    back = b.transpose(b.constant(pick), [1, 0])
+    pixels = move.out[0] * move.size[1]
+    parts = [b.reshape(b.emit("MatMul", [b.mul(hit, share), back]), [-1, x.size(1), 1, pixels]) for hit in hits]
+    columns = b.reshape(joined(b, parts, 2), [-1, x.size(1) * move.kernel[0], pixels])
+    along = {"strides": [move.strides[0], 1], "dilations": [move.dilations[0], 1], "pads": [rows[0], 0, rows[1], 0]}
+    sizes = b.ints(*move.size), b.ints(move.kernel[0], 1)
+    return b.emit("Col2Im", [columns, *sizes], along, shape=x.shape)
+
+
+@functools.lru_cache(maxsize=64)
+def _row_matrices(move: Window) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Of a row: [columns, positions * columns out], 1 where a position sees a column; what keeps out those without one;
+    [columns out, positions * columns out], which repeats a row for every position.
+    """
+    pick = np.zeros((move.size[1], move.kernel[1], move.out[1]), np.float32)
+    for position in range(move.kernel[1]):
+        for column in range(move.out[1]):
+            source = column * move.strides[1] + position * move.dilations[1] - move.pads[1]
+            if 0 <= source < move.size[1]:
+                pick[source, position, column] = 1.0
+    edge = np.where(pick.any(0), np.float32(0), -_LOWEST).reshape(-1)
+    spread = np.tile(np.eye(move.out[1], dtype=np.float32), (1, move.kernel[1]))
+    return pick.reshape(move.size[1], -1), edge, spread
 
 
 def _enlarged(b: GraphBuilder, value: Value, like: Value, move: Window) -> Value:

@@ -251,13 +251,14 @@ def test_reestimation_moves_the_running_statistics_to_those_of_new_pictures(tmp_
     assert np.allclose(runner.states()[first.input[4]], x.var((0, 2, 3), ddof=1), rtol=1e-3)
 
 
-def test_a_batch_that_is_not_finite_changes_nothing(folder: Path) -> None:
+def test_a_batch_that_is_not_finite_changes_no_parameter_and_the_optimiser_starts_anew(folder: Path) -> None:
     runner = StepRunner(folder)
     runner.step({**FEEDS, "lr": 0.02})
-    before = runner.states()
+    before = runner.parameters()
     with pytest.raises(AutodiffError, match="loss is not finite"):
         runner.step({**FEEDS, "x": np.full_like(FEEDS["x"], np.nan), "lr": 0.02})
-    assert all(np.array_equal(value, runner.states()[name]) for name, value in before.items())
+    assert all(np.array_equal(value, runner.parameters()[name]) for name, value in before.items())
+    assert not any(runner.states()[one.name].any() for one in runner.manifest.of("optimiser"))
     assert np.isfinite(runner.step({**FEEDS, "lr": 0.02})["loss"])
 
 
