@@ -92,6 +92,15 @@ def application(operations: Operations, federation: Federation) -> web.Applicati
     async def picture(request: web.Request) -> web.Response:
         return web.Response(body=await operations.picture(_number(request.match_info["id"])))
 
+    async def retraining(request: web.Request) -> web.Response:
+        return json_response(await operations.retraining(request.query.get("device", "")))
+
+    async def retraining_job(request: web.Request) -> web.Response:
+        return json_response(await operations.retraining_job(request.match_info["job"]))
+
+    async def remove_retraining(request: web.Request) -> web.Response:
+        return json_response(await operations.remove_retraining(request.match_info["job"]))
+
     app.add_routes(
         [
             web.get("/status", status),
@@ -106,6 +115,9 @@ def application(operations: Operations, federation: Federation) -> web.Applicati
             web.get("/models/{ref}", model),
             web.get("/models/{ref}/directory", model_directory),
             web.post("/models", add_model),
+            web.get("/retraining", retraining),
+            web.get("/retraining/{job}", retraining_job),
+            web.post("/retraining/{job}/remove", remove_retraining),
             web.get("/answers", answers),
             web.get("/answers/{id}", answer),
             web.get("/answers/{id}/picture", picture),

@@ -123,7 +123,7 @@ async def serve(settings: Settings, state: Path, announce: Callable[[About], Non
         stack.push_async_callback(federation.close)
 
         retraining = Retraining(state / "retraining", settings.retraining_hours)
-        await retraining.open()
+        await retraining.open(one.id for one in await fleet.all() if one.revoked_at is not None)
         stack.push_async_callback(retraining.close)
 
         inherited = systemd.listen_fds()
@@ -131,7 +131,9 @@ async def serve(settings: Settings, state: Path, announce: Callable[[About], Non
         dashboard_socket = _tcp(inherited.get("dashboard"), settings.dashboard, "dashboard")
         admin_socket = _unix(inherited.get("admin"), config.runtime_dir(state))
         about = _about(settings, state, authority, device_socket, dashboard_socket)
-        operations = Operations(about, fleet, invites, hub, registry, store, pool.load, on_model=answers.added)
+        operations = Operations(
+            about, fleet, invites, hub, registry, store, pool.load, on_model=answers.added, retraining=retraining
+        )
 
         device_app = new_app(require_device(fleet))
         device_app.add_routes(enrol.routes(authority, invites, fleet, settings.name, TryLimiter()))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import get_args
 
 import psutil
 
 from cloudd.dashboard.state import DashboardState
 from cloudd.federation.views import JobView
+from edgekit.messages.retraining import ENDED, Stage
 
 CONTENT_TYPE = "text/plain; version=0.0.4"
 
@@ -32,6 +35,8 @@ def render(state: DashboardState, jobs: Sequence[JobView] = ()) -> str:
     ]
     online = [({"device": one.short_id, "name": one.name}, float(one.online)) for one in state.devices]
     spooled = [({"device": one.short_id}, one.spool.items) for one in state.devices if one.spool is not None]
+    stages = Counter(one.stage for one in state.retraining)
+    staged = [({"stage": stage}, stages[stage]) for stage in get_args(Stage)]
     named = [({"job": one.name, "status": one.status}, one) for one in jobs]
     blocks = [
         _family("cloudd_info", "gauge", "Always 1; the version is a label.", [({"version": state.version}, 1)]),
@@ -62,6 +67,13 @@ def render(state: DashboardState, jobs: Sequence[JobView] = ()) -> str:
             "gauge",
             "Devices that stand ready for a round.",
             [(labels, one.standing) for labels, one in named],
+        ),
+        _family("cloudd_retraining_jobs", "gauge", "Jobs of retraining that are on record.", staged),
+        _family(
+            "cloudd_retraining_pictures",
+            "gauge",
+            "Pictures that jobs of retraining under way name.",
+            [({}, sum(one.pictures for one in state.retraining if one.stage not in ENDED))],
         ),
         _family("process_cpu_seconds_total", "counter", "CPU time of cloudd.", [({}, cpu.user + cpu.system)]),
         _family("process_resident_memory_bytes", "gauge", "Memory of cloudd.", [({}, process.memory_info().rss)]),

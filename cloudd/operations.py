@@ -20,6 +20,8 @@ from cloudd.devices.enrol import clean_name
 from cloudd.devices.fleet import Device, Fleet
 from cloudd.devices.invites import Invites
 from cloudd.registry import ModelSummary, Registry, RegistryError
+from cloudd.retraining.service import Retraining
+from cloudd.retraining.view import RetrainingView
 from cloudd.storage import StorageError
 from cloudd.web import HttpProblem
 from edgekit import VERSION
@@ -108,12 +110,13 @@ class Operations:
         pool_load: Callable[[], PoolLoad],
         wall: Callable[[], float] = time.time,
         on_model: Callable[[ModelEntry], None] = lambda entry: None,
+        retraining: Retraining | None = None,
     ) -> None:
         """`pool_load` tells how busy the answer workers are, `on_model` hears of every model that was registered."""
         self.about = about
         self._fleet, self._invites, self._hub = fleet, invites, hub
         self._registry, self._store, self._pool_load = registry, store, pool_load
-        self._wall, self._on_model = wall, on_model
+        self._wall, self._on_model, self._retraining = wall, on_model, retraining
 
     async def status(self) -> Status:
         """Addresses, health and totals."""
@@ -147,6 +150,7 @@ class Operations:
             samples=_samples(await self._store.recent(_SHOWN), fleet),
             models=[_model(one) for one in await self._registry.all()],
             answering=self._pool_load(),
+            retraining=await self.retraining(),
             logged_in=logged_in,
         )
 
@@ -173,16 +177,23 @@ class Operations:
         return DeviceDetail(device=_view(found, self._wall()), desired=found.desired)
 
     async def revoke(self, text: str, reason: str = "") -> Change:
-        """Lock a device out, now: its next request is refused and its control channel is closed."""
+        """Lock a device out, now: its next request is refused and its control channel is closed.
+
+        What it brought to be retrained is removed with it.
+        """
         device = await self._fleet.find(text)
         await self._fleet.revoke(device.id, self._wall(), reason)
         self._hub.lock_out(device.id)
+        if self._retraining is not None:
+            await self._retraining.lock_out(device.id)
         return Change(device_id=device.id, name=device.name)
 
     async def restore(self, text: str) -> Change:
         """Take a revocation back. The device connects again by itself while its certificate is valid."""
         device = await self._fleet.find(text)
         await self._fleet.restore(device.id, self._wall())
+        if self._retraining is not None:
+            self._retraining.admit(device.id)
         return Change(device_id=device.id, name=device.name)
 
     async def set_desired(self, text: str, services: list[str]) -> Change:
@@ -191,6 +202,31 @@ class Operations:
         revision = await self._fleet.set_desired(device.id, services, self._wall())
         delivered = await self._hub.push_desired(device.id)
         return Change(device_id=device.id, name=device.name, revision=revision, delivered=delivered)
+
+    async def retraining(self, device: str = "") -> list[RetrainingView]:
+        """Jobs of retraining, the newest first; of one device, if it is named."""
+        jobs = self._retraining.jobs() if self._retraining is not None else []
+        if not device:
+            return jobs
+        wanted = (await self._fleet.find(device)).id
+        return [one for one in jobs if one.device_id == wanted]
+
+    async def retraining_job(self, text: str) -> RetrainingView:
+        """One job by its name, or by as much of it as no other has."""
+        found = [one for one in await self.retraining() if one.job.startswith(text)] if len(text) >= 4 else []
+        if len(found) != 1:
+            how = f"{len(found)} jobs begin so" if found else "none begins so; 4 characters at least are needed"
+            raise HttpProblem(404, f"{text!r} names no job of retraining: {how} (`cloudd retraining list`)")
+        return found[0]
+
+    async def remove_retraining(self, text: str) -> RetrainingView:
+        """End a job of retraining and remove its pictures."""
+        job = await self.retraining_job(text)
+        assert self._retraining is not None, "it has found the job"
+        try:
+            return await self._retraining.remove(job.device_id, job.job)
+        except OSError as error:
+            raise HttpProblem(503, f"it cannot be removed at the moment: {error.strerror or error}") from None
 
     async def models(self) -> list[ModelSummary]:
         """Every registered model version."""

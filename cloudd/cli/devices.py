@@ -25,6 +25,7 @@ def add(verbs: common.Verbs) -> None:
         "revoke",
         "Lock a device out, at once and until it is restored; a new token does not let it in.",
         _revoke,
+        "The pictures that it has brought to have its models retrained are removed with it.",
     )
     revoke.add_argument("--reason", default="", help="a note for the record")
     _one(actions, "restore", "Let a revoked device in again.", _restore)

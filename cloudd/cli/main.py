@@ -7,13 +7,27 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from cloudd.cli import answers, compress, devices, fl, importing, invite, models, run, split, status, train, version
+from cloudd.cli import (
+    answers,
+    compress,
+    devices,
+    fl,
+    importing,
+    invite,
+    models,
+    retraining,
+    run,
+    split,
+    status,
+    train,
+    version,
+)
 from cloudd.client import ClientError
 from cloudd.config import ConfigError
 
 VERBS: tuple[ModuleType, ...] = (
     *(run, invite, devices, models),
-    *(train, importing, compress, split, fl),
+    *(train, importing, compress, split, fl, retraining),
     *(answers, status, version),
 )
 

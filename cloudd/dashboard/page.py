@@ -8,6 +8,7 @@ from __future__ import annotations
 from cloudd.dashboard.state import DashboardState, DeviceView, ModelView, SampleView
 from edgekit.html import SCRIPT, STYLE, age, badge, bar, button, count, login, megabytes, page, table, text
 from edgekit.messages import UNSEEN, ServiceReport, Verdict
+from edgekit.messages.retraining import ENDED
 
 STYLES = (STYLE,)
 SCRIPTS = (SCRIPT,)
@@ -92,7 +93,8 @@ def _device_row(device: DeviceView, state: DashboardState) -> list[str]:
         f'<span class="soft">{text(device.machine)} {text(device.version)}</span>',
         f'{link}<br><span class="soft">seen {age(state.now, device.seen_at)}</span>',
         health + problems + sync,
-        "".join(_service(service) for service in device.services) or '<span class="soft">none</span>',
+        ("".join(_service(service) for service in device.services) or '<span class="soft">none</span>')
+        + _retraining(device, state),
         count(device.spool.items) if device.spool else "–",
         revoke,
     ]
@@ -105,6 +107,19 @@ def _service(service: ServiceReport) -> str:
         f"{count(service.inspected)} inspected{_decided(service.edge, service.cloud, service.degraded)}"
         f'<br><span class="soft">{text(service.gate)}</span></div>'
     )
+
+
+def _retraining(device: DeviceView, state: DashboardState) -> str:
+    """Jobs of the device that are under way here, and what those that ended have left."""
+    mine = [one for one in state.retraining if one.device_id == device.device_id and not one.removed]
+    lines = []
+    for one in mine:
+        if one.stage not in ENDED:
+            share = f" ({count(one.done)} of {count(one.total)})" if one.total else ""
+            lines.append(f"retraining {one.service} with {count(one.pictures)} pictures: cloudd {one.text}{share}")
+    if ended := [one for one in mine if one.stage in ENDED]:
+        lines.append(f"{count(len(ended))} ended retrainings, the last one {age(state.now, ended[0].created_at)}")
+    return "".join(f'<div class="soft">{text(line)}</div>' for line in lines)
 
 
 def _opinion(verdict: Verdict, kind: str, about: str = "") -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from cloudd.answers.pool import PoolLoad
+from cloudd.retraining.view import RetrainingView
 from edgekit.messages import Level, ServiceReport, SpoolReport, Verdict
 from edgekit.regions.header import MosaicAnswer, MosaicHeader
 
@@ -111,4 +112,5 @@ class DashboardState(msgspec.Struct, frozen=True, kw_only=True):
     samples: list[SampleView]  # newest first
     models: list[ModelView]
     answering: PoolLoad
+    retraining: list[RetrainingView] = []  # newest first
     logged_in: bool = False  # this browser may use the buttons

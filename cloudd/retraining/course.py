@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 from numpy.typing import NDArray
 
 from cloudd.retraining.errors import Unteachable
 from cloudd.retraining.lineage import Figures, Run
+from cloudd.retraining.material import Pace
 from edgekit import atomic
 from edgekit.autodiff.schedules import Schedule
 from edgekit.faults import crash_point
 from edgekit.training import (
     CheckpointFile,
-    ClassifierEvaluator,
     EarlyStopping,
+    Evaluator,
     Examples,
     Paused,
     Saved,
@@ -35,9 +35,9 @@ from edgekit.training import (
     job_name,
 )
 from edgekit.training.evaluation import Weights
+from edgekit.training.timing import step_seconds
 
 CHECKPOINT, PLANNED = "checkpoint", "planned.json"
-_TIMED = 3  # steps, after one that warms up
 _SLACK = 1.5  # times the seconds that were planned for; then a training is cut off
 _LOOKS = 4  # evaluations of one training, of which the best counts
 _WARM_UP = 0.05  # share of all steps
@@ -70,18 +70,8 @@ class Pausing:
             trainer.pause()
 
 
-def plan(
-    engine: StepEngine,
-    examples: Examples,
-    folder: Path,
-    *,
-    shown: int,
-    batch: int,
-    peak: float,
-    seconds: float,
-    seed: int,
-) -> Settings:
-    """How it is trained, so that pictures are shown `shown` times in all, or as often as fits into `seconds`.
+def plan(engine: StepEngine, examples: Examples, folder: Path, pace: Pace, *, seconds: float, seed: int) -> Settings:
+    """How it is trained, so that pictures are shown as often as `pace` says, or as often as fits into `seconds`.
 
     Decided once, and then read from `folder`. The engine is as it was afterwards. Raises Unteachable if not even one
     epoch fits, OSError.
@@ -90,18 +80,18 @@ def plan(
     if path.exists():
         return msgspec.json.decode(path.read_bytes(), type=Settings)
     count = len(examples.groups)
-    size = min(batch, count)
+    size = min(pace.batch, count)
     per_epoch = max(1, count // size)
-    fits = int(seconds / (_step_seconds(engine, examples, size) * per_epoch))
+    fits = int(seconds / (step_seconds(engine, examples, size, time.monotonic) * per_epoch))
     if fits < 1:
         raise Unteachable(
             f"{seconds:.0f} s of computing do not suffice to show {count} pictures once (retraining_hours)"
         )
-    epochs = min(max(1, round(shown / count)), fits)
+    epochs = min(max(1, round(pace.shown / count)), fits)
     settings = Settings(
         epochs=epochs,
         batch=size,
-        schedule=Schedule(peak=peak, warm_up=int(_WARM_UP * epochs * per_epoch), final=0.01),
+        schedule=Schedule(peak=pace.peak, warm_up=int(_WARM_UP * epochs * per_epoch), final=0.01),
         balance="root",
         early_stopping=EarlyStopping(patience=0),
         evaluate_every=max(1, epochs // _LOOKS),
@@ -115,7 +105,7 @@ def plan(
 def train(
     engine: StepEngine,
     examples: Examples,
-    evaluator: ClassifierEvaluator,
+    evaluator: Evaluator,
     settings: Settings,
     folder: Path,
     digests: tuple[str, ...],
@@ -156,19 +146,12 @@ def train(
     )
 
 
-def figures(evaluator: ClassifierEvaluator, weights: Weights) -> Figures:
+def figures(evaluator: Evaluator, weights: Weights) -> Figures:
     """Of these weights. Raises TrainingError for values that are not numbers."""
-    found = next(one for one in evaluator(weights) if one is not None)
-    return Figures(loss=found.figures["loss"], balanced_accuracy=found.figures["balanced_accuracy"])
-
-
-def _step_seconds(engine: StepEngine, examples: Examples, size: int) -> float:
-    before = engine.state()
-    times = []
-    for number in range(1 + _TIMED):
-        places = (np.arange(size) + number * size) % len(examples.groups)
-        started = time.monotonic()
-        engine.step(examples.feeds(places, 0, number * size), 0.0)
-        times.append(time.monotonic() - started)
-    engine.restore(before)
-    return max(1e-9, sorted(times[1:])[_TIMED // 2])
+    said = next(one for one in evaluator(weights) if one is not None).figures
+    return Figures(
+        loss=said.get("loss"),
+        balanced_accuracy=said.get("balanced_accuracy"),
+        ap50=said.get("ap50"),
+        ap=said.get("ap"),
+    )

@@ -93,6 +93,17 @@ class DeviceFolder:
         """Remove a job."""
         shutil.rmtree(self.job(job), ignore_errors=True)
 
+    def strip(self, job: str) -> None:
+        """Nothing of a job stays but its record; of its files those that another job names."""
+        (self.job(job) / REQUEST).unlink(missing_ok=True)
+        self.clear(job, WORK, RESULT)
+        self.remove_unused()
+
+    def remove(self) -> bool:
+        """Remove everything of the device; whether all of it is gone."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        return not self.path.exists()
+
     # --- files --------------------------------------------------------------------------------------------------------
 
     def lacking(self, request: RetrainRequest) -> dict[str, int]:
@@ -150,6 +161,8 @@ class DeviceFolder:
                 self.drop(job)
             elif record.stage in ENDED:  # it was killed before it could remove that
                 self.clear(job, WORK)
+                if record.removed:
+                    self.strip(job)
         folder = self.path / "jobs"
         for path in list(folder.iterdir()) if folder.is_dir() else []:
             if self.record(path.name) is None:

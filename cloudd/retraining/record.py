@@ -17,5 +17,8 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     created_at: float
     ended_at: float | None = None
     breaks: int = 0  # of its process
+    pictures: int = 0  # that it names
+    bytes: int = 0  # of everything that it names
+    removed: bool = False  # closed: an operator did not want its pictures to stay
     digest: str = ""  # done: of the candidate's package
     files: tuple[FileEntry, ...] = ()  # done: of that package

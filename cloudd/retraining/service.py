@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
@@ -21,6 +21,7 @@ from cloudd.retraining.errors import RetrainingError
 from cloudd.retraining.folders import RESULT, DeviceFolder
 from cloudd.retraining.record import JobRecord
 from cloudd.retraining.shelf import Key, Shelf
+from cloudd.retraining.view import RetrainingView
 from edgekit.faults import crash_point
 from edgekit.identity import short_id
 from edgekit.messages.retraining import (
@@ -61,11 +62,14 @@ class Retraining:
         self._shelf = Shelf(folder, wall)
         self._bench = Bench(self._shelf, hours * 3600.0, threads=max(1, (os.cpu_count() or 2) // 2))
         self._filling: dict[Key, _Filling] = {}
+        self._locked_out: set[str] = set()
         self._task: asyncio.Task[None] | None = None
 
-    async def open(self) -> None:
-        """Read what is stored, forget what is old, and begin to work."""
+    async def open(self, revoked: Iterable[str] = ()) -> None:
+        """Read what is stored, forget what is old and what is of `revoked` devices, and begin to work."""
         await self._shelf.upkeep()
+        for device in revoked:  # cloudd may have been killed before it came to that
+            await self.lock_out(device)
         self._task = asyncio.create_task(self._bench.run(), name="retraining")
 
     async def close(self) -> None:
@@ -80,6 +84,8 @@ class Retraining:
     async def begin(self, device: str, job: str, body: bytes) -> RetrainState:
         """A device asks for a job, or again for the same one."""
         key = Key(device, job)
+        if device in self._locked_out:  # it asked before it was, and its question was long under way
+            raise RetrainingError(403, "this device is locked out")
         if not self._allowed:
             raise RetrainingError(422, "this cloudd retrains no models (retraining_hours = 0)")
         if job_of(body) != job:
@@ -148,6 +154,67 @@ class Retraining:
             async with self._shelf.changing:
                 await self._shelf.drop(key)
 
+    # --- for operators ------------------------------------------------------------------------------------------------
+
+    def jobs(self) -> list[RetrainingView]:
+        """Every job that is on record, the newest first."""
+        found = [self._view(key, record) for key, record in self._shelf.records.items()]
+        return sorted(found, key=lambda one: (-one.created_at, one.job))
+
+    async def remove(self, device: str, job: str) -> RetrainingView:
+        """End a job and remove its pictures, but for those that another job of the device names.
+
+        Its record stays, and tells the device, which would bring everything once more otherwise.
+        """
+        key = Key(device, job)
+        self._shelf.record(key)
+        self._filling.pop(key, None)
+        async with self._shelf.changing:
+            await self._shelf.close(key, "an operator of cloudd has removed it", removed=True)
+            crash_point("retraining.removed")
+            await self._bench.stop(key)
+            await self._shelf.strip(key)
+        return self._view(key, self._shelf.record(key))
+
+    async def lock_out(self, device: str) -> None:
+        """A device was revoked: nothing that it brought stays, and it begins no job until `admit`."""
+        self._locked_out.add(device)
+        folder = self._shelf.folder(device)
+        async with self._shelf.changing:
+            keys = [key for key in self._shelf.records if key.device == device]
+            for key in keys:
+                self._shelf.records.pop(key)
+                self._filling.pop(key, None)
+            await asyncio.to_thread(folder.remove)
+            for key in keys:
+                await self._bench.stop(key)
+            if not await asyncio.to_thread(folder.remove):
+                log.error("pictures of the revoked device %s are still in %s", short_id(device), folder.path)
+
+    def admit(self, device: str) -> None:
+        """A device was restored."""
+        self._locked_out.discard(device)
+
+    def _view(self, key: Key, record: JobRecord) -> RetrainingView:
+        stage, text, progress = record.stage, record.text or _SAID.get(record.stage, ""), None
+        if stage == "waiting" and (progress := self._bench.progress(key)) is not None:
+            stage, text = "training", progress.text
+        return RetrainingView(
+            device_id=key.device,
+            short_id=short_id(key.device),
+            job=key.job,
+            service=record.service,
+            stage=stage,
+            text=text,
+            done=progress.done if progress is not None else 0,
+            total=progress.total if progress is not None else 0,
+            pictures=record.pictures,
+            bytes=record.bytes,
+            created_at=record.created_at,
+            ended_at=record.ended_at,
+            removed=record.removed,
+        )
+
     # --- a job's beginning and end ------------------------------------------------------------------------------------
 
     async def _begin(self, key: Key, body: bytes) -> None:
@@ -167,7 +234,11 @@ class Retraining:
         folder = self._shelf.folder(key.device)
         lacking = await self._room_for(folder, request)
         record = JobRecord(
-            service=request.service, stage="receiving" if lacking else "waiting", created_at=self._shelf.wall()
+            service=request.service,
+            stage="receiving" if lacking else "waiting",
+            created_at=self._shelf.wall(),
+            pictures=len(request.pictures),
+            bytes=sum(request.files.values()),
         )
         await asyncio.to_thread(folder.begin, key.job, body, record)
         crash_point("retraining.begun")
@@ -226,5 +297,5 @@ def _read(folder: DeviceFolder, job: str) -> RetrainRequest:
     """Blocks. Raises RetrainingError for a damaged request, OSError."""
     try:
         return folder.request(job)
-    except msgspec.MsgspecError:
-        raise RetrainingError(404, "the job is damaged; ask for it anew") from None
+    except (FileNotFoundError, msgspec.MsgspecError):
+        raise RetrainingError(404, "the job is damaged or removed; ask for it anew") from None

@@ -54,14 +54,26 @@ class Shelf:
         await asyncio.to_thread(self.folder(key.device).keep, key.job, record)
         self.records[key] = record
 
-    async def close(self, key: Key, why: str) -> None:
-        """A job is over for its device; `clear` it when nothing works on it any more."""
-        closed = replace(self.record(key), stage="closed", text=why, ended_at=self.wall(), files=(), digest="")
+    async def close(self, key: Key, why: str, removed: bool = False) -> None:
+        """A job is over for its device; `clear` it (`strip` it if `removed`) when nothing works on it any more."""
+        closed = replace(
+            self.record(key),
+            stage="closed",
+            text=why,
+            ended_at=self.wall(),
+            files=(),
+            digest="",
+            removed=removed,
+        )
         await self.keep(key, closed)
 
     async def clear(self, key: Key) -> None:
         """Remove what was computed for a job, and its candidate."""
         await asyncio.to_thread(self.folder(key.device).clear, key.job, WORK, RESULT)
+
+    async def strip(self, key: Key) -> None:
+        """Nothing of a closed job stays but its record, so that its device learns what became of it."""
+        await asyncio.to_thread(self.folder(key.device).strip, key.job)
 
     async def drop(self, key: Key) -> None:
         """Forget an ended job, with the files that only it names."""

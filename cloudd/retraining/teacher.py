@@ -1,8 +1,6 @@
 """The larger network: one of ours, of a width that leaves the device's network far behind, trained on the labels.
 
-It begins with no weights of any other training: what it knows comes from this device's pictures alone. For the small
-inputs of patches it is a wide `tiny_cnn`: a ResNet-18 looks at every fourth pixel only before it begins, and needs many
-pictures (`cloudd.train.recipe`).
+It begins with no weights of any other training: what it knows comes from this device's pictures alone.
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 import numpy as np
@@ -23,11 +20,10 @@ from cloudd.retraining import course
 from cloudd.retraining.course import Pausing, Say
 from cloudd.retraining.errors import Unteachable
 from cloudd.retraining.lineage import Run
-from cloudd.retraining.material import AUGMENTATION, Material
+from cloudd.retraining.material import Answers, Material
 from edgekit import atomic
 from edgekit.architectures import ArchitectureError, Spec, build
-from edgekit.architectures.network import INPUT, LOGITS
-from edgekit.autodiff.losses import CrossEntropy
+from edgekit.architectures.network import INPUT
 from edgekit.autodiff.optimisers import AdamW, Clipped
 from edgekit.autodiff.run import StepRunner
 from edgekit.autodiff.step import build_step
@@ -37,32 +33,15 @@ from edgekit.training import (
     MODEL_FILE,
     STEP_FOLDER,
     WEIGHTS_FILE,
-    ClassifierEvaluator,
     ForwardModel,
     StepEngine,
     replace_weights,
     write_plan,
 )
 
-SMALL_SIDE = 96
-"""Pixels of the input up to which it is looked at whole."""
-LADDER: tuple[tuple[Literal["tiny_cnn", "resnet18"], float], ...] = (
-    ("tiny_cnn", 0.5),
-    ("tiny_cnn", 1.0),
-    ("tiny_cnn", 2.0),
-    ("tiny_cnn", 4.0),
-    ("resnet18", 0.25),
-    ("resnet18", 0.5),
-    ("resnet18", 1.0),
-    ("resnet18", 2.0),
-)
-"""Networks and widths, in the order in which they are tried."""
 LARGER = 4.0
 """Times the multiply-accumulates of the device's network: a teacher that is hardly larger knows hardly more."""
-SHOWN = 24_000
-"""Pictures that it is shown in all, as `cloudd train` does."""
-BATCH, PEAK = 16, 3e-3
-SMOOTHING, WEIGHT_DECAY, CLIP = 0.05, 0.02, 5.0
+WEIGHT_DECAY, CLIP = 0.02, 5.0
 FOLDER = "teacher"
 _PLAN, _DONE = "plan", "done.json"
 
@@ -75,13 +54,13 @@ class _Done(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained one. `answers`: pictures [n, c, h, w] as it wants them -> logits [n, classes]."""
+    """A trained one. `answers`: pictures [n, c, h, w] as it wants them -> its outputs."""
 
     spec: Spec
     macs: int
     run: Run
     digest: str  # of its weights
-    answers: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    answers: Answers
     close: Callable[[], None]
 
 
@@ -100,19 +79,16 @@ def teach(
     session = open_session(folder / MODEL_FILE, "onnxruntime", SessionOptions(threads=threads), [WEIGHTS_FILE])
     digest = hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
 
-    def answers(batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.asarray(session.run({INPUT: batch})[0], np.float32)
+    def answers(batch: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        return [np.asarray(one, np.float32) for one in session.run({INPUT: batch})]
 
     return Teacher(done.spec, done.macs, done.run, digest, answers, session.close)
 
 
 def larger(material: Material, macs: int, work: Path) -> tuple[Spec, int]:
-    """The first network of LADDER that is LARGER times as large, and what it costs. Raises Unteachable without one."""
-    request, spec = material.request, material.teacher_spec
-    small, cost = max(spec.width, spec.height) <= SMALL_SIDE, 0
-    for architecture, width in LADDER:
-        if architecture == "tiny_cnn" and not small:
-            continue
+    """The first network of the ladder that is LARGER times as large, and what it costs; Unteachable without one."""
+    request, spec, cost = material.request, material.teacher_spec, 0
+    for architecture, width in material.ladder():
         try:
             tried = Spec(
                 architecture=architecture,
@@ -148,7 +124,7 @@ def _train(
         network = build(spec)
         step = build_step(
             network.model,
-            CrossEntropy(smoothing=SMOOTHING),
+            material.loss(material.made_outputs),
             Clipped(AdamW(weight_decay=WEIGHT_DECAY), CLIP),
             network.parameters(),
             batch_norm="train",
@@ -158,20 +134,12 @@ def _train(
         write_plan(step, staged)
         staged.rename(path)
     engine = StepEngine(StepRunner(path / STEP_FOLDER, threads=threads, spin=False))
-    examples = material.examples(material.teaching, material.teacher_spec, INPUT, AUGMENTATION)
+    examples = material.examples(material.teaching, material.teacher_spec, INPUT, changed=True)
     settings = course.plan(
-        engine,
-        examples,
-        folder,
-        shown=SHOWN,
-        batch=BATCH,
-        peak=PEAK,
-        seconds=seconds,
-        seed=material.request.seed,
+        engine, examples, folder, material.teaching_pace, seconds=seconds, seed=material.request.seed
     )
     with closing(ForwardModel(path / FORWARD_FILE, threads)) as forward:
-        chosen = material.examples(material.choosing, material.teacher_spec, INPUT)
-        evaluator = ClassifierEvaluator(forward, chosen, output=LOGITS, image=INPUT, score="loss")
+        evaluator = material.evaluator(forward, material.teacher_spec, INPUT, material.made_outputs)
         weights, run = course.train(engine, examples, evaluator, settings, folder, (FOLDER,), pausing, say)
     for name in (MODEL_FILE, WEIGHTS_FILE):
         shutil.copyfile(path / name, folder / name)

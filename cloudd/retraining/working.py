@@ -9,19 +9,21 @@ from pathlib import Path
 
 import msgspec
 
-from cloudd.derived import record_bytes, tools
+from cloudd.derived import tools
 from cloudd.retraining import student, teacher
+from cloudd.retraining.boxes import BoxMaterial
 from cloudd.retraining.course import Interrupted, Pausing
 from cloudd.retraining.errors import Unteachable
 from cloudd.retraining.folders import REQUEST, RESULT, WORK
+from cloudd.retraining.labels import TEMPERATURE, LabelMaterial
 from cloudd.retraining.lineage import RECORD, Figures, Lineage
-from cloudd.retraining.material import Material
 from cloudd.retraining.order import Ended, WorkOrder
 from edgekit import atomic, packages
 from edgekit.autodiff.errors import AutodiffError
 from edgekit.faults import crash_point
 from edgekit.messages.retraining import RetrainRequest
 from edgekit.packages import PackageError
+from edgekit.packages.records import record_bytes
 from edgekit.runtimes import ModelError
 from edgekit.training import MODEL_FILE, WEIGHTS_FILE, CheckpointError, TrainingError, replace_weights
 
@@ -59,7 +61,8 @@ def _run(order: WorkOrder, pausing: Pausing, say: Say) -> None:
     work = folder / WORK
     work.mkdir(exist_ok=True)
     say("looks at what came", 0, 0)
-    material = Material(request, Path(order.files), work)
+    kind = LabelMaterial if request.detection is None else BoxMaterial
+    material = kind(request, Path(order.files), work)
     plan = student.derive(material, work)
     came = student.before(material, plan, order.threads)
     macs = material.macs(material.folder / MODEL_FILE, request.image, material.spec)
@@ -98,7 +101,7 @@ def _run(order: WorkOrder, pausing: Pausing, say: Say) -> None:
         network_macs=macs,
         taught=large.run,
         learned=learned,
-        temperature=student.TEMPERATURE,
+        temperature=TEMPERATURE if request.detection is None else None,
         tools=tools(),
     )
     staged = folder / f".{RESULT}"
@@ -108,7 +111,7 @@ def _run(order: WorkOrder, pausing: Pausing, say: Say) -> None:
         shutil.copyfile(plan / name, staged / name)
     replace_weights(staged / WEIGHTS_FILE, weights)
     (staged / RECORD).write_bytes(record_bytes(lineage))
-    packages.seal_package(staged, material.draft(staged, _story(lineage)))
+    packages.seal_package(staged, material.draft(staged, _story(lineage, len(material.teaching))))
     crash_point("retraining.sealed")
     staged.rename(folder / RESULT)
     atomic.fsync_dir(folder)
@@ -116,19 +119,24 @@ def _run(order: WorkOrder, pausing: Pausing, say: Say) -> None:
 
 def _check(taught: Figures, came: Figures, pictures: int) -> None:
     """A teacher that knows less has nothing to teach. Raises Unteachable."""
-    if taught.balanced_accuracy < came.balanced_accuracy:
+    if taught.quality < came.quality:
         raise Unteachable(
-            f"on the {pictures} pictures that choose the larger network finds {taught.balanced_accuracy:.1%} of a "
-            f"class and the model itself {came.balanced_accuracy:.1%}: it has nothing to teach"
+            f"on the {pictures} pictures that choose the larger network {_said(taught)} and the model itself "
+            f"{_said(came)}: it has nothing to teach"
         )
 
 
-def _story(lineage: Lineage) -> str:
-    large, small = lineage.taught.figures, lineage.learned.figures
+def _said(figures: Figures) -> str:
+    if figures.ap50 is not None:
+        return f"has an average precision of {figures.ap50:.1%}"
+    return f"finds {figures.quality:.1%} of a class"
+
+
+def _story(lineage: Lineage, pictures: int) -> str:
     return (
         f"a {lineage.teacher.architecture} of width {lineage.teacher.width:g}, "
         f"{lineage.teacher_macs / max(1, lineage.network_macs):.0f} times as large, learned from "
-        f"{sum(lineage.teaching.values())} of them and taught the device's network; on those that choose it finds "
-        f"{large.balanced_accuracy:.1%} of a class, the device's network {small.balanced_accuracy:.1%} "
-        f"(before {lineage.before.balanced_accuracy:.1%})"
+        f"{pictures} of them and taught the device's network; on those that choose it "
+        f"{_said(lineage.taught.figures)}, the device's network {_said(lineage.learned.figures)} "
+        f"(before, it {_said(lineage.before)})"
     )

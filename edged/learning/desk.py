@@ -128,7 +128,7 @@ class LearningDesk:
             place = self._ledger.place(name)
             if place.busy:
                 raise ApiError(409, f"{name} is at it already. {self._ledger.sentences.get(name, '')}".strip())
-            if self._parts.runs.running(name) is None:
+            if self._parts.standing.running(name) is None:
                 raise ApiError(409, f"the service {name} does not run yet; try again when it does")
             number = place.request.number + 1 if place.request is not None else 1
             await self._ledger.keep(replace(place, request=Request(number=number, by=by, rung=rung)))

@@ -50,7 +50,7 @@ class Looking:
 
     def worker_died(self) -> None:
         """A worker failed: a candidate that decides in it is a suspect. One that looks on has a process of its own."""
-        planned = self._parts.runs.planned
+        planned = self._parts.standing.planned
         for name, place in self._ledger.places.items():
             choice, candidate = planned.get(name), place.candidate
             if choice is not None and candidate is not None and candidate.ref == choice.ref:
@@ -63,7 +63,7 @@ class Looking:
     async def look(self, entry: Entry) -> None:
         """Look at a wanted service, and act."""
         name, ledger = entry.name, self._ledger
-        service, choice = service_of(entry), self._parts.runs.running(name)
+        service, choice = service_of(entry), self._parts.standing.running(name)
         if service is None or choice is None or (service.learning is None and name not in ledger.places):
             return
         if (turn := await self._overtaken(ledger.place(name), entry, service, choice)) is not None:
@@ -223,7 +223,7 @@ class Looking:
         return counted[1]
 
     def _report(self, name: str) -> ServiceReport | None:
-        return next((report for report in self._parts.runs.reports() if report.name == name), None)
+        return next((report for report in self._parts.standing.reports() if report.name == name), None)
 
 
 def _forbidden(entry: Entry) -> str:

@@ -34,13 +34,18 @@ def train_command() -> list[str]:
 class Runs(Protocol):
     """What is needed of the runner."""
 
+    def changed(self) -> None: ...
+    def swap(self) -> None: ...
+    def send(self, message: ToWorker) -> bool: ...
+
+
+class Standing(Protocol):
+    """What is asked about that which runs."""
+
     @property
     def planned(self) -> Mapping[str, Choice]: ...
     def running(self, name: str) -> Choice | None: ...
     def reports(self) -> list[ServiceReport]: ...
-    def changed(self) -> None: ...
-    def swap(self) -> None: ...
-    def send(self, message: ToWorker) -> bool: ...
 
 
 class Cloudd(NamedTuple):
@@ -61,6 +66,7 @@ class Parts:
     models: ModelStore
     samples: SampleDesk
     runs: Runs
+    standing: Standing
     health: Health
     device_id: Callable[[], str]
     link_up: Callable[[], bool]

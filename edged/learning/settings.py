@@ -100,11 +100,7 @@ def never_asks(service: Service) -> str:
         return 'learning.rungs does not name "cloud", which sends labelled pictures to cloudd'
     if service.may_leave != "raw":
         return f'no picture may leave (may_leave = "{service.may_leave}")'
-    if service.task != "classification":
-        return f'models of task = "{service.task}" are not retrained at cloudd yet'
-    if service.pipeline is not None and service.pipeline.tiles is not None:
-        return "it cuts pictures into tiles, and models of tiles are not retrained at cloudd yet"
-    return ""
+    return never_trains(service)
 
 
 def budget_of(learning: Learning) -> Budget:

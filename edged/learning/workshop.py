@@ -181,9 +181,9 @@ class Workshop:
 
     async def remove(self, ref: str) -> bool:
         """Remove a package that nothing runs any more; False while something does, or the disk does not let go."""
-        runs = self._parts.runs
-        used = {one for choice in runs.planned.values() for one in (choice.ref, choice.head, choice.shadow)}
-        used |= {choice.ref for name in runs.planned if (choice := runs.running(name)) is not None}
+        standing = self._parts.standing
+        used = {one for choice in standing.planned.values() for one in (choice.ref, choice.head, choice.shadow)}
+        used |= {choice.ref for name in standing.planned if (choice := standing.running(name)) is not None}
         if ref in used | self._parts.served():
             return False
         self._facts.pop(ref, None)

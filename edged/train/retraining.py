@@ -1,9 +1,10 @@
 """Rung `cloud`: cloudd trains a larger network on the labels, and that one teaches the service's own.
 
 The device sends its own network (with a head that knows the new classes) and the pictures that teach and choose, as the
-model sees them: cut to the region of interest, scaled to the model's input, as PNG. Those that judge never leave. Each
-picture is on the device's record of what left before its first byte goes. cloudd gives weights back; graph, labels and
-input stay the device's own, so that nothing of cloudd's is executed here. Then the candidate is judged as every other.
+model sees them: cut to the region of interest or the tiles, scaled to the model's input, as PNG, with their labels or
+boxes. Those that judge never leave. Each picture is on the device's record of what left before its first byte goes.
+cloudd gives weights back; graph, labels and input stay the device's own, so that nothing of cloudd's is executed here.
+Then the candidate is judged as every other.
 
 Everything lies in the job's folder, and every step can be done again. While cloudd works no process waits for it: this
 one ends (`Waiting`), and the supervisor starts it again from time to time.
@@ -17,26 +18,27 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from edged.collab.ledger import Taught, record_taught
 from edged.link.errors import LinkError, Refused
 from edged.store import StoreError
-from edged.train import head
-from edged.train.graph import NetworkError
-from edged.train.lessons import LessonError, Lessons, Part
+from edged.train import head, retraining_rows
+from edged.train.box_lessons import BoxLessons
+from edged.train.detector import DetectorNetwork
+from edged.train.lessons import LessonError, Lessons
 from edged.train.network import Network
 from edged.train.pace import Workplace
 from edged.train.retraining_client import FETCHED, FOLDER, REQUEST, Client, CloudFailed, Waiting, at_work, connected
+from edged.train.retraining_rows import Rows, rows_of
 from edgekit import atomic
 from edgekit.faults import crash_point
+from edgekit.graphs.errors import NetworkError
 from edgekit.identity import fingerprint, parse_certificate
 from edgekit.messages import FileEntry
 from edgekit.messages.learning import TrainOrder
@@ -49,12 +51,10 @@ from edgekit.messages.retraining import (
     TaughtPicture,
     fault,
     job_of,
-    too_few,
 )
 from edgekit.packages import MANIFEST_NAME, InputSpec, Package, PackageError, open_package
 from edgekit.packages.manifest import check_path
 from edgekit.training import MODEL_FILE, WEIGHTS_FILE, TrainingError, read_weights
-from edgekit.vision.images import encode_png
 
 RECORD = "retrained.json"
 """What cloudd says about its work, in the package that it makes and in the candidate."""
@@ -81,12 +81,17 @@ class Retrained:
 
 
 def retrained(
-    order: TrainOrder, network: Network, base: Package, lessons: Lessons, at: Workplace, rate: float = RATE
+    order: TrainOrder,
+    network: Network | DetectorNetwork,
+    base: Package,
+    lessons: Lessons | BoxLessons,
+    at: Workplace,
+    rate: float = RATE,
 ) -> Retrained:
     """Do what there is to do now. `rate`: bytes a second that are sent at most.
 
-    Raises Waiting while cloudd works or cannot be reached, LessonError or NetworkError where there is nothing that it
-    could do, CloudFailed, and as `head.relearned`.
+    A classifier's `network` learns Lessons and a detector's BoxLessons. Raises Waiting while cloudd works or cannot be
+    reached, LessonError or NetworkError where there is nothing that it could do, CloudFailed, and as `head.relearned`.
     """
     folder = at.folder / FOLDER
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -95,7 +100,7 @@ def retrained(
     if not (folder / FETCHED).is_dir():
         asyncio.run(_through(order, request, body, lessons, folder, at, rate))
     package = _opened(folder / FETCHED, request)
-    student = Network(onnx.load(str(folder / NETWORK / MODEL_FILE)), request.image, request.logits)
+    student = _student(request, network, onnx.load(str(folder / NETWORK / MODEL_FILE)))
     try:
         learned = student.with_weights(dict(read_weights(package.path(WEIGHTS_FILE))))
     except (TrainingError, NetworkError) as error:
@@ -112,20 +117,24 @@ def retrained(
 
 
 def _request(
-    order: TrainOrder, network: Network, base: Package, lessons: Lessons, folder: Path, at: Workplace
+    order: TrainOrder,
+    network: Network | DetectorNetwork,
+    base: Package,
+    lessons: Lessons | BoxLessons,
+    folder: Path,
+    at: Workplace,
 ) -> bytes:
     """The request of this job: made once, so that every start asks for the same."""
     if (folder / REQUEST).exists():
         return (folder / REQUEST).read_bytes()
-    classes = len(lessons.classes)
-    if reason := too_few(lessons.classes, np.bincount(lessons.learn.labels, minlength=classes).tolist()):
-        raise LessonError(reason)
     spec = base.manifest.input
-    student = head.relearned(network, lessons, spec, at, widen=False)[0] if lessons.new else network
+    learn, choose = _rows(lessons, spec)
+    retraining_rows.check(lessons.classes, learn, choose)
+    student = _beginning(network, lessons, spec, at)
     shutil.rmtree(folder / NETWORK, ignore_errors=True)
     (folder / NETWORK).mkdir()
     student.save(folder / NETWORK)
-    pictures, places = _prepared(lessons, spec, at)
+    pictures, places = _prepared(learn, choose, at)
     request = RetrainRequest(
         service=order.service,
         base=base.ref,
@@ -136,7 +145,8 @@ def _request(
         labels=tuple(lessons.classes),
         input=spec,
         image=student.image,
-        logits=student.logits,
+        logits=student.logits if isinstance(student, Network) else "",
+        detection=None if isinstance(student, Network) else base.manifest.detection,
         network=tuple(_entry(folder / NETWORK / name) for name in (MODEL_FILE, WEIGHTS_FILE)),
         pictures=tuple(pictures),
         seed=order.seed,
@@ -150,35 +160,48 @@ def _request(
     return body
 
 
-def _prepared(
-    lessons: Lessons, spec: InputSpec, at: Workplace
-) -> tuple[list[TaughtPicture], dict[str, tuple[bool, int]]]:
+def _beginning(
+    network: Network | DetectorNetwork, lessons: Lessons | BoxLessons, spec: InputSpec, at: Workplace
+) -> Network | DetectorNetwork:
+    """The network that cloudd is to teach: the service's own, with a head that knows the new classes."""
+    if not lessons.new:
+        return network
+    if isinstance(network, DetectorNetwork):
+        return network.with_classes(len(lessons.classes))
+    assert isinstance(lessons, Lessons), "a classifier learns labels"
+    return head.relearned(network, lessons, spec, at, widen=False)[0]
+
+
+def _student(
+    request: RetrainRequest, network: Network | DetectorNetwork, model: onnx.ModelProto
+) -> Network | DetectorNetwork:
+    """What was sent, read again."""
+    if isinstance(network, DetectorNetwork):
+        return replace(network, model=model)
+    return Network(model, request.image, request.logits)
+
+
+def _rows(lessons: Lessons | BoxLessons, spec: InputSpec) -> tuple[Rows, Rows]:
+    """Those that teach and those that choose."""
+    return rows_of(lessons, lessons.learn, spec), rows_of(lessons, lessons.choose, spec)
+
+
+def _prepared(learn: Rows, choose: Rows, at: Workplace) -> tuple[list[TaughtPicture], dict[str, tuple[bool, int]]]:
     """What is sent of the pictures, and of each whether it chooses and its row in that part of the lessons."""
-    total = len(lessons.learn.pictures) + len(lessons.choose.pictures)
+    total = len(learn) + len(choose)
     share = min(1.0, MAX_PICTURES / max(1, total))
     found: list[TaughtPicture] = []
     places: dict[str, tuple[bool, int]] = {}
-    for part in (lessons.learn, lessons.choose):
-        sent = _as_sent(lessons, part, spec)
-        for row in np.linspace(0, len(part.pictures) - 1, int(share * len(part.pictures)), dtype=int).tolist():
-            data = sent(row)
+    for rows in (learn, choose):
+        chooses = rows is choose
+        for row in np.linspace(0, len(rows) - 1, int(share * len(rows)), dtype=int).tolist():
+            data = rows.png(row)
             sha256 = hashlib.sha256(data).hexdigest()
-            label, chooses = int(part.labels[row]), part is lessons.choose
-            found.append(TaughtPicture(sha256=sha256, size=len(data), label=label, chooses=chooses))
+            label, boxes = rows.shown(row)
+            found.append(TaughtPicture(sha256=sha256, size=len(data), label=label, boxes=boxes, chooses=chooses))
             places[sha256] = chooses, row
             at.pace.turn("reading", len(found), total)
     return found, places
-
-
-def _as_sent(lessons: Lessons, part: Part, spec: InputSpec) -> Callable[[int], bytes]:
-    """Gives what is sent of the picture at a place of `part`: a PNG of the pixels that the model gets."""
-    pictures = lessons.pictures(part, spec, cache_bytes=0)
-
-    def sent(row: int) -> bytes:
-        image: NDArray[Any] = pictures.fitted(row).image
-        return encode_png(image, spec.colour)
-
-    return sent
 
 
 def _entry(path: Path) -> FileEntry:
@@ -190,7 +213,13 @@ def _entry(path: Path) -> FileEntry:
 
 
 async def _through(
-    order: TrainOrder, request: RetrainRequest, body: bytes, lessons: Lessons, folder: Path, at: Workplace, rate: float
+    order: TrainOrder,
+    request: RetrainRequest,
+    body: bytes,
+    lessons: Lessons | BoxLessons,
+    folder: Path,
+    at: Workplace,
+    rate: float,
 ) -> None:
     """From the question to the fetched package, as far as it goes now."""
     job = job_of(body)
@@ -221,20 +250,19 @@ async def _through(
 class _Sender:
     """The bytes of every file of a job, and the record of the pictures among them."""
 
-    def __init__(self, order: TrainOrder, request: RetrainRequest, lessons: Lessons, folder: Path) -> None:
+    def __init__(self, order: TrainOrder, request: RetrainRequest, lessons: Lessons | BoxLessons, folder: Path) -> None:
         self._order, self._request = order, request
         self._network = {one.sha256: folder / NETWORK / one.path for one in request.network}
         kind = dict[str, tuple[bool, int]]
         self._places = msgspec.json.decode((folder / PLACES).read_bytes(), type=kind)
-        self._parts = {False: lessons.learn, True: lessons.choose}
-        self._sent = {chooses: _as_sent(lessons, part, request.input) for chooses, part in self._parts.items()}
+        self._rows = dict(zip((False, True), _rows(lessons, request.input), strict=True))
 
     def data(self, sha256: str) -> bytes:
         """Raises CloudFailed for what is not of this job or has changed, and as the pictures do."""
         if sha256 in self._network:
             return self._network[sha256].read_bytes()
         chooses, row = self._places.get(sha256, (False, -1))
-        data = self._sent[chooses](row) if 0 <= row < len(self._parts[chooses].pictures) else b""
+        data = self._rows[chooses].png(row) if 0 <= row < len(self._rows[chooses]) else b""
         if hashlib.sha256(data).hexdigest() != sha256:
             raise CloudFailed("a picture of the job is gone, or is prepared otherwise than when the job began")
         return data
@@ -256,10 +284,10 @@ class _Sender:
 
     def _sample(self, sha256: str) -> str:
         chooses, row = self._places[sha256]
-        pictures = self._parts[chooses].pictures
-        if not 0 <= row < len(pictures):
+        files = self._rows[chooses].files
+        if not 0 <= row < len(files):
             raise CloudFailed("a picture of the job is gone")
-        return pictures[row].file
+        return files[row]
 
 
 async def _send(client: Client, job: str, sender: _Sender, at: Workplace, rate: float) -> None:

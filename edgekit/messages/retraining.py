@@ -13,8 +13,8 @@ jobs and files. Every request may be sent again with the same bytes: that is how
 
 A job is named by the hash of its request (`job_of`), so another request is another job. A new job of a service ends the
 older ones of the same device and service. Pictures are what the model sees of them: cut to the service's region of
-interest and scaled to the model's input, losslessly; nothing else of a picture is ever sent, and no picture that is to
-judge.
+interest or its tiles and scaled to the model's input, losslessly; nothing else of a picture is ever sent, and no
+picture that is to judge. A classifier's have a label each, a detector's their boxes in pixels of that input.
 
 Errors are Problem: 404 for a job that is not this device's, 409 for bytes that do not belong there, 413 and 507 for
 what has no room, 422 for a request that cannot be done.
@@ -23,13 +23,15 @@ what has no room, 422 for a request that cannot be done.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
+import msgspec
 from msgspec import Meta
 
 from edgekit.messages.base import Message
 from edgekit.messages.models import FileEntry
-from edgekit.packages import InputSpec
+from edgekit.packages import DetectionSpec, InputSpec
 
 MAX_REQUEST = 8 << 20
 """Bytes of a request: a picture takes some 120."""
@@ -45,10 +47,15 @@ MAX_NETWORK = 1 << 30
 MAX_JOB = 4 << 30
 """Bytes of everything that a job sends."""
 NETWORK_FILE = "model.onnx"
+MAX_BOXES = 1000
+"""Boxes in one picture."""
 MAX_MISSING = 1000
 """Files in one list of what is missing."""
 FEWEST = 10
-"""Pictures of each class that teach. A larger network learns from labels alone: it forgets what has none."""
+"""Pictures of each class, or with a box of it, that teach. A larger network learns from labels alone: it forgets what
+has none."""
+CHOOSING_BOXES = 5
+"""Boxes in the pictures that choose, of a detector: by fewer it could not be told which of two is the better one."""
 
 Hash = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
@@ -58,12 +65,23 @@ Stage = Literal["receiving", "waiting", "training", "done", "refused", "failed",
 ENDED: frozenset[Stage] = frozenset(("done", "refused", "failed", "closed"))
 
 
+class TaughtBox(msgspec.Struct, frozen=True, array_like=True):
+    """One box in pixels of the model's input; a part of it may lie outside."""
+
+    label: Annotated[int, Meta(ge=0, le=9_999)]  # index into the request's labels
+    left: Annotated[float, Meta(ge=-1e5, le=1e5)]
+    top: Annotated[float, Meta(ge=-1e5, le=1e5)]
+    right: Annotated[float, Meta(ge=-1e5, le=1e5)]
+    bottom: Annotated[float, Meta(ge=-1e5, le=1e5)]
+
+
 class TaughtPicture(Message, frozen=True, kw_only=True):
     """A PNG with exactly the pixels of the model's input, and what it shows."""
 
     sha256: Hash
     size: Annotated[int, Meta(ge=1, le=MAX_PICTURE)]
-    label: Annotated[int, Meta(ge=0, le=9_999)]  # index into the request's labels
+    label: Annotated[int, Meta(ge=0, le=9_999)] = 0  # of a classifier: index into the request's labels
+    boxes: Annotated[tuple[TaughtBox, ...], Meta(max_length=MAX_BOXES)] | None = None  # of a detector: all of them
     chooses: bool = False  # it does not teach; by it the best weights are chosen
 
 
@@ -76,10 +94,11 @@ class RetrainRequest(Message, frozen=True, kw_only=True):
     name: Name  # of the candidate
     version: Name
     dataset: Hash  # digest of the immutable dataset version that the pictures are of
-    labels: Annotated[tuple[Label, ...], Meta(min_length=2, max_length=10_000)]
+    labels: Annotated[tuple[Label, ...], Meta(min_length=1, max_length=10_000)]  # of a classifier two at least
     input: InputSpec  # of the network; the pictures have its size and colour already
     image: Name  # name of the network's input
-    logits: Name  # name of its only output
+    logits: Annotated[str, Meta(max_length=200)] = ""  # of a classifier: name of the network's only output
+    detection: DetectionSpec | None = None  # of a detector: its package's `[detection]`, which names the three outputs
     network: Annotated[tuple[FileEntry, ...], Meta(min_length=1, max_length=2)]  # model.onnx with its weights beside it
     pictures: Annotated[tuple[TaughtPicture, ...], Meta(min_length=1, max_length=MAX_PICTURES)]
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
@@ -142,19 +161,44 @@ def fault(request: RetrainRequest) -> str:
         return f"the files have {sum(request.files.values())} bytes; {MAX_JOB} are allowed"
     if len(set(request.labels)) != len(request.labels):
         return "two labels are the same"
+    if reason := _labels_fault(request) if request.detection is None else _boxes_fault(request, request.detection):
+        return reason
     counts = [0] * len(request.labels)
-    choosing = 0
     for one in request.pictures:
-        if one.label >= len(counts):
-            return f"a picture has the label {one.label}, and there are {len(counts)}"
-        choosing += one.chooses
-        counts[one.label] += not one.chooses
-    if not choosing:
+        for label in labels_in(one):
+            if label >= len(counts):
+                return f"a picture has the label {label}, and there are {len(counts)}"
+            counts[label] += not one.chooses
+    if not any(one.chooses for one in request.pictures):
         return "no picture is there to choose by"
     return too_few(request.labels, counts)
 
 
-def too_few(labels: tuple[str, ...], counts: list[int]) -> str:
+def labels_in(picture: TaughtPicture) -> set[int]:
+    """What it shows: its label, or those of its boxes."""
+    return {picture.label} if picture.boxes is None else {one.label for one in picture.boxes}
+
+
+def _labels_fault(request: RetrainRequest) -> str:
+    if len(request.labels) < 2 or not request.logits:
+        return "a classifier needs two labels, and the name of its output"
+    return "a picture of a classifier has boxes" if any(one.boxes is not None for one in request.pictures) else ""
+
+
+def _boxes_fault(request: RetrainRequest, spec: DetectionSpec) -> str:
+    if spec.head != "centernet" or spec.scores == "probabilities" or len(spec.outputs) != 3:
+        return "only centre-point detectors are retrained, whose three outputs are named and whose scores are logits"
+    chosen = 0
+    for one in request.pictures:
+        if one.boxes is None:
+            return "a picture of a detector has no list of boxes"
+        if any(box.right <= box.left or box.bottom <= box.top for box in one.boxes):
+            return "a box has no size"
+        chosen += len(one.boxes) * one.chooses
+    return "" if chosen >= CHOOSING_BOXES else f"{chosen} boxes are there to choose by; {CHOOSING_BOXES} are needed"
+
+
+def too_few(labels: Sequence[str], counts: Sequence[int]) -> str:
     """A clause if a class has fewer than FEWEST pictures that teach, "" if none has."""
     short = [f'"{label[:64]}" has {count}' for label, count in zip(labels, counts, strict=True) if count < FEWEST]
     if not short:

@@ -10,6 +10,7 @@ from cloudd import metrics
 from cloudd.answers.pool import PoolLoad
 from cloudd.dashboard.page import SCRIPTS, render
 from cloudd.dashboard.state import DashboardState, DeviceView, ModelView, SampleView, Totals
+from cloudd.retraining.view import RetrainingView
 from edgekit.messages import UNSEEN, ServiceReport, SpoolReport, Verdict
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&"
@@ -66,6 +67,23 @@ def test_features_are_shown_by_their_cut_and_what_the_edge_did_not_see_is_not_co
     html = render(msgspec.structs.replace(shown, samples=[sample]))
     assert "features<br>cut c&lt;37" in html and "<img" not in html
     assert "not compared" in html and "differ" not in html
+
+
+def test_what_cloudd_retrains_for_a_device_stands_in_its_row_escaped_and_in_the_metrics() -> None:
+    one = RetrainingView(
+        device_id="ABCDEFG-HIJKLMN", short_id="ABCDEFG", job="ab" * 16, service=HOSTILE, stage="training",
+        text="trains a larger network", done=40, total=100, pictures=840, bytes=700_000, created_at=50.0, ended_at=None,
+        removed=False,
+    )  # fmt: skip
+    ended = msgspec.structs.replace(one, job="cd" * 16, stage="done", ended_at=60.0)
+    others = msgspec.structs.replace(one, job="ef" * 16, device_id="OTHER", service="elsewhere")
+    shown = msgspec.structs.replace(state(), retraining=[one, ended, others])
+    html = render(shown)
+    assert "with 840 pictures: cloudd trains a larger network (40 of 100)" in html and "1 ended retrainings" in html
+    assert HOSTILE not in html and "elsewhere" not in html
+    lines = metrics.render(shown).splitlines()
+    assert 'cloudd_retraining_jobs{stage="training"} 2' in lines and 'cloudd_retraining_jobs{stage="done"} 1' in lines
+    assert "cloudd_retraining_pictures 1680" in lines
 
 
 def test_metrics_tell_how_busy_the_answer_workers_are() -> None:

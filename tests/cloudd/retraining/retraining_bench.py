@@ -109,9 +109,9 @@ class Asked:
         return WorkOrder(folder=str(folder), files=str(files), seconds=60.0)
 
 
-def plan(order: WorkOrder, teacher: int, student: int, peak: float = 3e-3) -> None:
+def plan(order: WorkOrder, teacher: int, student: int, peak: float = 3e-3, batches: tuple[int, int] = (16, 32)) -> None:
     """Fix how long both trainings are, so that no clock has a say."""
-    for name, epochs, batch in (("teacher", teacher, 16), ("student", student, 32)):
+    for name, epochs, batch in zip(("teacher", "student"), (teacher, student), batches, strict=True):
         folder = Path(order.folder) / WORK / name
         folder.mkdir(parents=True)
         settings = Settings(

@@ -79,6 +79,38 @@ asyncio.run(main())
 """
 
 
+async def test_a_cloudd_that_is_killed_while_it_removes_a_job_ends_that_at_the_next_start(tmp_path: Path) -> None:
+    asked = Asked(tmp_path / "network")
+    async with site(tmp_path / "cloudd") as url:
+        await Device(url).begin(asked)
+        await Device(url).fill(asked, leave=1)
+    done = subprocess.run(
+        [sys.executable, "-c", REMOVE, str(tmp_path / "cloudd"), asked.job],
+        env=environment("retraining.removed"),
+        timeout=60,
+    )
+    assert done.returncode == -signal.SIGKILL
+    files = tmp_path / "cloudd" / "DEVICE-A" / "files"
+    assert list(files.iterdir())
+    async with site(tmp_path / "cloudd") as url:
+        assert not list(files.iterdir())
+        assert (await Device(url).state(asked)).stage == "closed"
+
+
+REMOVE = """
+import asyncio, sys
+from pathlib import Path
+from cloudd.retraining.service import Retraining
+
+async def main() -> None:
+    retraining = Retraining(Path(sys.argv[1]), 1.0, wall=lambda: 1.8e9)
+    await retraining.open()
+    await retraining.remove("DEVICE-A", sys.argv[2])
+
+asyncio.run(main())
+"""
+
+
 async def serve(folder: Path, crash_at: str) -> tuple[asyncio.subprocess.Process, Device]:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", SITE, str(folder), "0.001", env=environment(crash_at), stdout=asyncio.subprocess.PIPE

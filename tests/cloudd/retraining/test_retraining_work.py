@@ -58,7 +58,7 @@ def test_a_larger_network_learns_from_the_labels_and_teaches_the_devices_own(
     assert told.network_macs * LARGER <= told.teacher_macs
     assert told.network == {one.path: one.sha256 for one in asked.request.network}
     assert told.teaching == dict.fromkeys(LABELS, 12) and told.choosing == dict.fromkeys(LABELS, 2)
-    assert told.before.balanced_accuracy < told.learned.figures.balanced_accuracy
+    assert told.before.quality < told.learned.figures.quality == told.learned.figures.balanced_accuracy
     assert "taught the device's network" in package.manifest.description
     assert done(order)[0] == Ended(kind="done"), "asked again it has nothing to do"
 
@@ -109,7 +109,7 @@ def test_a_hostile_network_is_refused_before_it_is_computed_with(tmp_path: Path)
 
 
 def test_a_network_as_large_as_any_here_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cloudd.retraining.teacher.LADDER", (("tiny_cnn", 0.5), ("resnet18", 0.1)))
+    monkeypatch.setattr("cloudd.retraining.labels.LADDER", (("tiny_cnn", 0.5), ("resnet18", 0.1)))
     large = msgspec.structs.replace(SPEC, width=2.0)
     ended, _ = done(Asked(tmp_path / "network", spec=large).lie(tmp_path))
     assert ended.kind == "refused" and "little to teach" in ended.reason, ended
