@@ -2,7 +2,7 @@
 
 The same code trains a device of a federation, one factory alone, and all pictures in one place: only who holds which
 pictures, and who averages, differs. How it trains is said as in the table `[local]` of a job, and means what it means
-to a real device: the optimiser of `cloudd.federation.preparing`, the augmentation of `edged.federation.local`, the
+to a real device: the optimiser of `cloudd.federation.preparing`, the augmentation of `edged.federation.subject`, the
 learning rates of `edgekit.federated.course`.
 """
 
@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from benchmarks.federated_data import Sample
 from cloudd.federation.preparing import local_optimiser
-from edged.federation.local import ANCHOR, augmentation
+from edged.federation.local import ANCHOR
+from edged.federation.subject import augmentation
 from edgekit.architectures import Spec, build, input_spec
 from edgekit.architectures.network import INPUT, LOGITS
 from edgekit.autodiff.losses import CrossEntropy

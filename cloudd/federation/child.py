@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,6 +23,7 @@ MAX_ORDER = 4 << 20
 _PREPARE_S = 600.0
 _NICE = 10
 
+OrderT = TypeVar("OrderT", bound=msgspec.Struct)
 ReplyT = TypeVar("ReplyT", bound=msgspec.Struct)
 
 
@@ -79,3 +81,25 @@ async def ask(module: str, order: msgspec.Struct, reply: type[ReplyT], seconds: 
 def give_way() -> None:
     """A host that answers devices goes on answering them."""
     os.nice(_NICE)
+
+
+def carry_out(
+    kind: type[OrderT],
+    work: Callable[[OrderT], msgspec.Struct],
+    failed: Callable[[str], msgspec.Struct],
+    refusals: tuple[type[Exception], ...],
+) -> int:
+    """In the child: read the order, give way, and write what `work` replies; the exit status.
+
+    A refusal and a disk that does not play along become what `failed` makes of the sentence, with the status 1.
+    """
+    try:
+        order = msgspec.json.decode(sys.stdin.buffer.read(MAX_ORDER), type=kind)
+        give_way()
+        reply, status = work(order), 0
+    except refusals as error:
+        reply, status = failed(str(error)), 1
+    except OSError as error:
+        reply, status = failed(f"{error.filename or 'the disk'}: {error.strerror}"), 1
+    sys.stdout.buffer.write(msgspec.json.encode(reply) + b"\n")
+    return status

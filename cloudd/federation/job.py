@@ -36,6 +36,7 @@ from edgekit.messages.federation import (
     Later,
     Over,
     Publication,
+    PublishedRound,
     RoundKind,
     Standing,
     Turn,
@@ -87,6 +88,8 @@ class JobRun:
     _rounds: Counter[bytes] = field(default_factory=Counter)
     _declined: Counter[bytes] = field(default_factory=Counter)
     _evaluations: Counter[int] = field(default_factory=Counter)
+    _newest: PublishedRound | None = None
+    """What this process has published last: most devices ask for that, all at once."""
     _void: int = 0
     _number: int = 0
 
@@ -271,15 +274,23 @@ class JobRun:
             if row.reason:
                 await self._note(f"round {first.number}, an evaluation of state {first.version}, is void: {row.reason}")
             return
-        following = await publisher.next_state(cohorts, found)
-        if isinstance(following, str):
-            for cohort in cohorts:
-                row = publisher.closed(cohort, "void", following)
-                await self._storage(partial(self.store.close_round, row))
-            await self._count_void(first.number, following)
-            return
-        state, change = following
-        await self._storage(lambda: publisher.publish(cohorts, found, change))
+        keeping = asyncio.ensure_future(publisher.keep(found))  # what fails now is done again before the sum counts
+        try:
+            following = await publisher.next_state(cohorts, found)
+            await asyncio.wait([keeping])
+            if isinstance(following, str):
+                for cohort in cohorts:
+                    row = publisher.closed(cohort, "void", following)
+                    await self._storage(partial(self.store.close_round, row))
+                await self._count_void(first.number, following)
+                return
+            state, change = following
+            self._newest = await self._storage(lambda: publisher.publish(cohorts, found, change))
+        finally:
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+            with contextlib.suppress(*STORAGE_ERRORS):
+                await publisher.let_go()
         crash_point("federation.published")
         await asyncio.to_thread(self.progress.move, state)
         for one in found.values():
@@ -321,6 +332,9 @@ class JobRun:
                 raise Refusal(
                     "binding", f"the device holds the state {standing.version}; the job has published {version}"
                 )
+            newest = self._newest
+            if newest is not None and standing.version + 1 == version == newest.version:
+                return Publication(rounds=(newest,))
             if standing.version < version:
                 return Publication(rounds=tuple(await self.store.published(self.row.id, standing.version, MAX_SUMS)))
             if standing.state != self.progress.digest.hex():
@@ -348,6 +362,11 @@ class JobRun:
                     retry_after_s=_STORAGE_S if self.stopping else 0.0,
                 )
             await self.bell.wait(until - now)
+
+    def size_of(self, sha256: str) -> int | None:
+        """Bytes of a sum of the round that was published last; None for any other file."""
+        sums = self._newest.sums if self._newest is not None else ()
+        return next((one.size for one in sums if one.sha256 == sha256), None)
 
     async def decline(self, node: bytes, refusal: DeviceRefusal, device: str) -> None:
         """A device says why it does not take part."""

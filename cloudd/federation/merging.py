@@ -15,15 +15,17 @@ from pathlib import Path
 
 import msgspec
 
-from cloudd.derived import float_variant, record_bytes, source_of, tools
-from cloudd.federation.child import MAX_ORDER, give_way
+from cloudd.derived import float_variant, source_of, tools
+from cloudd.federation.child import carry_out
 from cloudd.federation.errors import FederationError
 from cloudd.federation.lineage import LINEAGE, Lineage, Merged, Order
 from edgekit import packages, tensors
 from edgekit.packages import Manifest, OutputSpec, Package, PackageError, ProofSample, Variant
+from edgekit.packages.records import record_bytes
 from edgekit.runtimes import ModelError
 from edgekit.training import MODEL_FILE, WEIGHTS_FILE, TrainingError, replace_weights
 from edgekit.vision.classification import Classifier
+from edgekit.vision.detection.detector import Detector
 from edgekit.vision.images import ImageError
 
 LABELS_FILE = "labels.txt"
@@ -51,13 +53,16 @@ def merge(order: Order) -> Package:
         draft = Manifest(
             name=order.name,
             version=order.version,
+            task=base.manifest.task,
             description=f"{base.ref} taught by devices together, sums: {order.job.sums} ({order.job.name})",
             labels=LABELS_FILE,
             input=base.manifest.input,
             output=OutputSpec(),
+            detection=base.manifest.detection,
             variants=[Variant(file=MODEL_FILE)],
         )
-        manifest = msgspec.structs.replace(draft, samples=_pinned(base, root, draft))
+        pinned = _held if base.manifest.task == "detection" else _pinned
+        manifest = msgspec.structs.replace(draft, samples=pinned(base, root, draft))
         lineage = Lineage(
             source=source_of(base, source),
             job=order.job,
@@ -69,7 +74,8 @@ def merge(order: Order) -> Package:
         (root / LINEAGE).parent.mkdir()
         (root / LINEAGE).write_bytes(record_bytes(lineage))
         package = packages.seal_package(root, manifest)
-        with closing(Classifier.load(package)) as proved:
+        kind = Detector if base.manifest.task == "detection" else Classifier
+        with closing(kind.load(package)) as proved:
             proved.prove()
         return packages.adopt(root, out)
 
@@ -97,18 +103,33 @@ def _pinned(base: Package, root: Path, draft: Manifest) -> list[ProofSample]:
     return samples
 
 
+def _held(base: Package, root: Path, draft: Manifest) -> list[ProofSample]:
+    """The samples of a base that is a detector, of each picture all of them, where they hold of the merged one, too."""
+    samples: list[ProofSample] = []
+    for file in dict.fromkeys(one.file for one in base.manifest.samples):
+        mine = [one for one in base.manifest.samples if one.file == file]
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).write_bytes(base.path(file).read_bytes())
+        opened = packages.seal_package(root, msgspec.structs.replace(draft, samples=[*samples, *mine]))
+        (root / packages.MANIFEST_NAME).unlink()
+        try:
+            with closing(Detector.load(opened)) as model:
+                model.prove()
+        except ModelError:
+            (root / file).unlink()
+        else:
+            samples += mine
+    return samples
+
+
 def main() -> int:
     """Entry point: 0 and a directory, or 1 and a sentence."""
-    try:
-        order = msgspec.json.decode(sys.stdin.buffer.read(MAX_ORDER), type=Order)
-        give_way()
-        merged, status = Merged(directory=str(merge(order).root)), 0
-    except (FederationError, PackageError, ModelError, TrainingError, tensors.TensorError) as error:
-        merged, status = Merged(error=str(error)), 1
-    except OSError as error:
-        merged, status = Merged(error=f"{error.filename or 'the disk'}: {error.strerror}"), 1
-    sys.stdout.buffer.write(msgspec.json.encode(merged) + b"\n")
-    return status
+
+    def work(order: Order) -> Merged:
+        return Merged(directory=str(merge(order).root))
+
+    refusals = FederationError, PackageError, ModelError, TrainingError, tensors.TensorError
+    return carry_out(Order, work, lambda error: Merged(error=error), refusals)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A registered classifier becomes the files that the devices of a job train with: a process of its own (see child).
+"""A registered classifier or centre-point detector becomes what the devices of a job train with: a process of its own.
 
 Needs the package onnx.
 
@@ -12,17 +12,16 @@ import re
 import sys
 from pathlib import Path
 
-import msgspec
 import onnx
 
 from cloudd.derived import float_variant
-from cloudd.federation.child import MAX_ORDER, Prepared, PrepareOrder, give_way
+from cloudd.federation.child import Prepared, PrepareOrder, carry_out
 from cloudd.federation.definition import Definition, read
 from cloudd.federation.errors import FederationError
 from cloudd.federation.heading import prepare_head
 from edgekit.autodiff.errors import AutodiffError
-from edgekit.autodiff.interfaces import Optimiser
-from edgekit.autodiff.losses import CrossEntropy
+from edgekit.autodiff.interfaces import Loss, Optimiser
+from edgekit.autodiff.losses import CentrePointLoss, CrossEntropy
 from edgekit.autodiff.losses.proximal import Proximal
 from edgekit.autodiff.optimisers import AdamW, Clipped, Sgd
 from edgekit.autodiff.step import build_step
@@ -30,8 +29,11 @@ from edgekit.federated.errors import FederatedError
 from edgekit.federated.head_jobs import OneRoundHead
 from edgekit.federated.layout import Layout
 from edgekit.federated.plan import Plan
+from edgekit.graphs.editing import keep_outputs
+from edgekit.graphs.errors import NetworkError
+from edgekit.graphs.logits import keep_logits
 from edgekit.messages.federation import LocalTraining
-from edgekit.packages import Package, PackageError, open_package
+from edgekit.packages import DetectionSpec, Package, PackageError, open_package
 from edgekit.runtimes import ModelError
 from edgekit.runtimes.onnx_reader import read_references
 from edgekit.training import TrainingError, write_plan
@@ -46,14 +48,16 @@ def prepare(package: Package, definition: Definition, plan: Plan, folder: Path) 
     """
     local = definition.local
     if isinstance(plan.strategy, OneRoundHead):
+        if package.manifest.task == "detection":
+            raise FederationError(f"{package.ref} is a detector, and has no last layer that could be made in one round")
         try:
             return prepare_head(package, forward(package), (*package.labels, *definition.new_labels), folder)
-        except TrainingError as error:
+        except (NetworkError, TrainingError) as error:
             raise FederationError(f"{package.ref} cannot get a head by devices: {error}") from None
     try:
         step = build_step(
             forward(package),
-            CrossEntropy(smoothing=local.smoothing),
+            learned_loss(package, local),
             local_optimiser(local, plan),
             re.compile(local.trainable).pattern,
             batch_norm=local.batch_norm,
@@ -78,45 +82,54 @@ def local_optimiser(local: LocalTraining, plan: Plan) -> Optimiser:
     return Proximal(clipped, proximal) if proximal else clipped
 
 
+def learned_loss(package: Package, local: LocalTraining) -> Loss:
+    """By which its devices learn. Raises FederationError as `forward`."""
+    if package.manifest.task != "detection":
+        return CrossEntropy(smoothing=local.smoothing)
+    heat, size, offset = _centres(package).outputs
+    return CentrePointLoss(heat=heat, size=size, offset=offset)
+
+
+def _centres(package: Package) -> DetectionSpec:
+    """The head of a detector. Raises FederationError for another one than of centre points."""
+    spec = package.manifest.detection
+    if spec is None or spec.head != "centernet" or spec.scores == "probabilities" or len(spec.outputs) != 3:
+        raise FederationError(
+            f'{package.ref} has another head than centre points ("centernet", with logits), and only those are trained '
+            "by devices together"
+        )
+    return spec
+
+
 def forward(package: Package) -> onnx.ModelProto:
-    """The float32 classifier with its logits as the only output. Raises FederationError, ModelError."""
+    """The float32 classifier with its logits as the only output, or the detector with its three maps.
+
+    Raises FederationError, ModelError.
+    """
     manifest = package.manifest
     variant = float_variant(manifest.variants)
-    if manifest.task != "classification" or manifest.output.kind == "none" or variant is None:
+    detects = manifest.task == "detection"
+    if not (detects or (manifest.task == "classification" and manifest.output.kind != "none")) or variant is None:
         raise FederationError(
-            f"{package.ref} is no classifier with a float32 ONNX file; only such models are trained by devices together"
+            f"{package.ref} is no classifier or detector with a float32 ONNX file; only such models are trained by "
+            "devices together"
         )
     path = package.path(variant.file)
     for external in read_references(path).external:
         package.path(str(Path(variant.file).parent / external))  # a listed file, or PackageError
     model = onnx.load(str(path))
-    output = manifest.output.name or model.graph.output[0].name
-    if manifest.output.kind == "probabilities":
-        output = _before_softmax(model, output, package.ref)
-    del model.graph.output[:]
-    model.graph.output.append(
-        onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, ["N", len(package.labels)])
-    )
     del model.metadata_props[:]
-    _drop_unused(model.graph, output)
+    output = manifest.output.name or model.graph.output[0].name
+    try:
+        if detects:
+            keep_outputs(model, _centres(package).outputs)
+            return model
+        logits = keep_logits(model, output, probabilities=manifest.output.kind == "probabilities")
+    except NetworkError as error:
+        raise FederationError(f"{package.ref} cannot be trained by devices: {error}") from None
+    info = onnx.helper.make_tensor_value_info(logits, onnx.TensorProto.FLOAT, ["N", len(package.labels)])
+    model.graph.output[0].CopyFrom(info)
     return model
-
-
-def _before_softmax(model: onnx.ModelProto, output: str, ref: str) -> str:
-    maker = next((node for node in model.graph.node if output in node.output), None)
-    if maker is None or maker.op_type != "Softmax":
-        raise FederationError(f"the probabilities of {ref} are not made by a Softmax, so its logits cannot be found")
-    return str(maker.input[0])
-
-
-def _drop_unused(graph: onnx.GraphProto, output: str) -> None:
-    needed, kept = {output}, []
-    for node in reversed(graph.node):
-        if needed.intersection(node.output):
-            needed.update(node.input)
-            kept.append(onnx.NodeProto.FromString(node.SerializeToString()))
-    del graph.node[:]
-    graph.node.extend(reversed(kept))
 
 
 def _sizes(package: Package) -> dict[str, list[int]] | None:
@@ -130,17 +143,13 @@ def _sizes(package: Package) -> dict[str, list[int]] | None:
 
 def main() -> int:
     """Entry point: 0 and the number of shared values, or 1 and a sentence."""
-    try:
-        order = msgspec.json.decode(sys.stdin.buffer.read(MAX_ORDER), type=PrepareOrder)
-        give_way()
-        values = prepare(open_package(Path(order.base)), *read(order.definition), Path(order.folder))
-        reply, status = Prepared(values=values), 0
-    except (FederationError, PackageError, ModelError) as error:
-        reply, status = Prepared(error=str(error)), 1
-    except OSError as error:
-        reply, status = Prepared(error=f"{error.filename or 'the disk'}: {error.strerror}"), 1
-    sys.stdout.buffer.write(msgspec.json.encode(reply) + b"\n")
-    return status
+
+    def work(order: PrepareOrder) -> Prepared:
+        base = open_package(Path(order.base))
+        return Prepared(values=prepare(base, *read(order.definition), Path(order.folder)))
+
+    refusals = FederationError, PackageError, ModelError
+    return carry_out(PrepareOrder, work, lambda error: Prepared(error=error), refusals)
 
 
 if __name__ == "__main__":

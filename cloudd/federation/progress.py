@@ -43,6 +43,8 @@ class Progress:
     state: State
     digest: bytes
     """Of the state."""
+    _ahead: tuple[State, bytes] | None = None
+    """The newest state that was worked out, with its digest."""
     _moving_digest: tuple[State, bytes] | None = None
 
     @functools.cached_property
@@ -65,7 +67,7 @@ class Progress:
         return self.state.version
 
     def after(self, sums: Sequence[CohortSum]) -> tuple[State, float]:
-        """The next state, and the norm of the change. Changes nothing. Raises FederatedError."""
+        """The next state, and the norm of the change. The job still holds the present one. Raises FederatedError."""
         following = self.moving.apply(self.state, sums)
         total, block = 0.0, 1 << 20
         for start in range(0, following.model.size, block):
@@ -75,6 +77,7 @@ class Progress:
             total += float(np.dot(part, part))
         if not math.isfinite(total):
             raise FederatedError("the sum leads to values that are not finite")
+        self._ahead = following, self.rules.digest(following)
         return following, math.sqrt(total)
 
     def move(self, state: State) -> None:
@@ -111,7 +114,9 @@ class Progress:
         )
 
     def _set(self, state: State) -> None:
-        self.state, self.digest = state, self.rules.digest(state)
+        known = self._ahead
+        self.digest = known[1] if known is not None and known[0] is state else self.rules.digest(state)
+        self.state, self._ahead = state, None
 
     def _kept(self) -> State | None:
         """The newest state on the disk, if it is one of this job."""

@@ -7,7 +7,8 @@ import contextlib
 import hashlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import msgspec
@@ -16,11 +17,12 @@ import numpy as np
 from cloudd.federation.cohort import Cohort, CohortResult
 from cloudd.federation.progress import Progress
 from cloudd.federation.store import FederationStore, RoundRow
+from cloudd.storage.references import is_used
 from edgekit.faults import crash_point
 from edgekit.federated.errors import FederatedError
 from edgekit.federated.rounds import CohortSum
 from edgekit.federated.strategy import State
-from edgekit.messages.federation import PublishedSum
+from edgekit.messages.federation import PublishedRound, PublishedSum
 
 _CHUNK = 1 << 20
 
@@ -35,6 +37,26 @@ class Publisher:
     progress: Progress
     store: FederationStore
     wall: Callable[[], float] = time.time
+    _held: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
+    _kept: dict[int, str] = field(default_factory=dict)  # number of a cohort -> SHA-256 of its sum, a blob that is held
+
+    async def keep(self, found: Found) -> None:
+        """Have the sums in the blob store, durably and held until `let_go`. They may be looked at beside it."""
+        for number, one in found.items():
+            if isinstance(one, str) or number in self._kept:
+                continue
+            data = one.words.view(np.uint8).data
+            sha256 = await asyncio.to_thread(_sha256, data)
+            await self._held.enter_async_context(self.store.blobs.holding(sha256))
+            await self.store.blobs.put_stream(_chunks(data), expected=sha256)
+            self._kept[number] = sha256
+
+    async def let_go(self) -> None:
+        """Hold the sums no longer; one that was not published goes."""
+        await self._held.aclose()
+        for sha256 in self._kept.values():
+            await self.store.blobs.remove(sha256, partial(is_used, self.store.rows))
+        self._kept.clear()
 
     async def next_state(self, cohorts: Sequence[Cohort], found: Found) -> tuple[State, float] | str:
         """The state that the sums lead to and the norm of the change, or why they lead nowhere."""
@@ -51,33 +73,31 @@ class Publisher:
         except FederatedError as error:
             return f"the sum cannot be used: {error}"
 
-    async def publish(self, cohorts: Sequence[Cohort], found: Found, change: float) -> None:
+    async def publish(self, cohorts: Sequence[Cohort], found: Found, change: float) -> PublishedRound:
         """The sums are there, and the job is one version further."""
+        await self.keep(found)
         rules = self.progress.rules  # a device that vanished after masking must know whether its sums are in a head
         named = rules.plan.robust is not None or rules.head is not None
         sums: dict[int, PublishedSum] = {}
         closed = []
-        async with contextlib.AsyncExitStack() as held:
-            for cohort in cohorts:
-                number, one = cohort.row.number, found[cohort.row.number]
-                if isinstance(one, str):
-                    closed.append(self.closed(cohort, "void", one))
-                    continue
-                data = one.words.view(np.uint8).data
-                sha256 = await asyncio.to_thread(_sha256, data)
-                await held.enter_async_context(self.store.blobs.holding(sha256))
-                await self.store.blobs.put_stream(_chunks(data), expected=sha256)
-                sums[number] = PublishedSum(
-                    number=number,
-                    config=cohort.row.config,
-                    sha256=sha256,
-                    size=data.nbytes,
-                    survivors=len(one.survivors),
-                    nodes=one.survivors if named else (),
-                )
-                closed.append(self.closed(cohort, "summed", change=change))
-            crash_point("federation.sum")
-            await self.store.publish(closed[0].job_id, self.progress.version + 1, closed, sums)
+        for cohort in cohorts:
+            number, one = cohort.row.number, found[cohort.row.number]
+            if isinstance(one, str):
+                closed.append(self.closed(cohort, "void", one))
+                continue
+            sums[number] = PublishedSum(
+                number=number,
+                config=cohort.row.config,
+                sha256=self._kept[number],
+                size=one.words.nbytes,
+                survivors=len(one.survivors),
+                nodes=one.survivors if named else (),
+            )
+            closed.append(self.closed(cohort, "summed", change=change))
+        crash_point("federation.sum")
+        version = self.progress.version + 1
+        await self.store.publish(closed[0].job_id, version, closed, sums)
+        return PublishedRound(version=version, sums=tuple(sums[number] for number in sorted(sums)))
 
     async def judged(self, cohort: Cohort, found: Found) -> RoundRow:
         """How an evaluation round is to be closed."""

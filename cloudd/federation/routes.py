@@ -111,7 +111,10 @@ class _Routes:
 
     async def file(self, request: web.Request) -> web.StreamResponse:
         row, sha256 = await self._row(request), request.match_info["sha256"]
-        size = await self._federation.store.file_size(row.id, sha256) if is_sha256(sha256) else None
+        run = self._federation.runs.get(row.id)
+        size = run.size_of(sha256) if run is not None else None
+        if size is None and is_sha256(sha256):
+            size = await self._federation.store.file_size(row.id, sha256)
         if size is None:
             collected = await self.leading.file(request)
             if collected is not None:

@@ -162,6 +162,7 @@ class Federation:
             service=definition.service,
             model=base.ref,
             package=base.digest,
+            task="detection" if base.manifest.task == "detection" else "classification",
             labels=labels,
             plan=msgspec.json.encode(plan).decode(),
             local=definition.local,

@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +33,7 @@ class Vectors:
 
     def __init__(self, folder: Path, size: int) -> None:
         self.folder, self.size = folder, size
+        self._hashed: dict[bytes, tuple[Any, int]] = {}  # node -> SHA-256 of what came so far, bytes; lost at a restart
 
     def prepare(self, count: int) -> None:
         """Make the folder. Raises FederationError if the disk has no room for `count` vectors and a sum, OSError."""
@@ -64,7 +66,11 @@ class Vectors:
                     f"the upload has {have} of {self.size} bytes; a part from {offset} does not go on there"
                 )
             file.write(data)
-            return have + len(data)
+        hasher, hashed = self._hashed.get(node) or (hashlib.sha256(), 0)
+        if hashed == have:  # else a part was written by a process before this one, or not to its end
+            hasher.update(data)
+            self._hashed[node] = hasher, have + len(data)
+        return have + len(data)
 
     def settle(self, node: bytes, sha256: str) -> None:
         """Make a whole vector durable. Raises FederationError, and forgets it, unless it has this hash; OSError."""
@@ -72,10 +78,12 @@ class Vectors:
         have = self.received(node)
         if have < self.size:
             raise WrongOffset(f"the upload has {have} of {self.size} bytes")
-        digest = hashlib.sha256()
+        digest, hashed = self._hashed.pop(node, (None, 0))
         with path.open("rb") as file:
-            while block := file.read(_READ):
-                digest.update(block)
+            if hashed != have:
+                digest = hashlib.sha256()
+                while block := file.read(_READ):
+                    digest.update(block)
             os.fsync(file.fileno())
         if digest.hexdigest() != sha256:
             self.forget(node)
@@ -84,6 +92,7 @@ class Vectors:
 
     def forget(self, node: bytes) -> None:
         """Remove one vector: its upload begins anew. Raises OSError."""
+        self._hashed.pop(node, None)
         self._path(node).unlink(missing_ok=True)
 
     def read(self, node: bytes, bits: int) -> Words:

@@ -129,7 +129,9 @@ class HttpCloud:
 
     async def _upload_to(self, place: str, path: Path) -> None:
         size = _size(path)
-        done = _decoded(await self._ask("GET", place), Uploaded)
+        done = Uploaded(size=0, whole=size)
+        if size > MAX_CHUNK:  # else it costs no more to send it again than to ask how much is there
+            done = _decoded(await self._ask("GET", place), Uploaded)
         with path.open("rb") as file:
             while done.size < size:
                 file.seek(done.size)
@@ -139,7 +141,7 @@ class HttpCloud:
                     done = _decoded(await self._ask("PUT", f"{place}?offset={before}", chunk), Uploaded)
                 except Rejected:
                     done = _decoded(await self._ask("GET", place), Uploaded)
-                    if done.size == before:
+                    if done.size <= before:
                         raise
                     continue  # the part had come already, and only the answer was lost
                 if done.whole != size or done.size > size:

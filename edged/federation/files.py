@@ -57,12 +57,22 @@ class JobFolder:
         """The folder of a job in `root_beside`, made, sealed with the same key."""
         return JobFolder(self.root_beside(name), job, self._seal, self._unseal)
 
-    def write(self, name: str, header: msgspec.Struct, arrays: Mapping[str, NDArray[Any]] | None = None) -> None:
-        """Keep a header and tensors under a name, whole or not at all."""
+    def write(
+        self,
+        name: str,
+        header: msgspec.Struct,
+        arrays: Mapping[str, NDArray[Any]] | None = None,
+        *,
+        durable: bool = True,
+    ) -> None:
+        """Keep a header and tensors under a name, whole or not at all.
+
+        `durable` False: it outlives this process, and after a power cut it may be gone or open no more.
+        """
         named: Tensors = {_HEADER: np.frombuffer(msgspec.msgpack.encode(header), np.uint8)}
         for key, value in (arrays or {}).items():
             named[_TENSOR + key] = value
-        self.write_bytes(name, tensors.save(named))
+        self.write_bytes(name, tensors.save(named), durable=durable)
 
     def read(self, name: str, kind: type[T]) -> tuple[T, Tensors] | None:
         """What was kept; None if there is none, or it does not open any more."""
@@ -76,9 +86,17 @@ class JobFolder:
             return None
         return header, {key.removeprefix(_TENSOR): value for key, value in named.items()}
 
-    def write_bytes(self, name: str, data: bytes) -> None:
-        """Keep bytes under a name, whole or not at all."""
-        atomic.write_file(self._path(name), self.sealed(name, data))
+    def write_bytes(self, name: str, data: bytes, *, durable: bool = True) -> None:
+        """Keep bytes under a name, whole or not at all. `durable` as in `write`."""
+        path, sealed = self._path(name), self.sealed(name, data)
+        if durable:
+            atomic.write_file(path, sealed)
+            return
+        part = path.with_name(f".{path.name}.part")
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(sealed)
+        part.replace(path)
 
     def read_bytes(self, name: str) -> bytes | None:
         """What was kept; None if there is none, or it does not open any more."""
@@ -101,7 +119,7 @@ class JobFolder:
         except SealError:
             return None
 
-    def write_vector(self, data: bytes) -> None:
+    def write_vector(self, data: bytes | memoryview) -> None:
         """Put masked words into `vector`, durably. A crash may leave a part: only who has their hash may use them."""
         new = not self.vector.exists()
         descriptor = os.open(self.vector, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from edged.federation.files import JobFolder
 from edged.federation.shared import Shared
+from edged.federation.subject import subject_of
 from edged.federation.updates import SourceError, Stopped
+from edged.train.box_lessons import BoxLessons
 from edged.train.lessons import Lessons
 from edgekit.autodiff.errors import AutodiffError
 from edgekit.autodiff.manifest import read_states
@@ -26,17 +28,14 @@ from edgekit.faults import crash_point
 from edgekit.federated.course import rates, schedule_of, steps_of, whole
 from edgekit.federated.strategy import LocalResult, LocalTerm, State
 from edgekit.learning.budget import Budget, Sensors
-from edgekit.messages.federation import LocalTraining
-from edgekit.packages import InputSpec
+from edgekit.packages import DetectionSpec, InputSpec
 from edgekit.runtimes import ModelError, SessionOptions, open_session
 from edgekit.training import (
     FORWARD_FILE,
     MODEL_FILE,
     STEP_FOLDER,
     WEIGHTS_FILE,
-    Augmentation,
     ForwardModel,
-    LabelledExamples,
     Paused,
     Rest,
     Saved,
@@ -49,14 +48,12 @@ from edgekit.training import (
     job_name,
     replace_weights,
 )
-from edgekit.vision.classification import softmax
 
 CHECKPOINT = "training"
 ANCHOR = ".anchor"
 """As `edgekit.autodiff.losses.proximal.ANCHOR`, whose module needs the package onnx; training a job needs none."""
 _PERSONAL = "personal-"
 _MOMENTS = "optimiser/"
-_BATCH = 32
 _NAP_S = 0.5
 
 Weights = dict[str, NDArray[np.float32]]
@@ -73,15 +70,16 @@ class LocalTrainer:
         self,
         shared: Shared,
         folder: JobFolder,
-        lessons: Lessons,
+        lessons: Lessons | BoxLessons,
         spec: InputSpec,
         *,
+        detection: DetectionSpec | None = None,
         threads: int = 1,
         budget: Budget | None = None,
         sensors: Sensors | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Raises SourceError for a train step or pictures that do not fit the job."""
+        """`detection`: of a detector's package. Raises SourceError for a train step or pictures that do not fit."""
         self._shared, self._folder, self._lessons = shared, folder, lessons
         self._local, self._threads, self._clock = shared.job.local, threads, clock
         self._budget = budget or Budget()
@@ -96,14 +94,14 @@ class LocalTrainer:
             self.image, self.logits = _names(folder.files / MODEL_FILE)
         except (AutodiffError, ModelError, OSError) as error:
             raise SourceError(f"the job's train step cannot be used here: {error}") from None
-        self._learn, self._judge = lessons.pictures(lessons.learn, spec), lessons.pictures(lessons.judge, spec)
+        self._subject = subject_of(lessons, spec, self.logits, detection)
         self._stop = threading.Event()
         self._trainer: Trainer | None = None
 
     @property
     def samples(self) -> int:
         """See Source."""
-        return len(self._lessons.learn.pictures)
+        return self._subject.samples
 
     def stop(self) -> None:
         """See Source."""
@@ -134,26 +132,12 @@ class LocalTrainer:
 
     def evaluate(self, state: State) -> tuple[NDArray[np.int64], float]:
         """See Source."""
-        labels, count = self._lessons.judge.labels, len(self._lessons.classes)
-        confusion, loss = np.zeros((count, count), np.int64), 0.0
-        if not len(labels):
-            return confusion, loss
-        examples = LabelledExamples(self._judge, labels, count, image=self.image)
         weights = self.weights(state)
         try:
             with closing(ForwardModel(self._folder.files / FORWARD_FILE, self._threads)) as forward:
-                for start in range(0, len(labels), _BATCH):
-                    places = np.arange(start, min(len(labels), start + _BATCH))
-                    logits = forward({self.image: examples.plain(places)[self.image]}, weights)[self.logits]
-                    if not np.isfinite(logits).all():
-                        raise SourceError("the shared model gives NaN or infinity on this device's pictures")
-                    truth = labels[places]
-                    np.add.at(confusion, (truth, logits.argmax(axis=1)), 1)
-                    said = softmax(logits)[np.arange(len(truth)), truth]
-                    loss -= float(np.log(np.maximum(said, np.finfo(np.float32).tiny)).sum())
+                return self._subject.judged(lambda batch: forward({self.image: batch}, weights), self.image)
         except (ModelError, TrainingError, DatasetError) as error:
             raise SourceError(f"the shared model cannot be judged here: {error}") from None
-        return confusion, loss / len(labels)
 
     def weights(self, state: State, version: int | None = None) -> Weights:
         """All tensors of the model: shared ones of the state, personal ones as the newest training (before `version`)
@@ -203,14 +187,7 @@ class LocalTrainer:
         named = msgspec.structs.replace(
             settings, budget=Budget()
         )  # how fast it may go changes nothing of what it gives
-        examples = LabelledExamples(
-            self._learn,
-            self._lessons.learn.labels,
-            len(self._lessons.classes),
-            seed=local.seed,
-            augmentation=augmentation(local),
-            image=self.image,
-        )
+        examples = self._subject.examples(local, self.image)
         job = job_name((named, local, stretch), (self._shared.digest().hex(), self._lessons.digest))
         trainer = Trainer(
             engine,
@@ -295,23 +272,6 @@ class _SealedCheckpoint:
     def write(self, data: bytes) -> None:
         """See Checkpoints.write."""
         self._folder.write_bytes(CHECKPOINT, self._mark + data)
-
-
-def augmentation(local: LocalTraining) -> Augmentation | None:
-    """What the job's words mean for pictures: as in `cloudd train`."""
-    if not local.augment:
-        return None
-    return Augmentation(
-        flip_horizontal=local.symmetry != "none",
-        flip_vertical=local.symmetry == "any",
-        quarter_turns=local.symmetry == "any",
-        rotation=8.0,
-        scale=0.1,
-        shift=0.05,
-        brightness=0.1,
-        contrast=0.15,
-        noise=5.0,
-    )
 
 
 def _names(model: Path) -> tuple[str, str]:

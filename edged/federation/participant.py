@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -263,7 +264,7 @@ class Participant:
             identity=self._identity,
             membership=self._rosters.membership(),
             policy=self._policy,
-            weights=self._weights(seat.kind),
+            weights=partial(self._weights, seat.kind),
         )
 
     def _weights(self, kind: RoundKind) -> bytes:

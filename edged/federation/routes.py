@@ -8,11 +8,11 @@ POST /federation/join {token}
 
 from __future__ import annotations
 
-import msgspec
 from aiohttp import web
 
 from edged.api import ApiError
 from edged.federation.front import FederationFront
+from edged.requests import read_body, reply
 
 MAX_LIMIT = 1000
 
@@ -35,54 +35,42 @@ class _Routes:
         self._front = front
 
     async def state(self, request: web.Request) -> web.Response:
-        return _json(await self._front.desk.state(_limit(request)))
+        return reply(await self._front.desk.state(_limit(request)))
 
     async def policy(self, request: web.Request) -> web.Response:
         from edged.federation.bodies import PolicyReply
 
-        return _json(PolicyReply(federation=self._front.desk.policy()))
+        return reply(PolicyReply(federation=self._front.desk.policy()))
 
     async def audit(self, request: web.Request) -> web.Response:
-        return _json(await self._front.desk.audit(_limit(request)))
+        return reply(await self._front.desk.audit(_limit(request)))
 
     async def refuse(self, request: web.Request) -> web.Response:
         from edged.federation.bodies import RefuseBody  # not before there is a job
 
-        try:
-            body = msgspec.json.decode(await request.read(), type=RefuseBody)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ApiError(400, f"the body cannot be read: {error}") from None
-        return _json(await self._front.desk.refuse(body.job, body.reason))
+        body = await read_body(request, RefuseBody)
+        return reply(await self._front.desk.refuse(body.job, body.reason))
 
     async def join(self, request: web.Request) -> web.Response:
         from edged.federation.bodies import JoinUpperBody
 
-        try:
-            body = msgspec.json.decode(await request.read(), type=JoinUpperBody)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ApiError(400, f"the body cannot be read: {error}") from None
-        return _json(await self._front.desk.upward.joined(body.token))
+        body = await read_body(request, JoinUpperBody)
+        return reply(await self._front.desk.upward.joined(body.token))
 
     async def agree(self, request: web.Request) -> web.Response:
         from edged.federation.bodies import AgreeBody
 
-        try:
-            body = msgspec.json.decode(await request.read(), type=AgreeBody)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ApiError(400, f"the body cannot be read: {error}") from None
-        return _json(await self._front.desk.agree(body.job))
+        body = await read_body(request, AgreeBody)
+        return reply(await self._front.desk.agree(body.job))
 
     async def leave(self, request: web.Request) -> web.Response:
         from edged.federation.bodies import LeaveBody
 
-        try:
-            body = msgspec.json.decode(await request.read(), type=LeaveBody)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ApiError(400, f"the body cannot be read: {error}") from None
-        return _json(await self._front.desk.leave(body.service, body.reason, body.stay))
+        body = await read_body(request, LeaveBody)
+        return reply(await self._front.desk.leave(body.service, body.reason, body.stay))
 
     async def forgive(self, request: web.Request) -> web.Response:
-        return _json(await self._front.desk.forgive())
+        return reply(await self._front.desk.forgive())
 
 
 def _limit(request: web.Request) -> int:
@@ -90,7 +78,3 @@ def _limit(request: web.Request) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 6 and 1 <= int(text) <= MAX_LIMIT):
         raise ApiError(400, f"limit must be a whole number from 1 to {MAX_LIMIT}")
     return int(text)
-
-
-def _json(value: object) -> web.Response:
-    return web.Response(body=msgspec.json.encode(value), content_type="application/json")

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import msgspec
+import numpy as np
 
 from edged.federation.book import Book
 from edged.federation.chain import Chain
@@ -107,9 +108,9 @@ class Sitting:
         identity: Signing,
         membership: Membership,
         policy: Policy,
-        weights: bytes,
+        weights: Callable[[], bytes],
     ) -> None:
-        """`weights`: digest of those that the contribution is for (`Shared.weights_digest`).
+        """`weights`: gives the digest of those that the contribution is for (`Shared.weights_digest`).
 
         Raises Refusal for a seat whose ledger says something else.
         """
@@ -209,14 +210,14 @@ class Sitting:
             with self._book.together():
                 self._contributes(settle=True)
                 words = self._client.mask(vector, weight)
-                self._keep_vector(words.tobytes())
+                self._keep_vector(words.view(np.uint8).data)
             crash_point("fl.saved")
         await self._cloud.upload(self._job, self.seat.number, self._folder.vector)
         crash_point("fl.uploaded")
 
     def _contributes(self, *, settle: bool) -> None:
         config = self.config
-        self._book.contributes(self._weights, config.session, config.round, self._policy.repeats, settle=settle)
+        self._book.contributes(self._weights(), config.session, config.round, self._policy.repeats, settle=settle)
 
     def _sum_of(self, said: FromDevice) -> str:
         return self.seat.sha256 if isinstance(said, Masked) else ""
@@ -228,14 +229,14 @@ class Sitting:
             msgspec.structs.replace(self._policy, min_cohort=3).check_config(self.config)
             vector, weight = await vectors(None)
             words = fixedpoint.encode(vector, weight, fixedpoint.Encoding(self.config), secrets.token_bytes)
-            self._keep_vector(words.tobytes())
+            self._keep_vector(words.view(np.uint8).data)
             crash_point("fl.saved")
         await self._cloud.upload(self._job, self.seat.number, self._folder.vector)
         await self._cloud.plain(self._job, self.seat.number, self.seat.sha256)
 
     # --- keeping ----------------------------------------------------------------------------------------------------
 
-    def _keep_vector(self, data: bytes) -> None:
+    def _keep_vector(self, data: memoryview) -> None:
         """The words first, then the seat that names them: a seat never names words that are not there."""
         self._folder.write_vector(data)
         crash_point("fl.vector")

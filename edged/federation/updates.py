@@ -177,7 +177,8 @@ class Updates:
             steps=result.steps,
             learning_rate=result.learning_rate,
         )
-        self._folder.write(UPDATE, header, {"delta": result.delta})
+        # A power cut costs the training; only what the device is to remember of it must not be lost once it was sent.
+        self._folder.write(UPDATE, header, {"delta": result.delta}, durable=self._shared.remembers)
         self._newest = header, result.delta
         crash_point("fl.trained")
 

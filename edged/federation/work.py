@@ -33,15 +33,18 @@ from edged.federation.shared import Shared
 from edged.federation.sitting import Signing
 from edged.federation.updates import Source, SourceError
 from edged.hardware.host import RealHost
-from edged.learning.settings import judging_limits
+from edged.learning.settings import judging_limits, label_kind
 from edged.link.http import open_session
 from edged.samples.reading import Filter
 from edged.samples.store import SampleStore
 from edged.samples.versions import VersionError
+from edged.train.box_lessons import BoxLessons, load_box_lessons
 from edged.train.lessons import LessonError, Lessons, load_lessons, open_samples
 from edged.train.pace import Pace, Workplace
 from edged.train.sensors import machine
+from edged.train.tile_lessons import load_tile_lessons
 from edgekit.identity import client_context, load_key
+from edgekit.learning.budget import Budget, Sensors, unlimited
 from edgekit.learning.limits import JudgingLimits
 from edgekit.learning.trial import Expected
 from edgekit.messages.federation import FederatedJob, Over
@@ -122,8 +125,7 @@ def conclude(order: FederationOrder, at: Places, pace: Pace) -> TrainDone:
     job, shared = _kept(at.folder)
     with closing(open_samples(Path(order.state_dir), order.device_id)) as store:
         lessons = _lessons(order, service, base, shared, store)
-        made_by = LocalTrainer if shared.rules.head is None else HeadSource
-        trainer = made_by(shared, at.folder, lessons, base.manifest.input, threads=order.threads)
+        trainer = _trainer(shared, at.folder, lessons, base, threads=order.threads)
         scratch = Path(order.scratch)
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(mode=0o700, parents=True)
@@ -187,31 +189,66 @@ def _source(
     name = dataset_name(job.id, service.name)
     try:
         if store.versions.find(name) is None:
-            store.versions.make(name, Filter(service=service.name), "labels")
+            store.versions.make(name, Filter(service=service.name), label_kind(service))
     except (VersionError, sqlite3.Error) as error:
         raise SourceError(f"no samples to learn from: {error}") from None
-    lessons = _lessons(order, service, base, shared, store)
+    lessons = _lessons(order, service, base, shared, store, tiles_judge=True)
     if len(lessons.learn.pictures) + len(lessons.judge.pictures) < order.policy.min_samples:
         raise SourceError(f"{service.name} has fewer labelled samples than federation.min_samples")
-    made_by = HeadSource if is_head else LocalTrainer
-    return made_by(
-        shared,
-        folder,
-        lessons,
-        base.manifest.input,
-        threads=order.threads,
-        budget=order.budget,
-        sensors=machine(RealHost()),
+    return _trainer(
+        shared, folder, lessons, base, threads=order.threads, budget=order.budget, sensors=machine(RealHost())
     )
 
 
-def _lessons(order: FederationOrder, service: Service, base: Package, shared: Shared, store: SampleStore) -> Lessons:
-    """A head may have labels that the model here does not know yet."""
+def _trainer(
+    shared: Shared,
+    folder: JobFolder,
+    lessons: Lessons | BoxLessons,
+    base: Package,
+    *,
+    threads: int,
+    budget: Budget | None = None,
+    sensors: Sensors = unlimited,
+) -> LocalTrainer | HeadSource:
+    spec = base.manifest.input
+    if shared.rules.head is None:
+        return LocalTrainer(
+            shared,
+            folder,
+            lessons,
+            spec,
+            detection=base.manifest.detection,
+            threads=threads,
+            budget=budget,
+            sensors=sensors,
+        )
+    if isinstance(lessons, BoxLessons):
+        raise SourceError("a detector has no last layer that could be made in one round")
+    return HeadSource(shared, folder, lessons, spec, threads=threads, budget=budget, sensors=sensors)
+
+
+def _lessons(
+    order: FederationOrder,
+    service: Service,
+    base: Package,
+    shared: Shared,
+    store: SampleStore,
+    tiles_judge: bool = False,
+) -> Lessons | BoxLessons:
+    """A head may have labels that the model here does not know yet.
+
+    `tiles_judge`: in a round tiles judge one by one; a candidate is judged by whole pictures.
+    """
     labels = shared.job.labels if shared.rules.head is not None else tuple(base.labels)
     if labels[: len(base.labels)] != tuple(base.labels):
         raise SourceError("the labels of the head do not begin with those of the model that this service runs")
+    name = dataset_name(order.job, service.name)
     try:
-        found = load_lessons(store, dataset_name(order.job, service.name), service, labels)
+        if service.task == "detection":
+            return replace(load_box_lessons(store, name, service, labels), known=len(base.labels))
+        if service.pipeline is None or service.pipeline.tiles is None:
+            return replace(load_lessons(store, name, service, labels), known=len(base.labels))
+        found = load_tile_lessons(store, name, service, labels, tiles_judge=tiles_judge)
         return replace(found, known=len(base.labels))
     except (LessonError, sqlite3.Error) as error:
         raise SourceError(f"no samples to learn from: {error}") from None

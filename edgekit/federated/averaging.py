@@ -114,7 +114,9 @@ class AveragingStrategy:
         settings, mean = self.settings, finite(aggregate.mean, self.layout.size)
         rate = np.float32(settings.learning_rate)
         if isinstance(settings, FedAvg):
-            return State(state.model + rate * mean, {}, state.version + 1)
+            model = rate * mean
+            model += state.model
+            return State(model, {}, state.version + 1)
         if isinstance(settings, FedAvgM):
             momentum = np.float32(settings.momentum) * state.slots["momentum"] + mean
             return State(state.model + rate * momentum, {"momentum": momentum}, state.version + 1)

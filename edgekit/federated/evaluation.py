@@ -2,7 +2,7 @@
 
 Each device judges the same model on samples that it held out and contributes its confusion matrix and the sum of its
 losses, as two digits of a whole number. The counts are exact, so accuracy, recall, precision and F1 are those of all
-held-out samples together.
+held-out samples together. A detector's matrix has one row more for false alarms, and one column for what it missed.
 """
 
 from __future__ import annotations
@@ -31,9 +31,15 @@ class Evaluation(
     """Settings."""
 
     labels: Annotated[
-        tuple[Annotated[str, Meta(min_length=1, max_length=128)], ...], Meta(min_length=2, max_length=1024)
+        tuple[Annotated[str, Meta(min_length=1, max_length=128)], ...], Meta(min_length=1, max_length=1024)
     ]
     room: Room
+    boxes: bool = False  # of a detector
+
+    @property
+    def side(self) -> int:
+        """Rows of the matrix, and columns."""
+        return len(self.labels) + self.boxes
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,13 +47,13 @@ class Figures:
     """Of all devices together."""
 
     labels: tuple[str, ...]
-    confusion: NDArray[np.int64]  # [c, c]: rows are what samples are, columns what the model says
+    confusion: NDArray[np.int64]  # [c, c]: rows are what samples are, columns what the model says; of boxes one more
     loss: float  # mean over the samples
     devices: int
 
     @property
     def samples(self) -> int:
-        """Held-out samples."""
+        """Held-out samples; of a detector its boxes, true ones and false alarms."""
         return int(self.confusion.sum())
 
     @property
@@ -58,22 +64,26 @@ class Figures:
     @property
     def recall(self) -> NDArray[np.float64]:
         """Of each class; NaN for one without samples."""
-        return _ratio(np.diag(self.confusion), self.confusion.sum(axis=1))
+        return self._shares(np.diag(self.confusion), self.confusion.sum(axis=1))
 
     @property
     def precision(self) -> NDArray[np.float64]:
         """Of each class; NaN for one that the model never says."""
-        return _ratio(np.diag(self.confusion), self.confusion.sum(axis=0))
+        return self._shares(np.diag(self.confusion), self.confusion.sum(axis=0))
 
     @property
     def f1(self) -> NDArray[np.float64]:
         """Of each class; NaN for one that neither occurs nor is said."""
-        return _ratio(2 * np.diag(self.confusion), self.confusion.sum(axis=0) + self.confusion.sum(axis=1))
+        return self._shares(2 * np.diag(self.confusion), self.confusion.sum(axis=0) + self.confusion.sum(axis=1))
+
+    def _shares(self, part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Of each label."""
+        return _ratio(part, whole)[: len(self.labels)]
 
 
 def numbers(settings: Evaluation) -> RoundNumbers:
     """Of an evaluation round."""
-    return whole_numbers(len(settings.labels) ** 2 + 2, settings.room)
+    return whole_numbers(settings.side**2 + 2, settings.room)
 
 
 def contribution(settings: Evaluation, confusion: NDArray[np.integer], loss: float) -> Contribution[None]:
@@ -81,7 +91,7 @@ def contribution(settings: Evaluation, confusion: NDArray[np.integer], loss: flo
 
     Raises FederatedError for another shape, a negative count, or more samples than a round has room for.
     """
-    classes = len(settings.labels)
+    classes = settings.side
     counts = np.asarray(confusion)
     if counts.shape != (classes, classes) or counts.dtype.kind not in "iu" or (counts < 0).any():
         raise FederatedError(f"a confusion matrix of {classes} classes has {classes} x {classes} counts from 0")
@@ -93,7 +103,7 @@ def contribution(settings: Evaluation, confusion: NDArray[np.integer], loss: flo
 
 def figures(settings: Evaluation, total: Sum) -> Figures:
     """Of the published sum. Raises FederatedError if it can be none: too short, negative, or of no sample."""
-    classes = len(settings.labels)
+    classes = settings.side
     if total.codes.shape != (classes**2 + 2,):
         raise FederatedError(f"a sum of {total.codes.size} values; the evaluation has {classes**2 + 2}")
     codes = total.codes.astype(np.int64)

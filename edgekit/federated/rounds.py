@@ -61,7 +61,7 @@ class JobRules:
         else:
             self.strategy = self.plan.build(dict(shapes))
         self.mechanism: Mechanism | None = self.plan.mechanism(self.strategy, self.room)
-        self.evaluation = evaluation.Evaluation(labels=job.labels, room=self.room)
+        self.evaluation = evaluation.Evaluation(labels=job.labels, room=self.room, boxes=job.task == "detection")
 
     def start(self, tensors: Mapping[str, NDArray[Any]]) -> State:
         """The state before the first round, from the first values of the trained tensors, or the totals of a head."""

@@ -120,7 +120,9 @@ class FederatedJob(Message, frozen=True, kw_only=True):
     """name@version of the base: a device takes part if its service runs exactly that."""
     package: Hash
     """SHA-256 of the base's package.toml."""
-    labels: Annotated[tuple[Name, ...], Meta(min_length=2, max_length=1024)]
+    task: Literal["classification", "detection"] = "classification"
+    """Of the model: a detector learns from boxes."""
+    labels: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=1024)]
     """In the order of the model's output."""
     plan: Annotated[str, Meta(max_length=1 << 16)]
     """JSON of `edgekit.federated.plan.Plan`."""

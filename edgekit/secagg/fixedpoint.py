@@ -14,6 +14,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,6 +114,15 @@ def decode(words: Words, survivors: int, encoding: Encoding) -> tuple[NDArray[np
     Raises Refusal if the shape does not fit or the sum is none that so many devices can have sent: a weight outside
     what they may announce, or a norm beyond weight * clip.
     """
+    weight = check_sum(words, survivors, encoding)
+    config = encoding.config
+    total = words[: config.parameters].view(f"<i{config.bits // 8}").astype(np.float32)
+    total *= np.float32(config.limit / encoding.unit)
+    return total, weight
+
+
+def check_sum(words: Words, survivors: int, encoding: Encoding) -> int:
+    """The sum of the weights of a sum, whose values are looked at but not copied. Raises as `decode` does."""
     config = encoding.config
     if words.dtype != masks.dtype(config.bits) or words.shape != (encoding.words,):
         raise Refusal(
@@ -121,19 +131,18 @@ def decode(words: Words, survivors: int, encoding: Encoding) -> tuple[NDArray[np
     weight = int(words[-2]) + encoding.base * int(words[-1])
     if not survivors <= weight <= survivors * config.max_weight:
         raise Refusal("value", f"the weights of {survivors} devices cannot sum to {weight}")
-    total = words[: config.parameters].view(f"<i{config.bits // 8}").astype(np.float32)
-    total *= np.float32(config.limit / encoding.unit)
-    rounding = survivors * math.sqrt(config.parameters) * config.limit / encoding.unit
-    if _norm(total) > (weight * config.clip + rounding) * (1 + 1e-4):
+    codes, step = words[: config.parameters].view(f"<i{config.bits // 8}"), config.limit / encoding.unit
+    rounding = survivors * math.sqrt(config.parameters) * step
+    if _norm(codes) * step > (weight * config.clip + rounding) * (1 + 1e-4):
         raise Refusal("value", f"the sum is longer than {survivors} updates clipped to {config.clip:g} can be")
-    return total, weight
+    return weight
 
 
-def _norm(vector: NDArray[np.float32]) -> float:
+def _norm(vector: NDArray[Any]) -> float:
     """Euclidean norm, blocks summed in double precision. Raises Refusal if it is not finite."""
     total = 0.0
     for start in range(0, vector.size, _BLOCK):
-        block = vector[start : start + _BLOCK]
+        block = vector[start : start + _BLOCK].astype(np.float32, copy=False)
         total += float(np.dot(block, block))
     if not math.isfinite(total):
         raise Refusal("value", "the values are not finite numbers, or too large for float32")

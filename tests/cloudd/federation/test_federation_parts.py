@@ -195,10 +195,14 @@ def test_a_model_that_cannot_be_trained_is_refused_with_the_reason(package: Pack
     found, plan = read(definition(Plant(3)))
     manifest = msgspec.structs.replace(package.manifest, task="detection")
     other = Package(package.root, manifest, package.digest, package.labels, package.sizes)
-    with pytest.raises(FederationError, match="no classifier"):
+    with pytest.raises(FederationError, match="another head than centre points"):
+        prepare(other, found, plan, tmp_path / "a")
+    manifest = msgspec.structs.replace(package.manifest, task="anomaly")
+    other = Package(package.root, manifest, package.digest, package.labels, package.sizes)
+    with pytest.raises(FederationError, match="no classifier or detector"):
         prepare(other, found, plan, tmp_path / "a")
     manifest = msgspec.structs.replace(package.manifest, output=OutputSpec(kind="probabilities"))
-    with pytest.raises(FederationError, match="not made by a Softmax"):
+    with pytest.raises(FederationError, match="only those of a Softmax"):
         forward(Package(package.root, manifest, package.digest, package.labels, package.sizes))
     wrong = msgspec.structs.replace(found, local=msgspec.structs.replace(found.local, trainable="no such weight"))
     with pytest.raises(FederationError, match="cannot be trained by devices"):
