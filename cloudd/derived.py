@@ -1,20 +1,13 @@
-"""What the steps share that make packages out of a package: the model they start from, its record, their progress.
-
-The record is a file of every package that they make, so its hash is in the manifest and it travels with the model. It
-holds no time and no place: the same model, pictures and tools give the same record.
-"""
+"""What the steps share that make packages out of a package: the model they start from, its record, their progress."""
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Iterable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import PurePosixPath
 
 import msgspec
 
-from edgekit import VERSION
-from edgekit.packages import Package, Variant
+from edgekit.packages import Package, Variant, records
 from edgekit.runtimes.onnx_reader import read_references
 
 Progress = Callable[[str, int, int], None]
@@ -51,16 +44,5 @@ def files_of(package: Package, variant: Variant) -> list[str]:
 
 
 def tools() -> dict[str, str]:
-    """Programs that shape what is made, and the kind of processor that it was judged on."""
-    found = {"cloudd": VERSION, "machine": platform.machine()}
-    for name in ("onnx", "onnxruntime", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # a vendor's build under another name
-            found[name] = "unknown"
-    return found
-
-
-def record_bytes(record: msgspec.Struct) -> bytes:
-    """The record as it lies in a package. Equal records give equal bytes."""
-    return msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n"
+    """Programs that shape what cloudd makes; see `edgekit.packages.records`."""
+    return records.tools("cloudd")

@@ -32,6 +32,7 @@ from edged.load import Load, slow_services
 from edged.lost import GIVE_UP, Lost, LostBook
 from edged.measuring import Measurer
 from edged.plan import Choice as Planned
+from edged.standing import Standing
 from edged.status.hardware import HardwareReport, HardwareState
 from edged.status.hardware_views import device_state
 from edged.subject_view import choice_sentence, subject_state
@@ -56,9 +57,8 @@ class Runs(Protocol):
 
     worker: Worker | None
     swapping: bool
+    standing: Standing
 
-    @property
-    def planned(self) -> Mapping[str, Planned]: ...
     @property
     def at_rest(self) -> bool: ...
     def swap(self) -> None: ...
@@ -182,7 +182,7 @@ class Adaptation:
 
     async def _look_again(self, runs: Runs) -> None:
         """If the hardware has changed, what is in use may have lost its accelerator, and what was lost may be back."""
-        if await self._subjects.look(runs.planned.values(), fresh=True):
+        if await self._subjects.look(runs.standing.planned.values(), fresh=True):
             for subject in self._subjects.all():
                 setting = self._in_use(subject, alone=True)
                 report = subject.found.report
@@ -318,7 +318,7 @@ class Adaptation:
         runs = self._runs
         if runs is None or runs.worker is None or not runs.at_rest or not self._swaps.due(now):
             return
-        if self.settings(runs.planned.values()) != runs.worker.settings:
+        if self.settings(runs.standing.planned.values()) != runs.worker.settings:
             runs.swap()
 
     def _break(self, subject: Subject, setting: Setting, kind: str, reason: str) -> None:

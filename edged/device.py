@@ -114,10 +114,10 @@ class Device:
             learned=lambda: self.learning.learned(),
         )
         self._adaptation.attach(self._runner)
-        self._wanted = Wanted(self._runner, self._models.installed)
+        self._wanted = Wanted(self._runner.standing, self._models.installed)
         self._served = ServedModels(self._desired, self._models, self._runner, self._changing)
         self._desk = ModelDesk(self._desired, self._models, self._link.fetch_model, self.models, self._model_came)
-        self._fetcher = Fetcher(self._link, self._models, lambda: self._runner.missing, self._model_came)
+        self._fetcher = Fetcher(self._link, self._models, lambda: self._runner.standing.missing, self._model_came)
         self._service_desk = ServiceDesk(
             self._desired,
             self._runner,
@@ -324,6 +324,7 @@ class Device:
             models=self._models,
             samples=self.samples,
             runs=self._runner,
+            standing=self._runner.standing,
             health=self.health,
             device_id=lambda: self._link.device_id,
             link_up=lambda: self._link.link.up,
@@ -355,7 +356,7 @@ class Device:
         )
 
     def _planned(self) -> None:
-        self._runner.send(Held(services=self._runner.held))
+        self._runner.send(Held(services=self._runner.standing.held))
         self._fetcher.wake()
 
     def _worker_died(self, settings: Mapping[str, RunSetting], ready: bool, how: str) -> None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import msgspec
 from aiohttp import web
@@ -47,6 +47,7 @@ from edged.gallery import routes as gallery_routes
 from edged.gallery.desk import GalleryDesk
 from edged.learning import routes as learning_routes
 from edged.learning.door import LearningDoor
+from edged.requests import read_body, reply
 from edged.samples import metrics as sample_metrics
 from edged.samples import routes as sample_routes
 from edged.samples.desk import SampleDesk
@@ -59,7 +60,6 @@ from edgekit.services import MAX_SERVICE
 
 log = logging.getLogger("edged.api")
 
-T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 MAX_BODY = 2 * MAX_SERVICE
@@ -138,20 +138,20 @@ class _Api:
         self._backend = backend
 
     async def version(self, request: web.Request) -> web.Response:
-        return _json(Done(text=VERSION))
+        return reply(Done(text=VERSION))
 
     async def status(self, request: web.Request) -> web.Response:
-        return _json(self._backend.status())
+        return reply(self._backend.status())
 
     async def doctor(self, request: web.Request) -> web.Response:
-        return _json(await self._backend.doctor())
+        return reply(await self._backend.doctor())
 
     async def hardware(self, request: web.Request) -> web.Response:
-        return _json(self._backend.hardware())
+        return reply(self._backend.hardware())
 
     async def adapt(self, request: web.Request) -> web.StreamResponse:
         """Lines of AdaptProgress while it works; the last one has `done` or `error`."""
-        body = await _body(request, AdaptBody)
+        body = await read_body(request, AdaptBody)
         lines: asyncio.Queue[AdaptProgress] = asyncio.Queue()
         work = asyncio.ensure_future(self._backend.adapt(body.service, body.again, lines.put_nowait))
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
@@ -179,34 +179,34 @@ class _Api:
         return web.Response(body=text.encode(), headers={"Content-Type": metrics.CONTENT_TYPE})
 
     async def join(self, request: web.Request) -> web.Response:
-        body = await _body(request, JoinBody)
-        return _json(await self._backend.join(body.token, body.url, body.name))
+        body = await read_body(request, JoinBody)
+        return reply(await self._backend.join(body.token, body.url, body.name))
 
     async def services(self, request: web.Request) -> web.Response:
-        return _json(self._backend.services())
+        return reply(self._backend.services())
 
     async def service(self, request: web.Request) -> web.Response:
-        return _json(self._backend.service_text(request.match_info["name"]))
+        return reply(self._backend.service_text(request.match_info["name"]))
 
     async def add_service(self, request: web.Request) -> web.Response:
         try:
             text = (await request.read()).decode("utf-8")
         except UnicodeDecodeError as error:
             raise ApiError(400, f"the definition is not UTF-8 text (byte {error.start})") from None
-        return _json(await self._backend.add_service(text, _number(request, "wait_s", 120.0, 0.0, 600.0)))
+        return reply(await self._backend.add_service(text, _number(request, "wait_s", 120.0, 0.0, 600.0)))
 
     async def remove_service(self, request: web.Request) -> web.Response:
-        return _json(await self._backend.remove_service(request.match_info["name"]))
+        return reply(await self._backend.remove_service(request.match_info["name"]))
 
     async def recalibrate(self, request: web.Request) -> web.Response:
-        return _json(self._backend.recalibrate(request.match_info["name"]))
+        return reply(self._backend.recalibrate(request.match_info["name"]))
 
     async def models(self, request: web.Request) -> web.Response:
-        return _json(self._backend.models())
+        return reply(self._backend.models())
 
     async def add_model(self, request: web.Request) -> web.StreamResponse:
         """Lines of Progress while it works; the last one has `ref` or `error`."""
-        body = await _body(request, ModelBody)
+        body = await read_body(request, ModelBody)
         if bool(body.path) == bool(body.ref):
             raise ApiError(400, 'name either a directory ("path") or a model of cloudd ("ref")')
         done = [0, 0]
@@ -233,26 +233,26 @@ class _Api:
         return response
 
     async def remove_model(self, request: web.Request) -> web.Response:
-        return _json(await self._backend.remove_model(request.match_info["ref"]))
+        return reply(await self._backend.remove_model(request.match_info["ref"]))
 
     async def served(self, request: web.Request) -> web.Response:
-        return _json(self._backend.status().served)
+        return reply(self._backend.status().served)
 
     async def serve_model(self, request: web.Request) -> web.Response:
-        body = await _body(request, ServeBody)
-        return _json(await self._backend.serve_model(body.ref, _number(request, "wait_s", 120.0, 0.0, 600.0)))
+        body = await read_body(request, ServeBody)
+        return reply(await self._backend.serve_model(body.ref, _number(request, "wait_s", 120.0, 0.0, 600.0)))
 
     async def unserve_model(self, request: web.Request) -> web.Response:
-        return _json(await self._backend.unserve_model(request.match_info["ref"]))
+        return reply(await self._backend.unserve_model(request.match_info["ref"]))
 
     async def spool(self, request: web.Request) -> web.Response:
-        return _json(await self._backend.spool(request.query.get("service", ""), _limit(request)))
+        return reply(await self._backend.spool(request.query.get("service", ""), _limit(request)))
 
     async def left(self, request: web.Request) -> web.Response:
-        return _json(await self._backend.left(request.query.get("service", ""), _limit(request)))
+        return reply(await self._backend.left(request.query.get("service", ""), _limit(request)))
 
     async def purge(self, request: web.Request) -> web.Response:
-        return _json(self._backend.purge_spool((await _body(request, PurgeBody)).service))
+        return reply(self._backend.purge_spool((await read_body(request, PurgeBody)).service))
 
 
 @web.middleware
@@ -262,20 +262,13 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
             raise ApiError(403, "this API is not for browsers")
         return await handler(request)
     except ApiError as error:
-        return _json(Problem(error=str(error)), error.status)
+        return reply(Problem(error=str(error)), error.status)
     except web.HTTPException as error:
         text = {404: f"there is no {request.path} here", 413: f"the body has more than {MAX_BODY} bytes"}
-        return _json(Problem(error=text.get(error.status, error.reason)), error.status)
+        return reply(Problem(error=text.get(error.status, error.reason)), error.status)
     except Exception:
         log.exception("The local API could not answer %s %s.", request.method, request.path)
-        return _json(Problem(error="edged has an internal error; its log has the details"), 500)
-
-
-async def _body(request: web.Request, kind: type[T]) -> T:
-    try:
-        return msgspec.json.decode(await request.read(), type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ApiError(400, f"the body cannot be read: {error}") from None
+        return reply(Problem(error="edged has an internal error; its log has the details"), 500)
 
 
 def _number(request: web.Request, name: str, default: float, low: float, high: float) -> float:
@@ -290,10 +283,6 @@ def _number(request: web.Request, name: str, default: float, low: float, high: f
 
 def _limit(request: web.Request) -> int:
     return int(_number(request, "limit", 100, 1, 100_000))
-
-
-def _json(value: object, status: int = 200) -> web.Response:
-    return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
 
 
 def _line(progress: msgspec.Struct) -> bytes:

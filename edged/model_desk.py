@@ -10,7 +10,7 @@ from edged.api import ApiError, Done
 from edged.desired import DesiredStore
 from edged.link import SyncError
 from edged.models import ModelStore
-from edged.runner import Runner
+from edged.standing import Standing
 from edged.status.state import ModelState
 from edgekit.packages import Package, PackageError, find, split_ref
 
@@ -18,11 +18,11 @@ Progress = Callable[[int, int], None]
 """Told the bytes that have come and the bytes in all."""
 
 
-def used_models(runner: Runner, held: Mapping[str, list[str]]) -> dict[str, list[str]]:
+def used_models(standing: Standing, held: Mapping[str, list[str]]) -> dict[str, list[str]]:
     """By name@version: the services that run a package, or whose learning may need it again (`held`)."""
     used = {ref: set(services) for ref, services in held.items()}
-    for name in runner.entries:
-        choice = runner.running(name)
+    for name in standing.entries:
+        choice = standing.running(name)
         if choice is not None:
             for ref in filter(None, (choice.ref, choice.head)):
                 used.setdefault(ref, set()).add(name)

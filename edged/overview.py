@@ -89,7 +89,7 @@ class Overview:
             served=self._served.states(),
             spool=self._spool(),
             hardware=self._adaptation.state(),
-            inference=self._runner.model_statistics(),
+            inference=self._runner.standing.model_statistics(),
             learning=self._learning.states(),
             federation=self._federation.jobs(),
         )
@@ -107,31 +107,32 @@ class Overview:
 
     def services(self) -> list[ServiceState]:
         """Every wanted service with its newest report."""
-        reports = {report.name: report for report in self._runner.reports()}
+        standing = self._runner.standing
+        reports = {report.name: report for report in standing.reports()}
         packages = self._models.installed()
         return [
             service_state(
                 entry,
                 reports.get(name),
-                self._runner.running(name),
+                standing.running(name),
                 packages,
                 self._fetcher.detail,
-                self._runner.comparisons.get(name),
+                standing.comparisons.get(name),
             )
-            for name, entry in sorted(self._runner.entries.items())
+            for name, entry in sorted(standing.entries.items())
         ]
 
     def models(self) -> list[ModelState]:
         """Every installed package and who uses it."""
-        used = used_models(self._runner, self._learning.holds())
+        used = used_models(self._runner.standing, self._learning.holds())
         return self._models.states(used, {state.model for state in self._served.states()})
 
     async def classes(self) -> Mapping[str, Classes]:
         """What people may call the pictures of each service."""
-        packages = self._models.installed()
+        packages, standing = self._models.installed(), self._runner.standing
         known = [
-            (name, service_of(entry), packages.get(running.ref) if (running := self._runner.running(name)) else None)
-            for name, entry in sorted(self._runner.entries.items())
+            (name, service_of(entry), packages.get(running.ref) if (running := standing.running(name)) else None)
+            for name, entry in sorted(standing.entries.items())
         ]
         return await asyncio.to_thread(lambda: {name: classes_of(service, path) for name, service, path in known})
 
@@ -150,10 +151,10 @@ class Overview:
         """Turn the services' states into health items, until cancelled."""
         while True:
             await asyncio.sleep(OBSERVE_S)
-            observe_services(self.services(), self._runner.missing, self._health)
+            observe_services(self.services(), self._runner.standing.missing, self._health)
 
     async def remember(self) -> None:
         """Keep what the page draws over time, until cancelled."""
         while True:
             await asyncio.sleep(SAMPLE_S)
-            self._history.take(self._runner.reports(), time.monotonic())
+            self._history.take(self._runner.standing.reports(), time.monotonic())

@@ -18,27 +18,17 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from edged import comparison
-from edged.desired import Entry, is_model
+from edged.desired import Entry
 from edged.health import Health, WorkerItems
 from edged.memory import Memory
 from edged.parting import DRAIN_S, Parting
-from edged.plan import Choice, Learned, Plan, failures, has_better, make_plan, newcomers, unproven, what_runs
-from edged.reports import Reports, live_models, live_services
+from edged.plan import Choice, Learned, Plan, failures, has_better, make_plan, newcomers, unproven
 from edged.spawn import Spawned, spawn, worker_command
+from edged.standing import Standing
 from edged.trouble import Marks, Trouble
 from edged.worker import Told, Worker, describe_exit
 from edgekit.faults import crash_point
-from edgekit.messages import (
-    Comparison,
-    Configure,
-    ModelStatistics,
-    ModelWanted,
-    Ready,
-    RunSetting,
-    ServiceReport,
-    SettingFailed,
-    ToWorker,
-)
+from edgekit.messages import Configure, ModelWanted, Ready, RunSetting, SettingFailed, ToWorker
 
 log = logging.getLogger("edged.runner")
 
@@ -82,11 +72,11 @@ class Runner:
     ) -> None:
         """`http` is the listening inference socket, `directory` an empty one to run in, `packages` tells the installed.
 
-        `on_plan` is called after every look at the wishes: `entries` and `missing` may have changed. `prepare` is
-        waited for before a worker is configured; it bounds its own time and raises nothing. `on_death` hears of every
-        worker that failed: the settings it had, whether it had been ready, and how it ended. `on_model_wanted` hears
-        of what a worker's clients want, and has to answer that worker. `first` is a worker that was spawned ahead;
-        the others are started with `command`. `learned` tells what services have learned, by their names.
+        `on_plan` is called after every look at the wishes: what stands may have changed. `prepare` is waited for before
+        a worker is configured; it bounds its own time and raises nothing. `on_death` hears of every worker that failed:
+        the settings it had, whether it had been ready, and how it ended. `on_model_wanted` hears of what a worker's
+        clients want, and has to answer that worker. `first` is a worker that was spawned ahead; the others are started
+        with `command`. `learned` tells what services have learned, by their names.
         """
         self._http, self._directory, self._command, self._first = http, directory, command, first
         self._desired, self._packages, self._configure = desired, packages, configure
@@ -98,21 +88,11 @@ class Runner:
         self._memory = memory or Memory()
         self.worker: Worker | None = None
         self.swapping = False
-        self.missing: frozenset[str] = frozenset()
-        """Model references that wanted services need and that are not installed."""
-        self.entries: dict[str, Entry] = {}
-        """The wanted services."""
-        self.model_entries: dict[str, Entry] = {}
-        """The models that are wanted without a service."""
-        self.comparisons: dict[str, Comparison] = {}
-        """By service: its present model's answers to the samples of the one before."""
+        self.standing = Standing(lambda: self.worker)
+        """What is wanted, planned and running."""
         self._candidate: Worker | None = None
         self._parting = Parting(self._ended, lambda: self.worker)
-        self._reports = Reports()
         self._trouble = Trouble(desired, health)
-        self._accepted: dict[str, Choice] = {}  # what the present worker became ready with
-        self._planned: dict[str, Choice] = {}  # what it should run by now
-        self._held: dict[str, ServiceReport] = {}
         self._retry_failed = False
         self._swap = False
         self._changed = asyncio.Event()
@@ -129,15 +109,10 @@ class Runner:
         self._changed.set()
 
     @property
-    def planned(self) -> Mapping[str, Choice]:
-        """What the worker should run by now, by service."""
-        return {name: choice for name, choice in self._planned.items() if not is_model(name)}
-
-    @property
     def at_rest(self) -> bool:
         """The present worker is ready and runs what is planned."""
         ready = self.worker is not None and self.worker.alive and self.worker.ready.done()
-        return ready and not self.swapping and self._accepted == self._planned
+        return ready and not self.swapping and self.standing.as_planned
 
     def swap(self) -> None:
         """Let a successor with the same services take over: how their models run has changed."""
@@ -152,50 +127,16 @@ class Runner:
             worker.send(message)
         return bool(workers)
 
-    def reports(self) -> list[ServiceReport]:
-        """The newest report of every wanted service, by name."""
-        held = {name: report for name, report in self._held.items() if not is_model(name)}
-        return self._reports.services(held, self.planned.values(), self.worker)
-
-    def model_report(self, name: str) -> ServiceReport:
-        """Where a model without a service stands; `name` is that of its entry."""
-        if name in self._held:
-            return self._held[name]
-        choice = self.running(name)
-        ref = choice.ref if choice is not None else ""
-        for report in live_models(self.worker):
-            if report.model == ref:
-                return ServiceReport(name=name, model=ref, state=report.state, detail=report.detail)
-        return ServiceReport(name=name, model=ref, state="loading", detail="it is loading")
-
-    def model_statistics(self) -> list[ModelStatistics]:
-        """What each model version that is served now did over the Open Inference Protocol, by name and version."""
-        return self._reports.statistics(self.worker)
-
-    @property
-    def uplink_bytes(self) -> int:
-        """Bytes sent to cloudd by all workers since the supervisor started."""
-        return self._reports.uplink_bytes
-
     @property
     def restarts(self) -> int:
         """Starts after a worker had ended that should not have."""
         return self._trouble.restarts
-
-    def running(self, name: str) -> Choice | None:
-        """What runs (or starts) as this service now."""
-        return self._accepted.get(name) or self._planned.get(name)
 
     def state(self) -> Literal["ready", "starting", "waiting"]:
         """What the worker does; waiting is for the next restart."""
         if self.worker is not None and self.worker.alive:
             return "ready" if self.worker.ready.done() else "starting"
         return "waiting" if time.monotonic() < self._trouble.not_before else "starting"
-
-    @property
-    def held(self) -> list[str]:
-        """Names of the wanted services that no worker runs now."""
-        return sorted(name for name in self._held if not is_model(name))
 
     async def settled(self, timeout_s: float) -> bool:
         """Wait until everything that can run does. False after `timeout_s`."""
@@ -224,8 +165,8 @@ class Runner:
             plan, entries = await self._plan()
             if self.worker is not None and not self.worker.alive:
                 self._bury(self.worker)
-            right = self.worker is not None and plan.key == what_runs(self._accepted.values()) and not self._swap
-            if right and not (self._retry_failed and self._failed()):
+            right = self.worker is not None and self.standing.runs(plan) and not self._swap
+            if right and not (self._retry_failed and self.standing.failed):
                 await self._rest(plan)
                 continue
             if (delay := self._trouble.not_before - time.monotonic()) > 0:
@@ -238,10 +179,8 @@ class Runner:
         models = {entry.name: entry for entry in await asyncio.to_thread(self._desired.models)}
         entries = {**services, **models}
         packages, one_by_one = self._packages(), self._trouble.one_by_one
-        plan = make_plan(entries.values(), packages, self._accepted, one_by_one, self._learned())
-        self.entries, self.model_entries, self.missing, self._held = services, models, plan.missing, plan.held
-        self._planned = {choice.name: choice for choice in plan.choices}
-        self._reports.forget(services)
+        plan = make_plan(entries.values(), packages, self.standing.accepted, one_by_one, self._learned())
+        self.standing.look(services, models, plan)
         self._on_plan()
         return plan, entries
 
@@ -250,12 +189,12 @@ class Runner:
         worker = self.worker
         assert worker is not None
         self._retry_failed = False
-        self._accepted = {choice.name: choice for choice in plan.choices}
+        self.standing.accept(plan)
         if self._trouble.one_by_one:
             self._trouble.one_by_one = False  # every suspect had its turn; look at the whole again
             return
         self._settled.set()
-        retry_at = time.monotonic() + RETRY_FAILED_S if self._failed() else float("inf")
+        retry_at = time.monotonic() + RETRY_FAILED_S if self.standing.failed else float("inf")
         while worker.alive and not self._changed.is_set():
             await self._change_or(LOOK_S, worker.exited)
             if worker.alive and time.monotonic() - worker.last_seen > SILENCE_S:
@@ -274,7 +213,7 @@ class Runner:
         packages = self._packages()
         verdict = await self._memory.verdict(plan.choices, packages, self.worker)
         if verdict.way is None:
-            new = newcomers(plan, entries, self._accepted)
+            new = newcomers(plan, entries, self.standing.accepted)
             if new:
                 largest = max(new, key=lambda choice: self._memory.of(choice.ref, packages))
                 await self._trouble.refuse(largest, verdict.sentence)
@@ -288,7 +227,8 @@ class Runner:
             await self._prepare(plan.services)
         self.swapping = self.worker is not None
         try:
-            configure = comparison.with_comparisons(self._configure(plan), plan, self._accepted, self._packages())
+            running = self.standing.accepted
+            configure = comparison.with_comparisons(self._configure(plan), plan, running, self._packages())
             inherits = self.worker.handed if self.worker is not None else self._parting.parked
             candidate = await Worker.start(configure, self._spawn(inherits), self._take_event)
         except OSError as error:
@@ -296,7 +236,7 @@ class Runner:
             self.swapping = False
             return
         self._candidate = candidate
-        self._reports.started(candidate)
+        self.standing.started(candidate)
         if self.worker is None:
             self.worker = candidate
         try:
@@ -307,7 +247,7 @@ class Runner:
                 await self._judge(candidate, plan, outcome, entries)
             elif outcome:
                 self._on_death(candidate.settings, False, outcome)
-                suspects = unproven(plan, entries, self._accepted)
+                suspects = unproven(plan, entries, self.standing.accepted)
                 await self._trouble.blame(outcome, candidate.exited.result(), suspects, self.worker is not None)
         finally:
             self.swapping, self._candidate = False, None
@@ -365,24 +305,23 @@ class Runner:
             return
         crash_point("supervisor.worker-ready")
         old, self.worker = self.worker, candidate
-        self.comparisons |= {compared.service: compared for compared in ready.comparisons}
         if old is candidate:
             self._parting.park(None)  # it has inherited that; the end of the one before is parked when that has ended
-        self._accepted = {choice.name: choice for choice in plan.choices}
+        self.standing.accept(plan, ready.comparisons)
+        comparison.tell(ready.comparisons, self._health)
+        if old is not None and old is not candidate:
+            await self._parting.begin(old)  # who has waited for the plan connects to nothing else any more
         for choice in plan.choices:
             if choice.name not in failed:
                 await self._trouble.good(choice)
         crash_point("supervisor.swapped")
         self._trouble.over()
-        comparison.tell(ready.comparisons, self._health)
-        if old is not None and old is not candidate:
-            self._parting.begin(old)
         count = len(plan.choices) - len(failed)
         log.info("Worker %d is ready with %d %s.", candidate.pid, count, "service" if count == 1 else "services")
 
     def _ended(self, worker: Worker) -> None:
         self._items.ended(worker.pid)
-        self._reports.ended(worker)
+        self.standing.ended(worker)
 
     def _bury(self, worker: Worker) -> None:
         self.worker = None
@@ -402,10 +341,6 @@ class Runner:
         if not worker.alive:  # its last words are read after its end: nobody is left to take them back
             event = msgspec.structs.replace(event, passing=True)
         self._items.take(worker.pid, event)
-
-    def _failed(self) -> bool:
-        states = [report.state for report in live_services(self.worker)]
-        return "failed" in states or any(report.state == "failed" for report in live_models(self.worker))
 
     async def _change_or(self, timeout_s: float, *futures: asyncio.Future[Any]) -> None:
         """Wait for a change, one of the futures, or the time."""

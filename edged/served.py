@@ -28,14 +28,15 @@ class ServedModels:
     def __init__(self, desired: DesiredStore, models: ModelStore, runner: Runner, changing: asyncio.Lock) -> None:
         """`changing` is held while the wishes change."""
         self._desired, self._models, self._runner, self._changing = desired, models, runner, changing
+        self._standing = runner.standing
         self._answering: set[asyncio.Task[None]] = set()
 
     def states(self) -> list[ServedState]:
         """Every wanted model, by name."""
         found: list[ServedState] = []
         packages = self._models.installed()
-        for name, entry in sorted(self._runner.model_entries.items()):
-            report, choice = self._runner.model_report(name), self._runner.running(name)
+        for name, entry in sorted(self._standing.model_entries.items()):
+            report, choice = self._standing.model_report(name), self._standing.running(name)
             newest = combination_key(entry.text, find(entry.text, packages) or "")
             found.append(
                 ServedState(
@@ -56,8 +57,8 @@ class ServedModels:
         """
         full = self._installed(ref)
         name = model_entry(ref)
-        known = name in self._runner.model_entries
-        if not known and len(self._runner.model_entries) >= MAX_SERVED:
+        known = name in self._standing.model_entries
+        if not known and len(self._standing.model_entries) >= MAX_SERVED:
             raise ApiError(409, f"{MAX_SERVED} models are served without a service already; unserve one first")
         await self._change(lambda: self._desired.serve(ref))
         settled = await self._runner.settled(wait_s)
@@ -136,8 +137,8 @@ class ServedModels:
         """The services that run this model."""
         name, version = self._split(ref)
         found: list[str] = []
-        for service in sorted(self._runner.entries):
-            choice = self._runner.running(service)
+        for service in sorted(self._standing.entries):
+            choice = self._standing.running(service)
             if choice is not None and (choice.ref == ref or (version is None and split_ref(choice.ref)[0] == name)):
                 found.append(service)
         return found

@@ -32,6 +32,7 @@ class ServiceDesk:
         """
         self._desired, self._runner, self._changing = desired, runner, changing
         self._came, self._changed, self._put = came, changed, put
+        self._standing = runner.standing
 
     def text(self, name: str) -> ServiceText:
         """The newest definition of one service."""
@@ -88,7 +89,7 @@ class ServiceDesk:
         while (left := deadline - time.monotonic()) > 0:
             if not await self._runner.settled(left):
                 return
-            if model not in self._runner.missing or not await self._came(model, left):
+            if model not in self._standing.missing or not await self._came(model, left):
                 return
 
     def _tell_worker(self, message: PurgeSpool | Recalibrate) -> None:
@@ -96,8 +97,8 @@ class ServiceDesk:
             raise ApiError(503, "the worker is not running at the moment; try again in a few seconds")
 
     def _entry(self, name: str) -> Entry:
-        entry = self._runner.entries.get(name)
+        entry = self._standing.entries.get(name)
         if entry is None:
-            known = ", ".join(sorted(self._runner.entries)) or "none"
+            known = ", ".join(sorted(self._standing.entries)) or "none"
             raise ApiError(404, f"there is no service {name[:64]!r} (services: {known})")
         return entry

@@ -46,14 +46,18 @@ def load(data: bytes, max_bytes: int) -> dict[str, np.ndarray[Any, Any]]:
     """
     if len(data) > max_bytes:
         raise TensorError(f"{len(data)} bytes of tensors; {max_bytes} are allowed")
-    _check_header(data)
+    places(data)
     try:
         return dict(safetensors.numpy.load(data))
     except Exception as error:  # the library raises its own type for what it alone checks
         raise TensorError(f"the tensors cannot be read: {error}") from None
 
 
-def _check_header(data: bytes) -> None:
+def places(data: bytes) -> dict[str, tuple[int, int]]:
+    """Where the tensors of safetensors bytes lie: name -> (first byte of the file, number of bytes).
+
+    Raises TensorError unless they lie without a gap, as dtypes and shapes say.
+    """
     if len(data) < 8:
         raise TensorError(f"{len(data)} bytes are too few for tensors")
     (length,) = struct.unpack_from("<Q", data)
@@ -68,14 +72,16 @@ def _check_header(data: bytes) -> None:
     header.pop("__metadata__", None)
     if len(header) > MAX_TENSORS:
         raise TensorError(f"{len(header)} tensors; {MAX_TENSORS} are allowed")
+    found: dict[str, tuple[int, int]] = {}
     end = 0
     for name, entry in sorted(header.items(), key=_offset):
         start, end_here, size = _describe(name, entry)
         if start != end or end_here - start != size:
             raise TensorError(f'the tensor "{name[:100]}" does not lie where its header says')
-        end = end_here
+        found[name], end = (8 + length + start, size), end_here
     if 8 + length + end != len(data):
         raise TensorError(f"the tensors need {end} bytes of data but {len(data) - 8 - length} follow")
+    return found
 
 
 def _offset(item: tuple[str, Any]) -> int:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import msgspec
 
 from cloudd.cli import common, making
 from edgekit.packages import PackageError, open_package
@@ -117,18 +114,10 @@ def _do(args: argparse.Namespace) -> int:
         )
         outcome = compress.compress(request, line.show)
     except (compress.CompressError, DatasetError, PackageError, ModelError) as error:
-        line.clear()
-        print(f"cloudd: {printable(str(error))}", file=sys.stderr)
-        return 1
+        return line.refused(error)
     finally:
         line.clear()
-    if args.register and outcome.package:
-        making.register(args, outcome.package)
-    if args.json:
-        common.show_json(msgspec.to_builtins(outcome))
-    else:
-        _show(outcome, args.register)
-    return 0 if outcome.package else 1
+    return making.made(args, outcome, outcome.package, _show)
 
 
 def _lessons(args: argparse.Namespace, labels: Sequence[str]) -> Dataset | None:

@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from cloudd.cli import common, making
 from cloudd.client import ClientError
 from edgekit.packages import PackageError
@@ -149,12 +147,7 @@ def _do(args: argparse.Namespace) -> int:
         return 1
     finally:
         line.clear()
-    if args.register:
-        making.register(args, outcome.package)
-    if args.json:
-        return common.show_json(msgspec.to_builtins(outcome))
-    _show(outcome, args.register)
-    return 0
+    return making.made(args, outcome, outcome.package, _show)
 
 
 def _labels(path: Path | None) -> tuple[str, ...]:

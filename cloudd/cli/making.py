@@ -5,14 +5,21 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
+
+import msgspec
 
 from cloudd.cli import common
 from edgekit.packages import PackageError, check_version, split_ref
+from edgekit.text import printable
 
 NICE = 10
 """A host that answers devices goes on answering them."""
 _REGISTER_S = 3600.0
+
+OutcomeT = TypeVar("OutcomeT", bound=msgspec.Struct)
 
 
 def directory(args: argparse.Namespace) -> Path:
@@ -27,6 +34,20 @@ def directory(args: argparse.Namespace) -> Path:
 def register(args: argparse.Namespace, directory: str) -> None:
     """Have the daemon register the package in `directory`. Raises ClientError."""
     common.client(args, _REGISTER_S).post("/models", {"path": str(Path(directory).absolute())})
+
+
+def made(args: argparse.Namespace, outcome: OutcomeT, package: str, show: Callable[[OutcomeT, bool], None]) -> int:
+    """Register the new package in the directory `package`, "" for none, if that was asked for, and say what was made.
+
+    `show` prints it for people, and hears whether it was registered. Returns the exit status. Raises ClientError.
+    """
+    if args.register and package:
+        register(args, package)
+    if args.json:
+        common.show_json(msgspec.to_builtins(outcome))
+    else:
+        show(outcome, args.register)
+    return 0 if package else 1
 
 
 def version(text: str) -> str:
@@ -59,3 +80,9 @@ class Line:
         if self._drawn:
             print("\r" + " " * self._drawn + "\r", end="", file=sys.stderr, flush=True)
             self._drawn = 0
+
+    def refused(self, error: Exception) -> int:
+        """Say why nothing was made; the exit status."""
+        self.clear()
+        print(f"cloudd: {printable(str(error))}", file=sys.stderr)
+        return 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,9 +81,7 @@ def _do(args: argparse.Namespace) -> int:
         os.nice(making.NICE)
         outcome = split.split(request, line.show)
     except (PackageError, ModelError) as error:
-        line.clear()
-        print(f"cloudd: {printable(str(error))}", file=sys.stderr)
-        return 1
+        return line.refused(error)
     finally:
         line.clear()
     if not args.no_register:

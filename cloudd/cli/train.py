@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from cloudd.cli import common, making, train_frozen, train_options
 from cloudd.client import ClientError
 from edgekit.packages import PackageError, check_name
@@ -172,19 +170,11 @@ def _do(args: argparse.Namespace) -> int:
     except (
         train.TrainError, DatasetError, TrainingError, ArchitectureError, AutodiffError, PackageError, ModelError
     ) as error:  # fmt: skip
-        line.clear()
-        print(f"cloudd: {printable(str(error))}", file=sys.stderr)
-        return 1
+        return line.refused(error)
     finally:
         line.clear()
     _remove(folder)
-    if args.register and outcome.package:
-        making.register(args, outcome.package)
-    if args.json:
-        common.show_json(msgspec.to_builtins(outcome))
-    else:
-        _show(outcome, args.register)
-    return 0 if outcome.package else 1
+    return making.made(args, outcome, outcome.package, _show)
 
 
 def _begin(args: argparse.Namespace, line: making.Line) -> tuple[Job, Dataset, Path]:

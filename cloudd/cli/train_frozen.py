@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from cloudd.cli import common, making
+from cloudd.cli import making
 from edgekit.packages import PackageError, check_name
 from edgekit.text import printable
 
@@ -80,18 +79,10 @@ def do(args: argparse.Namespace) -> int:
             told = frozen.EmbeddingWishes(size=args.size, seed=args.seed)
             made = frozen.learn_embedding(args.model, args.version, dataset, told, out, line.show)
     except (train.TrainError, DatasetError, PackageError, ModelError) as error:
-        line.clear()
-        print(f"cloudd: {printable(str(error))}", file=sys.stderr)
-        return 1
+        return line.refused(error)
     finally:
         line.clear()
-    if args.register and made.package:
-        making.register(args, made.package)
-    if args.json:
-        common.show_json(msgspec.to_builtins(made))
-    else:
-        _show(made, args.register)
-    return 0 if made.package else 1
+    return making.made(args, made, made.package, _show)
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -41,6 +41,7 @@ from edgekit.training import (
     TrainingError,
     augment,
 )
+from edgekit.training.timing import step_seconds
 
 SHOWN = 50_000
 """Pictures that a student sees, each as often as it takes. A classifier of 110,000 parameters (solder-large, of the
@@ -54,7 +55,6 @@ CHANGES = Augmentation(shift=0.06, scale=0.06, brightness=0.06, contrast=0.12, n
 """Small ones: what another day, another lamp and another board make of a picture."""
 
 _NORM = 5.0  # of all gradients together; the first steps after pruning are steep
-_TIMED_STEPS = 3
 _EPOCH = 512  # pictures at least
 _SLACK = 1.5  # times the seconds that were planned for; then a training is cut off
 _WARM_UP = 0.05  # share of all steps
@@ -143,7 +143,7 @@ def _plan(engine: StepEngine, lessons: Lessons, training: Training) -> tuple[Set
     size = min(BATCH, count)
     per_epoch = count // size
     wanted = max(1, round(SHOWN / count))
-    allowed = training.seconds / _seconds(engine, lessons, size)
+    allowed = training.seconds / step_seconds(engine, lessons, size, time.monotonic)
     epochs = min(wanted, int(allowed / per_epoch))
     if epochs < 1:
         raise TrainingError(
@@ -161,19 +161,6 @@ def _plan(engine: StepEngine, lessons: Lessons, training: Training) -> tuple[Set
         ),
         wanted * per_epoch * size,
     )
-
-
-def _seconds(engine: StepEngine, lessons: Lessons, size: int) -> float:
-    """Of one step, after one that warms up. The engine is then as it was."""
-    before = engine.state()
-    times = []
-    for number in range(1 + _TIMED_STEPS):
-        places = (np.arange(size) + number * size) % len(lessons.groups)
-        started = time.monotonic()
-        engine.step(lessons.feeds(places, 0, number * size), 0.0)
-        times.append(time.monotonic() - started)
-    engine.restore(before)
-    return max(1e-9, sorted(times[1:])[_TIMED_STEPS // 2])
 
 
 def _train(engine: StepEngine, lessons: Lessons, settings: Settings, training: Training) -> int:

@@ -14,11 +14,11 @@ from edgekit.datasets.dataset import Dataset, digest
 from edgekit.gates.paired import Acceptance
 from edgekit.packages import Package
 from edgekit.packages.manifest import Precision
+from edgekit.packages.records import read_record
 
 FOLDER = "compressed"
 """Of a package: everything that compression made lies in it, and is replaced when the package is compressed again."""
 LINEAGE = f"{FOLDER}/lineage.json"
-_MAX_BYTES = 16 << 20
 
 
 class Data(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,11 +78,4 @@ def data_record(dataset: Dataset, split: Split, lessons: Dataset | None) -> Data
 
 def read_lineage(package: Package) -> Lineage | None:
     """The record of a package; None if it has none. Raises CompressError if it is damaged."""
-    if LINEAGE not in package.manifest.files:
-        return None
-    if package.sizes[LINEAGE] > _MAX_BYTES:
-        raise CompressError(f"{LINEAGE} of {package.ref} has {package.sizes[LINEAGE]} bytes; {_MAX_BYTES} are allowed")
-    try:
-        return msgspec.json.decode(package.path(LINEAGE).read_bytes(), type=Lineage, strict=True)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise CompressError(f"{LINEAGE} of {package.ref} cannot be read: {error}") from None
+    return read_record(package, LINEAGE, Lineage, CompressError)

@@ -21,11 +21,12 @@ from cloudd.compress.errors import CompressError
 from cloudd.compress.lineage import FOLDER, LINEAGE, Lineage, Made
 from cloudd.compress.trial import Speed, Trial
 from cloudd.compress.variants import KINDS
-from cloudd.derived import Progress, float_variant, record_bytes, source_of, tools
+from cloudd.derived import Progress, float_variant, source_of, tools
 from edgekit import packages
 from edgekit.datasets.dataset import Dataset, DatasetError
 from edgekit.gates.limits import LIMITS
 from edgekit.packages import Package, PackageError, Variant
+from edgekit.packages.records import record_bytes
 
 CALIBRATION = 200
 """Pictures that calibrate; ranges hardly move after the first hundred."""

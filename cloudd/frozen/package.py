@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 import msgspec
 
-from cloudd.derived import record_bytes, tools
+from cloudd.derived import tools
 from cloudd.train.errors import TrainError
 from edgekit import packages
 from edgekit.datasets.dataset import Picture, digest
-from edgekit.packages import Manifest, Package, ProofSample
+from edgekit.packages import Manifest, Package, ProofSample, records
 from edgekit.vision.sniff import sniff
 
 FOLDER = "frozen"
@@ -94,7 +94,7 @@ def made(
             (root / packages.MANIFEST_NAME).unlink()
             chosen = samples(root, unsealed)
             (root / FOLDER).mkdir()
-            (root / RECORD).write_bytes(record_bytes(record))
+            (root / RECORD).write_bytes(records.record_bytes(record))
             package = packages.seal_package(root, msgspec.structs.replace(draft, samples=chosen))
             with closing(load(package)) as proved:
                 proved.prove()
@@ -113,11 +113,4 @@ def keep_sample(root: Path, number: int, data: bytes) -> str:
 
 def read_record(package: Package) -> Record | None:
     """The record of a package; None if it has none. Raises TrainError if it is damaged."""
-    if RECORD not in package.manifest.files:
-        return None
-    if package.sizes[RECORD] > _MAX_BYTES:
-        raise TrainError(f"{RECORD} of {package.ref} has {package.sizes[RECORD]} bytes; {_MAX_BYTES} are allowed")
-    try:
-        return msgspec.json.decode(package.path(RECORD).read_bytes(), type=Record)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise TrainError(f"{RECORD} of {package.ref} cannot be read: {error}") from None
+    return records.read_record(package, RECORD, Record, TrainError, _MAX_BYTES)

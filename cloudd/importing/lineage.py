@@ -15,10 +15,10 @@ from cloudd.importing.kinds import Kind
 from cloudd.importing.learnable import Learning
 from cloudd.train.figures import Figures, Share
 from edgekit.packages import Package
+from edgekit.packages.records import read_record
 
 FOLDER = "imported"
 LINEAGE = f"{FOLDER}/lineage.json"
-_MAX_BYTES = 16 << 20
 
 
 class Foreign(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,11 +81,4 @@ class Lineage(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_lineage(package: Package) -> Lineage | None:
     """The record of a package; None if it has none. Raises ImportRefused if it is damaged."""
-    if LINEAGE not in package.manifest.files:
-        return None
-    if package.sizes[LINEAGE] > _MAX_BYTES:
-        raise ImportRefused(f"{LINEAGE} of {package.ref} has {package.sizes[LINEAGE]} bytes; {_MAX_BYTES} are allowed")
-    try:
-        return msgspec.json.decode(package.path(LINEAGE).read_bytes(), type=Lineage)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ImportRefused(f"{LINEAGE} of {package.ref} cannot be read: {error}") from None
+    return read_record(package, LINEAGE, Lineage, ImportRefused)

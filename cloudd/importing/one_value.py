@@ -18,6 +18,7 @@ import onnx.numpy_helper
 from numpy.typing import NDArray
 
 from cloudd.importing.errors import ImportRefused
+from edgekit.graphs.editing import free_name, makers, nested
 
 Ending = Literal["", "softmax", "sigmoid", "value"]
 """What stood behind the logits of an output: nothing, or what was taken off; `value`: one logit became two."""
@@ -44,20 +45,19 @@ def split_value(model: onnx.ModelProto, source: Path, output: str, logit: bool) 
     """
     graph = model.graph
     info = next((one for one in graph.output if one.name == output), None)
-    makers = {name: node for node in graph.node for name in node.output}
-    nested = any(one.HasField("g") or one.graphs for other in graph.node for one in other.attribute)
+    made_by = makers(graph)
     damaged = any(len(node.input) < _FEWEST.get(node.op_type, 0) for node in graph.node)
-    if info is None or nested or damaged or _readers(graph, output) != 1:
+    if info is None or nested(graph) or damaged or _readers(graph, output) != 1:
         return ""
-    value, gone = _moved(graph, makers, output)
+    value, gone = _moved(graph, made_by, output)
     ending: Ending = "value" if logit else ""
-    if value in makers and makers[value].op_type == "Sigmoid":
+    if value in made_by and made_by[value].op_type == "Sigmoid":
         ending = "sigmoid"
-        gone.append(makers[value])
-        value, more = _moved(graph, makers, makers[value].input[0])
+        gone.append(made_by[value])
+        value, more = _moved(graph, made_by, made_by[value].input[0])
         gone += more
     dims = info.type.tensor_type.shape.dim
-    if not ending or value not in makers or info.type.tensor_type.elem_type not in _FLOATS:
+    if not ending or value not in made_by or info.type.tensor_type.elem_type not in _FLOATS:
         return ""
     wide = _widened(graph, source, value, output)
     for node in gone:
@@ -76,13 +76,13 @@ def split_value(model: onnx.ModelProto, source: Path, output: str, logit: bool) 
 
 
 def _moved(
-    graph: onnx.GraphProto, makers: Mapping[str, onnx.NodeProto], value: str
+    graph: onnx.GraphProto, made_by: Mapping[str, onnx.NodeProto], value: str
 ) -> tuple[str, list[onnx.NodeProto]]:
     """What `value` is before it was only moved, and the nodes that do that for nobody else."""
     gone = []
-    while value in makers and makers[value].op_type in _THROUGH and _readers(graph, makers[value].input[0]) == 1:
-        gone.append(makers[value])
-        value = makers[value].input[0]
+    while value in made_by and made_by[value].op_type in _THROUGH and _readers(graph, made_by[value].input[0]) == 1:
+        gone.append(made_by[value])
+        value = made_by[value].input[0]
     return value, gone
 
 
@@ -95,12 +95,12 @@ def _readers(graph: onnx.GraphProto, name: str) -> int:
 def _widened(graph: onnx.GraphProto, source: Path, value: str, output: str) -> bool:
     """Write the layer that makes `value` with two rows, giving `output`; False where it is no such layer."""
     arrays = {one.name: one for one in graph.initializer}
-    makers = {name: node for node in graph.node for name in node.output}
-    last = product = makers[value]
+    made_by = makers(graph)
+    last = product = made_by[value]
     bias = last.input[2] if last.op_type == "Gemm" and len(last.input) > 2 else ""
     if last.op_type == "Add":
         bias = next((name for name in last.input if name in arrays), "")
-        product = makers.get(next((name for name in last.input if name != bias), ""), last)
+        product = made_by.get(next((name for name in last.input if name != bias), ""), last)
         if not bias or _readers(graph, product.output[0]) != 1:
             return False
     kinds = ("MatMul",) if last.op_type == "Add" else ("Gemm", "MatMul")
@@ -114,7 +114,7 @@ def _widened(graph: onnx.GraphProto, source: Path, value: str, output: str) -> b
     offset = _array(arrays[bias], source) if bias else None
     if weight.ndim != 2 or weight.shape[axis] != 1 or (offset is not None and offset.size != 1):
         return False
-    taken = {*arrays, *makers}
+    taken = {*arrays, *made_by}
     both = np.concatenate([half * weight for half in _HALVES], axis=axis).astype(weight.dtype)
     product.input[1] = _constant(graph, f"{product.input[1]}.two", both, taken)
     if offset is not None:
@@ -135,9 +135,9 @@ def _append(graph: onnx.GraphProto, info: onnx.ValueInfoProto, value: str) -> No
     dtype = onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
     if value == info.name:
         maker = next(node for node in graph.node if value in node.output)
-        value = _free(f"{info.name}.one", taken)
+        value = _named(f"{info.name}.one", taken)
         maker.output[list(maker.output).index(info.name)] = value
-    row = _free(f"{info.name}.row", taken)
+    row = _named(f"{info.name}.row", taken)
     shape = _constant(graph, f"{info.name}.shape", np.array([-1, 1], np.int64), taken)
     halves = _constant(graph, f"{info.name}.halves", np.array([_HALVES], dtype), taken)
     graph.node.append(onnx.helper.make_node("Reshape", [value, shape], [row], name=row))
@@ -146,9 +146,16 @@ def _append(graph: onnx.GraphProto, info: onnx.ValueInfoProto, value: str) -> No
 
 def _constant(graph: onnx.GraphProto, name: str, array: NDArray[Any], taken: set[str]) -> str:
     """A new weight; its name."""
-    name = _free(name, taken)
+    name = _named(name, taken)
     graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(array), name))
     return name
+
+
+def _named(name: str, taken: set[str]) -> str:
+    """`free_name`, which is taken from now on."""
+    found = free_name(name, taken)
+    taken.add(found)
+    return found
 
 
 def _array(tensor: onnx.TensorProto, source: Path) -> NDArray[Any]:
@@ -156,12 +163,3 @@ def _array(tensor: onnx.TensorProto, source: Path) -> NDArray[Any]:
         return onnx.numpy_helper.to_array(tensor, str(source.parent))
     except Exception as error:  # wrong sizes, unknown types: numpy's, onnx's and protobuf's own
         raise ImportRefused(f"the weight {tensor.name[:100]} cannot be read: {str(error)[:200]}") from None
-
-
-def _free(name: str, taken: set[str]) -> str:
-    number, found = 1, name
-    while found in taken:
-        number += 1
-        found = f"{name}.{number}"
-    taken.add(found)
-    return found

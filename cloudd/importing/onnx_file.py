@@ -22,6 +22,7 @@ import onnx
 
 from cloudd.importing.errors import ImportRefused
 from cloudd.importing.one_value import Ending, split_value
+from edgekit.graphs.editing import makers, nested
 from edgekit.packages import CHECKPOINT_FOLDER, PackageError
 from edgekit.packages.manifest import Precision, check_path
 from edgekit.runtimes.onnx_reader import OnnxReferences
@@ -160,7 +161,8 @@ def _cut_softmax(model: onnx.ModelProto, output: str) -> bool:
     """Let an output that is a Softmax over one row of classes give what went into it, under its own name."""
     graph = model.graph
     info = next((one for one in graph.output if one.name == output), None)
-    node = next((one for one in graph.node if output in one.output), None)
+    made_by = makers(graph)
+    node = made_by.get(output)
     if (
         info is None
         or node is None
@@ -172,10 +174,14 @@ def _cut_softmax(model: onnx.ModelProto, output: str) -> bool:
     opset = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 0)
     axis = next((one.i for one in node.attribute if one.name == "axis"), -1 if opset >= 13 else 1)
     before = node.input[0]
-    maker = next((one for one in graph.node if before in one.output), None)
     used = any(output in one.input for one in graph.node) or before in {one.name for one in graph.output}
-    nested = any(one.HasField("g") or one.graphs for other in graph.node for one in other.attribute)
-    if len(info.type.tensor_type.shape.dim) != 2 or axis not in (1, -1) or maker is None or used or nested:
+    if (
+        len(info.type.tensor_type.shape.dim) != 2
+        or axis not in (1, -1)
+        or before not in made_by
+        or used
+        or nested(graph)
+    ):
         return False
     graph.node.remove(node)
     for one in graph.node:

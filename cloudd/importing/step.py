@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import edgekit
-from cloudd.derived import Progress, record_bytes, tools
+from cloudd.derived import Progress, tools
 from cloudd.importing import child, learnable
 from cloudd.importing.anomaly import PROVISIONAL, anomaly_labels, anomaly_output, judge_parts
 from cloudd.importing.bring import OPTIONS, bring, values_of
@@ -45,6 +45,7 @@ from edgekit.packages import (
     Variant,
 )
 from edgekit.packages.manifest import check_manifest
+from edgekit.packages.records import record_bytes
 from edgekit.runtimes import Session, TensorInfo, open_session
 from edgekit.runtimes.base import dequantise, shape_text
 from edgekit.vision.anomaly import AnomalyDetector

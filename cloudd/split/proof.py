@@ -23,8 +23,8 @@ from edgekit.splitting.features import FeatureError
 from edgekit.splitting.graph import Graph
 from edgekit.splitting.halves import SplitError
 from edgekit.splitting.profile import time_runs
-from edgekit.vision.classification import MAX_SAMPLE_BYTES, Classifier, files_beside
-from edgekit.vision.images import ImageError
+from edgekit.vision.classification import Classifier
+from edgekit.vision.model import files_beside, look_at_sample, picture_shape
 
 _MADE_UP = 2
 """Pictures of noise, which reach values that samples do not."""
@@ -89,9 +89,8 @@ class Whole:
         model.prove()
         package, name = model.package, model.session.inputs[0].name
         files = list(dict.fromkeys(one.file for one in package.manifest.samples))[:_MOST_SAMPLES]
-        feeds = [{name: _sample(model, file)} for file in files]
-        spec = package.manifest.input
-        size = (spec.height, spec.width) if spec.colour == "grey" else (spec.height, spec.width, 3)
+        feeds = [{name: look_at_sample(package, file, model.tensor)} for file in files]
+        size = picture_shape(package.manifest.input)
         for seed in range(_MADE_UP):
             noise = np.random.default_rng(seed).integers(0, 256, size, np.uint8)
             feeds.append({name: model.image_tensor(noise)})
@@ -146,16 +145,6 @@ def prove(whole: Whole, graph: Graph, cut: Cut, folder: Path, clock: Callable[[]
         tail,
         tail_ms,
     )
-
-
-def _sample(model: Classifier, file: str) -> NDArray[Any]:
-    path = model.package.path(file)
-    if path.stat().st_size > MAX_SAMPLE_BYTES:
-        raise ModelError(f"the sample {file} is larger than {MAX_SAMPLE_BYTES} bytes")
-    try:
-        return model.tensor(path.read_bytes())
-    except ImageError as error:
-        raise ModelError(f"the sample {file} cannot be used: {error}") from error
 
 
 def _difference(whole: Whole, feed: Feed, sent: Sent) -> float:

@@ -17,13 +17,14 @@ from pathlib import Path
 
 import msgspec
 
-from cloudd.derived import Progress, files_of, float_variant, record_bytes, source_of, tools
+from cloudd.derived import Progress, files_of, float_variant, source_of, tools
 from cloudd.split import proof
 from cloudd.split.choice import choose
 from cloudd.split.lineage import FOLDER, LINEAGE, Lineage, RefusedCut
 from cloudd.split.proof import Proved, Whole
 from edgekit import packages
 from edgekit.packages import HeadCut, HeadSpec, Manifest, Package, PackageError, TailCut, TailSpec, Variant, heads
+from edgekit.packages.records import record_bytes
 from edgekit.runtimes import ModelError
 from edgekit.splitting.cuts import Cut, CutTable, find_cuts
 from edgekit.splitting.graph import Graph, read_graph

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from cloudd.derived import Progress, record_bytes, tools
+from cloudd.derived import Progress, tools
 from cloudd.train.figures import Figures, best_report, judge_answers, judge_boxes
 from cloudd.train.job import PLAN_FOLDER
 from cloudd.train.lineage import LINEAGE, Lineage, data_record
@@ -25,6 +25,7 @@ from edgekit import packages, toml
 from edgekit.architectures import detection_spec
 from edgekit.datasets.dataset import DatasetError, Picture
 from edgekit.packages import Manifest, ProofSample, Variant
+from edgekit.packages.records import record_bytes
 from edgekit.training import MODEL_FILE, WEIGHTS_FILE, replace_weights
 from edgekit.vision.classification import Classified, Classifier
 from edgekit.vision.detection.boxes import iou

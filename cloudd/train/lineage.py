@@ -15,10 +15,10 @@ from cloudd.train.parts import Parts, counts
 from cloudd.train.recipe import Recipe
 from edgekit.datasets.dataset import digest
 from edgekit.packages import Package
+from edgekit.packages.records import read_record
 
 FOLDER = "trained"
 LINEAGE = f"{FOLDER}/lineage.json"
-_MAX_BYTES = 16 << 20
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,11 +65,4 @@ def data_record(digest_of_all: str, merge: dict[str, str], parts: Parts) -> Data
 
 def read_lineage(package: Package) -> Lineage | None:
     """The record of a package; None if it has none. Raises TrainError if it is damaged."""
-    if LINEAGE not in package.manifest.files:
-        return None
-    if package.sizes[LINEAGE] > _MAX_BYTES:
-        raise TrainError(f"{LINEAGE} of {package.ref} has {package.sizes[LINEAGE]} bytes; {_MAX_BYTES} are allowed")
-    try:
-        return msgspec.json.decode(package.path(LINEAGE).read_bytes(), type=Lineage)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise TrainError(f"{LINEAGE} of {package.ref} cannot be read: {error}") from None
+    return read_record(package, LINEAGE, Lineage, TrainError)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from edged.api import AdaptBody, AdaptProgress
-from edged.cli.output import EXIT_OK, Failure, clean, client, print_json, verb
+from edged.cli.output import EXIT_OK, Failure, Line, clean, client, print_json, verb
 
 _EXAMPLES = """\
   edged adapt                  every model that has not been measured on this hardware yet
@@ -26,7 +25,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def run(options: argparse.Namespace) -> int:
     """Follow it to its end."""
-    line = _Line()
+    line = Line()
     problems: list[str] = []
     done = False
     try:
@@ -35,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
             if options.json:
                 print_json(progress)
             elif not progress.text:
-                line.show(progress)
+                line.draw(clean(f"{progress.model}: {progress.step}")[:110])
             else:
                 line.clear()
                 print(clean(progress.text))
@@ -49,25 +48,3 @@ def run(options: argparse.Namespace) -> int:
     if not done:
         raise Failure("edged ended before the measurement did; look at its log")
     return EXIT_OK
-
-
-class _Line:
-    """One line on stderr that is drawn over and over, and only if that is a terminal."""
-
-    def __init__(self) -> None:
-        self._drawn = 0
-        self._on = sys.stderr.isatty()
-
-    def show(self, progress: AdaptProgress) -> None:
-        """What it does now."""
-        if not self._on:
-            return
-        text = clean(f"{progress.model}: {progress.step}")[:110]
-        print("\r" + text.ljust(self._drawn), end="", file=sys.stderr, flush=True)
-        self._drawn = len(text)
-
-    def clear(self) -> None:
-        """Remove the line."""
-        if self._drawn:
-            print("\r" + " " * self._drawn + "\r", end="", file=sys.stderr, flush=True)
-            self._drawn = 0

@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from urllib.parse import quote
 
-from edged.api import Done, ModelBody, Progress, ServeBody
-from edged.cli.output import EXIT_OK, EXIT_PROBLEM, Failure, ProgressBar, client, print_json, print_table, size, verb
+from edged.api import Done, ModelBody, ServeBody
+from edged.cli import packaged
+from edged.cli.output import EXIT_OK, Failure, client, print_json, print_table, size, verb
 from edged.status.state import ModelState, ServedState
 
 _EXAMPLES = """\
@@ -78,12 +79,14 @@ def add_model(options: argparse.Namespace) -> int:
     directory: Path = options.directory.absolute()
     if not directory.is_dir():
         raise Failure(f"{directory} is no directory; a model package is a directory with a package.toml")
-    return _follow(options, directory.name, ModelBody(path=str(directory)), "Installed")
+    print(f"Installed {packaged.bring(options, directory.name, ModelBody(path=str(directory)))}.")
+    return EXIT_OK
 
 
 def pull_model(options: argparse.Namespace) -> int:
     """Fetch from cloudd."""
-    return _follow(options, options.ref, ModelBody(ref=options.ref), "Fetched")
+    print(f"Fetched {packaged.bring(options, options.ref, ModelBody(ref=options.ref))}.")
+    return EXIT_OK
 
 
 def remove_model(options: argparse.Namespace) -> int:
@@ -124,17 +127,3 @@ def seal_model(options: argparse.Namespace) -> int:
     )
     print(f"Nothing may be changed in it from now on. Install it: edged models add {directory}")
     return EXIT_OK
-
-
-def _follow(options: argparse.Namespace, title: str, body: ModelBody, word: str) -> int:
-    bar = ProgressBar(title)
-    last = Progress()
-    try:
-        for last in client(options).stream("/models", Progress, body):
-            bar.show(last.done, last.total)
-    finally:
-        bar.clear()
-    if last.error or not last.ref:
-        raise Failure(last.error or "edged ended before the model was installed; look at its log")
-    print(f"{word} {last.ref}.")
-    return EXIT_OK if last.ref else EXIT_PROBLEM

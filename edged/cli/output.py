@@ -88,27 +88,37 @@ def age(seconds: float) -> str:
     return f"{max(0.0, seconds):.0f} s"
 
 
-class ProgressBar:
-    """Draws on stderr, and only if that is a terminal: logs and pipes stay clean."""
+class Line:
+    """One line on stderr that is drawn over and over, and only if that is a terminal: logs and pipes stay clean."""
 
-    def __init__(self, title: str) -> None:
-        self._title = title
+    def __init__(self) -> None:
         self._drawn = 0
         self._on = sys.stderr.isatty()
 
+    def draw(self, text: str) -> None:
+        """In the place of what it showed before."""
+        if self._on:
+            print("\r" + text.ljust(self._drawn), end="", file=sys.stderr, flush=True)
+            self._drawn = len(text)
+
+    def clear(self) -> None:
+        """Remove the line."""
+        if self._drawn:
+            print("\r" + " " * self._drawn + "\r", end="", file=sys.stderr, flush=True)
+            self._drawn = 0
+
+
+class ProgressBar(Line):
+    """How much is done, behind a title."""
+
+    def __init__(self, title: str) -> None:
+        super().__init__()
+        self._title = title
+
     def show(self, done: int, total: int) -> None:
         """Draw the present state; `total` 0 means that it is not known yet."""
-        if not self._on:
-            return
         width = max(10, min(40, shutil.get_terminal_size().columns - len(self._title) - 32))
         share = done / total if total else 0.0
         filled = int(share * width)
         amount = f"{size(done)} of {size(total)}" if total else "working"
-        text = f"{self._title} [{'#' * filled}{'.' * (width - filled)}] {amount}"
-        print("\r" + text.ljust(self._drawn), end="", file=sys.stderr, flush=True)
-        self._drawn = len(text)
-
-    def clear(self) -> None:
-        """Remove the bar."""
-        if self._drawn:
-            print("\r" + " " * self._drawn + "\r", end="", file=sys.stderr, flush=True)
+        self.draw(f"{self._title} [{'#' * filled}{'.' * (width - filled)}] {amount}")

@@ -46,14 +46,20 @@ def opened(directory: Path) -> Package:
 
 def install(options: argparse.Namespace, package: Package) -> None:
     """Install it on the device, unless it is there already. Raises ApiError, Failure."""
-    bar, last = ProgressBar(package.ref), Progress()
+    bring(options, package.ref, ModelBody(path=str(package.root)))
+
+
+def bring(options: argparse.Namespace, title: str, body: ModelBody) -> str:
+    """Have the daemon install or fetch a model; its name@version. Raises ApiError, Failure."""
+    bar, last = ProgressBar(title), Progress()
     try:
-        for last in client(options).stream("/models", Progress, ModelBody(path=str(package.root))):
+        for last in client(options).stream("/models", Progress, body):
             bar.show(last.done, last.total)
     finally:
         bar.clear()
     if last.error or not last.ref:
         raise Failure(last.error or "edged ended before the model was installed; look at its log")
+    return last.ref
 
 
 def has_service(options: argparse.Namespace, name: str) -> bool:

@@ -14,7 +14,7 @@ from edged.collab.plan.service_plan import ServicePlan
 from edged.collab.ways import Ways
 from edgekit.gates.filters import Seen
 from edgekit.gates.policy import GateStatus
-from edgekit.messages import Answer, Decision, GateFacts, HardSample, PlanReport, Verdict
+from edgekit.messages import Answer, Decision, GateFacts, HardSample, PlanReport, SendReason, Verdict
 from edgekit.planning.routes import Demand
 from edgekit.services import Service
 
@@ -102,6 +102,33 @@ class Settler:
         if self.plan is not None:
             self.plan.demand = demand
 
+    def _here(self, edge: Verdict, sample_id: str, captured_at: float, serial: str) -> Decision:
+        """What is decided if nobody is asked."""
+        return Decision(
+            sample_id=sample_id,
+            service=self.service.name,
+            label=edge.label,
+            score=edge.score,
+            decided="edge",
+            model=edge.model,
+            edge=edge,
+            serial=serial,
+            captured_at=captured_at,
+        )
+
+    def _header(self, decision: Decision, reason: SendReason) -> HardSample:
+        """Of what is sent to be asked about, but for what it is."""
+        return HardSample(
+            sample_id=decision.sample_id,
+            service=decision.service,
+            answer_model=self.service.hard_samples.answer_model,
+            edge=decision.edge,
+            reason=reason,
+            captured_at=decision.captured_at,
+            serial=decision.serial,
+            priority=self.service.priority,
+        )
+
 
 class Pictures(Settler):
     """Whole pictures, whoever looked at them here. A trusted local answer touches neither network nor disk."""
@@ -148,19 +175,8 @@ class Pictures(Settler):
     ) -> tuple[Decision, Answer | None]:
         """The decision for one picture, and the cloud's answer if that decided. `margin`: what the gate judges by."""
         gate = self.keeper.decide(margin, self._rng(), sample_id, seen)
-        decision = Decision(
-            sample_id=sample_id,
-            service=self.service.name,
-            label=edge.label,
-            score=edge.score,
-            decided="edge",
-            model=edge.model,
-            edge=edge,
-            sent=gate.reason,
-            certified=gate.certified,
-            serial=serial,
-            captured_at=captured_at,
-        )
+        decision = self._here(edge, sample_id, captured_at, serial)
+        decision = replace(decision, sent=gate.reason, certified=gate.certified)
         if self.plan is not None:
             self.plan.came(picture)
         if gate.reason is None:
@@ -168,17 +184,8 @@ class Pictures(Settler):
         if self._ways is None:
             self.keeper.lost(sample_id)
             return replace(decision, sent=None, reason=self.reticence), None
-        header = HardSample(
-            sample_id=sample_id,
-            service=decision.service,
-            answer_model=self.service.hard_samples.answer_model,
-            edge=replace(edge, margin=margin),
-            reason=gate.reason,
-            captured_at=captured_at,
-            serial=serial,
-            pipeline=self.service.pipeline,
-            priority=self.service.priority,
-        )
+        header = self._header(decision, gate.reason)
+        header = replace(header, edge=replace(edge, margin=margin), pipeline=self.service.pipeline)
         if gate.reason == "audit":  # nobody waits for it: the local answer counts
             self._ways.later(header, picture, gate.value)
             return decision, None

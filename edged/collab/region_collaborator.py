@@ -97,17 +97,7 @@ class RegionCollaborator(Settler):
         regions = merge(local.candidates, gate).regions  # unless the cloud answers
         frame = decide(regions, self._rule)
         edge = verdict_of(frame, self.keeper.edge_model)
-        decision = Decision(
-            sample_id=sample_id,
-            service=self.service.name,
-            label=edge.label,
-            score=edge.score,
-            decided="edge",
-            model=edge.model,
-            edge=edge,
-            serial=serial,
-            captured_at=captured_at,
-        )
+        decision = self._here(edge, sample_id, captured_at, serial)
         decision = _decided(decision, frame, regions, self._rule.clean)
         if self.plan is not None:
             self.plan.came(picture)
@@ -119,9 +109,10 @@ class RegionCollaborator(Settler):
             return _decided(
                 replace(decision, reason=self.reticence), decide(regions, self._rule), regions, self._rule.clean
             )
-        decision = replace(decision, sent=_reason(sent))
+        reason = _reason(sent)
+        decision = replace(decision, sent=reason)
         packing = self._hub.mosaics.pack(picture, self._wanted(local, sent, looks))
-        header = self._header(decision)
+        header = replace(self._header(decision, reason), clean=self.keeper.clean)  # the mosaic is being made
         value = max((one.value for one in sent.values()), default=_SILENT_VALUE)
         if header.reason == "audit":  # nobody waits for it: the local answers count
             self._hub.in_background(self._later(packing, header, value, self._hub.send_later))
@@ -148,21 +139,6 @@ class RegionCollaborator(Settler):
             longest=LIMIT if looks else self._longest,
             frame=self._tiles,
             webp=self._hub.takes_webp,
-        )
-
-    def _header(self, decision: Decision) -> HardSample:
-        """Of what is sent, but for the mosaic, which is being made."""
-        assert decision.sent is not None, "something is sent"
-        return HardSample(
-            sample_id=decision.sample_id,
-            service=decision.service,
-            answer_model=self.service.hard_samples.answer_model,
-            edge=decision.edge,
-            reason=decision.sent,
-            captured_at=decision.captured_at,
-            serial=decision.serial,
-            clean=self.keeper.clean,
-            priority=self.service.priority,
         )
 
     def _questions(self, local: LocalRegions, sent: Mapping[int, GateDecision]) -> list[Region]:

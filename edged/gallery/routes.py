@@ -8,11 +8,11 @@ DELETE /gallery/SERVICE?what=everybody|strangers|unreadable
 
 from __future__ import annotations
 
-import msgspec
 from aiohttp import web
 
 from edged.api import ApiError
 from edged.gallery.desk import GalleryDesk
+from edged.requests import read_upload, reply
 
 MAX_PICTURE = 16 << 20
 """Bytes; the same as of a picture that is inspected."""
@@ -32,33 +32,25 @@ class _Gallery:
         self._desk = desk
 
     async def show(self, request: web.Request) -> web.Response:
-        return _json(await self._desk.show(request.match_info["service"]))
+        return reply(await self._desk.show(request.match_info["service"]))
 
     async def enrol(self, request: web.Request) -> web.Response:
-        data = bytearray()
-        async for chunk in request.content.iter_any():  # request.read() stops at the size of a service definition
-            data += chunk
-            if len(data) > MAX_PICTURE:
-                raise ApiError(413, f"a picture has at most {MAX_PICTURE >> 20} MiB")
+        data = await read_upload(request, MAX_PICTURE, "a picture")
         if not data:
             raise ApiError(400, "the request has no body; send a JPEG or PNG")
         query = request.query
         identity, by, force = query.get("identity", ""), query.get("by", ""), query.get("force") == "1"
-        return _json(await self._desk.enrol(request.match_info["service"], identity, by, force, bytes(data)))
+        return reply(await self._desk.enrol(request.match_info["service"], identity, by, force, bytes(data)))
 
     async def remove(self, request: web.Request) -> web.Response:
-        return _json(await self._desk.remove(request.match_info["service"], request.query.get("name", "")))
+        return reply(await self._desk.remove(request.match_info["service"], request.query.get("name", "")))
 
     async def clear(self, request: web.Request) -> web.Response:
         service, what = request.match_info["service"], request.query.get("what", "")
         if what == "everybody":
-            return _json(await self._desk.clear(service))
+            return reply(await self._desk.clear(service))
         if what == "strangers":
-            return _json(await self._desk.remove_strangers(service))
+            return reply(await self._desk.remove_strangers(service))
         if what == "unreadable":
-            return _json(await self._desk.remove_unreadable(service))
+            return reply(await self._desk.remove_unreadable(service))
         raise ApiError(400, 'say what to forget: what is "everybody", "strangers" or "unreadable"')
-
-
-def _json(value: object) -> web.Response:
-    return web.Response(body=msgspec.json.encode(value), content_type="application/json")

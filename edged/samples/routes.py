@@ -10,19 +10,17 @@ GET  /datasets/NAME/pictures?after=&limit=                  DELETE /datasets/NAM
 from __future__ import annotations
 
 import math
-from typing import TypeVar
 
 import msgspec
 from aiohttp import web
 
 from edged.api import ApiError
+from edged.requests import count, read_body, read_upload, reply
 from edged.samples.bodies import MAX_PAGE, AddHeader, LabelBody, MakeBody, RemoveBody, TagBody
 from edged.samples.desk import SampleDesk
 from edged.samples.reading import Filter
 from edgekit.datasets.dataset import MAX_PICTURE_BYTES
 from edgekit.envelope import MAX_HEADER, EnvelopeError, unseal
-
-T = TypeVar("T")
 
 MAX_COUNT = 1_000_000
 """No list is longer, and no version has more pictures."""
@@ -64,73 +62,55 @@ class _Samples:
             tag=query.get("tag", ""),
             labelled=labelled,
         )
-        return _json(await self._desk.select(which, _count(request, "limit", 100)))
+        return reply(await self._desk.select(which, count(request, "limit", 100, MAX_COUNT)))
 
     async def queue(self, request: web.Request) -> web.Response:
-        return _json(await self._desk.queue(request.query.get("service", ""), _count(request, "limit", 100)))
+        return reply(await self._desk.queue(request.query.get("service", ""), count(request, "limit", 100, MAX_COUNT)))
 
     async def stats(self, request: web.Request) -> web.Response:
-        return _json(await self._desk.stats(request.query.get("service", "")))
+        return reply(await self._desk.stats(request.query.get("service", "")))
 
     async def sample(self, request: web.Request) -> web.Response:
-        return _json(await self._desk.sample(request.match_info["id"]))
+        return reply(await self._desk.sample(request.match_info["id"]))
 
     async def picture(self, request: web.Request) -> web.Response:
         data = await self._desk.picture(request.match_info["id"])
         return web.Response(body=data, content_type="image/png" if data[:1] == b"\x89" else "image/jpeg")
 
     async def add(self, request: web.Request) -> web.Response:
-        data = bytearray()
-        async for chunk in request.content.iter_any():  # request.read() stops at the size of a service definition
-            data += chunk
-            if len(data) > MAX_ENVELOPE:
-                raise ApiError(413, f"a sample has at most {MAX_PICTURE_BYTES >> 20} MiB")
+        data = await read_upload(request, MAX_ENVELOPE, "a sample")
         try:
             head, picture = unseal(memoryview(data))
             header = msgspec.json.decode(head, type=AddHeader)
         except (EnvelopeError, msgspec.DecodeError) as error:
             raise ApiError(400, f"the body is no envelope of a sample: {error}") from None
-        return _json(await self._desk.add(header, picture))
+        return reply(await self._desk.add(header, picture))
 
     async def label(self, request: web.Request) -> web.Response:
-        return _json(await self._desk.label(request.match_info["id"], await _body(request, LabelBody)))
+        return reply(await self._desk.label(request.match_info["id"], await read_body(request, LabelBody)))
 
     async def tag(self, request: web.Request) -> web.Response:
-        return _json(await self._desk.tag(request.match_info["id"], await _body(request, TagBody)))
+        return reply(await self._desk.tag(request.match_info["id"], await read_body(request, TagBody)))
 
     async def remove(self, request: web.Request) -> web.Response:
-        return _json(await self._desk.remove(await _body(request, RemoveBody)))
+        return reply(await self._desk.remove(await read_body(request, RemoveBody)))
 
     async def versions(self, request: web.Request) -> web.Response:
-        return _json(await self._desk.versions())
+        return reply(await self._desk.versions())
 
     async def make(self, request: web.Request) -> web.Response:
-        return _json(await self._desk.make(await _body(request, MakeBody)))
+        return reply(await self._desk.make(await read_body(request, MakeBody)))
 
     async def version(self, request: web.Request) -> web.Response:
-        return _json(await self._desk.version(request.match_info["name"]))
+        return reply(await self._desk.version(request.match_info["name"]))
 
     async def pictures(self, request: web.Request) -> web.Response:
-        after = _count(request, "after", 0)
-        limit = min(MAX_PAGE, _count(request, "limit", MAX_PAGE))
-        return _json(await self._desk.pictures(request.match_info["name"], after, limit))
+        after = count(request, "after", 0, MAX_COUNT)
+        limit = min(MAX_PAGE, count(request, "limit", MAX_PAGE, MAX_COUNT))
+        return reply(await self._desk.pictures(request.match_info["name"], after, limit))
 
     async def delete_version(self, request: web.Request) -> web.Response:
-        return _json(await self._desk.delete_version(request.match_info["name"]))
-
-
-async def _body(request: web.Request, kind: type[T]) -> T:
-    try:
-        return msgspec.json.decode(await request.read(), type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ApiError(400, f"the body cannot be read: {error}") from None
-
-
-def _count(request: web.Request, name: str, default: int) -> int:
-    text = request.query.get(name, str(default))
-    if not (text.isascii() and text.isdigit() and len(text) <= 9):
-        raise ApiError(400, f"{name} must be a whole number")
-    return min(int(text), MAX_COUNT)
+        return reply(await self._desk.delete_version(request.match_info["name"]))
 
 
 def _time(request: web.Request, name: str) -> float | None:
@@ -144,7 +124,3 @@ def _time(request: web.Request, name: str) -> float | None:
     if not math.isfinite(value):
         raise ApiError(400, f"{name} must be seconds since the epoch")
     return value
-
-
-def _json(value: object) -> web.Response:
-    return web.Response(body=msgspec.json.encode(value), content_type="application/json")

@@ -17,7 +17,7 @@ from edged.serve.http import HttpError, Request, Response, json_response, proble
 from edged.serve.loading import LoadedAlone
 from edged.serve.management import Management
 from edged.serve.oip import ModelTable, ProtocolApi, RequestError, Unsupported, of_service, without_service
-from edged.serve.pictures import Pictures
+from edged.serve.pictures import Pictures, running
 from edged.serve.plain_model import as_model
 from edged.serve.refusals import Kept
 from edged.serve.routes import Answer, Router
@@ -122,12 +122,7 @@ class Api:
     # --- inspection -------------------------------------------------------------------------------------------------
 
     def _inspect(self, request: Request, name: str) -> Awaitable[Response]:
-        service = self._services.get(name)
-        if service is None:
-            known = ", ".join(sorted(self._services)) or "none"
-            raise HttpError(404, f"there is no service '{name[:64]}'; known services: {known}")
-        if service.failure:
-            raise ServiceFailed(f"{name} cannot run: {service.failure}")
+        service = running(self._services, name)
         if request.content_type.startswith(_REFUSED_TYPES):
             raise HttpError(
                 415, "send the picture itself as the body (image/jpeg or image/png), without a form around it"

@@ -14,11 +14,12 @@ from edgekit.messages import Comparison
 from edgekit.packages import Package, PackageError, ProofSample, open_package
 from edgekit.runtimes import ModelError
 from edgekit.vision.anomaly import AnomalyDetector
-from edgekit.vision.classification import MAX_SAMPLE_BYTES, Classifier
+from edgekit.vision.classification import Classifier
 from edgekit.vision.detection.boxes import Detections, iou
 from edgekit.vision.detection.detector import Detector
 from edgekit.vision.embedding import Embedder
 from edgekit.vision.images import ImageError
+from edgekit.vision.model import sample_bytes
 
 MAX_SAMPLES = 200
 MAX_S = 10.0
@@ -76,7 +77,7 @@ def _findings(vision: Vision, previous: Package, file: str, samples: list[ProofS
     if isinstance(vision, Embedder):
         return []  # two embedders share no answer that could be compared; each is proved on its own samples
     try:
-        data = _read(previous, file)
+        data = sample_bytes(previous, file)
         if isinstance(vision, (Classifier, AnomalyDetector)):
             answer = vision.classify(data)
             return [_label(sample, answer.label, answer.score) for sample in samples]
@@ -113,10 +114,3 @@ def _boxes(samples: list[ProofSample], detector: Detector, found: Detections) ->
 
 def _change(sample: ProofSample, score: float) -> float:
     return abs(score - sample.score) if sample.score is not None else 0.0
-
-
-def _read(package: Package, file: str) -> bytes:
-    path = package.path(file)
-    if path.stat().st_size > MAX_SAMPLE_BYTES:
-        raise ModelError(f"it is larger than {MAX_SAMPLE_BYTES} bytes")
-    return path.read_bytes()

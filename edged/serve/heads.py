@@ -23,8 +23,9 @@ from edgekit.planning.recent import quantile
 from edgekit.runtimes import ModelError, Session, SessionOptions, open_session
 from edgekit.services import Service
 from edgekit.splitting.features import FeatureError, encode
-from edgekit.vision.classification import declared_input, files_beside, read_answer
+from edgekit.vision.classification import read_answer
 from edgekit.vision.images import ImageError, decode, encode_jpeg
+from edgekit.vision.model import declared_input, files_beside, picture_shape
 from edgekit.vision.preprocess import check_input, prepare, reduced_size
 
 _RUNS = 5
@@ -146,9 +147,7 @@ class LoadedHeads:
         samples = self._package.manifest.samples
         if samples:
             return self._package.path(samples[0].file).read_bytes()
-        spec = self._input
-        shape = (spec.height, spec.width) if spec.colour == "grey" else (spec.height, spec.width, 3)
-        return encode_jpeg(np.full(shape, 128, np.uint8))
+        return encode_jpeg(np.full(picture_shape(self._input), 128, np.uint8))
 
 
 def load_heads(service: Service, directory: str | None, setting: Setting | None) -> LoadedHeads | str:

@@ -68,7 +68,7 @@ class Pictures:
         ):
             raise HttpError(403, "the preview is shown on the status page; here it needs the management token")
         try:
-            picture = await self._service(name).preview.jpeg()
+            picture = await running(self._services, name).preview.jpeg()
         except ImageError as error:
             raise HttpError(404, f"the newest picture of {name} cannot be drawn: {error}") from None
         if picture is None:
@@ -87,7 +87,7 @@ class Pictures:
 
         The reply comes at the end of the stream and counts what became of its parts.
         """
-        service = self._service(name)
+        service = running(self._services, name)
         try:
             parts = MultipartReader(boundary_of(request.headers.get("content-type", "")), MAX_PICTURE)
         except MultipartError as error:
@@ -159,11 +159,13 @@ class Pictures:
         await feed.settled()
         self._feeds.discard(feed)
 
-    def _service(self, name: str) -> ServiceRuntime:
-        service = self._services.get(name)
-        if service is None:
-            known = ", ".join(sorted(self._services)) or "none"
-            raise HttpError(404, f"there is no service '{name[:64]}'; known services: {known}")
-        if service.failure:
-            raise ServiceFailed(f"{name} cannot run: {service.failure}")
-        return service
+
+def running(services: Mapping[str, ServiceRuntime], name: str) -> ServiceRuntime:
+    """The service of this name. Raises HttpError 404 for an unknown one, ServiceFailed for one that cannot run."""
+    service = services.get(name)
+    if service is None:
+        known = ", ".join(sorted(services)) or "none"
+        raise HttpError(404, f"there is no service '{name[:64]}'; known services: {known}")
+    if service.failure:
+        raise ServiceFailed(f"{name} cannot run: {service.failure}")
+    return service

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.packages import Package, Variant
-from edgekit.runtimes import ModelError, Session, SessionOptions, installed, open_session
+from edgekit.runtimes import ModelError, Session
 from edgekit.vision.anomaly import AnomalyDetector
-from edgekit.vision.classification import Classifier, declared_input, files_beside
+from edgekit.vision.classification import Classifier
 from edgekit.vision.detection.detector import Detector
 from edgekit.vision.embedding import Embedder
 from edgekit.vision.images import ImageError, decode
+from edgekit.vision.model import loaded
 from edgekit.vision.preprocess import check_input, in_colour, prepare, reduced_size
 
 _MAX_PROOF_BYTES = 64 << 20
@@ -53,15 +53,7 @@ class PlainModel:
 
         Raises ModelError if it cannot be loaded.
         """
-        variants = package.manifest.variants
-        if not variants:
-            raise ModelError(
-                f"{package.ref} is the {package.manifest.task} of a split model and serves nothing by itself"
-            )
-        variant = next((v for v in variants if v.target is None and installed(v.runtime)), variants[0])
-        options = replace(SessionOptions(), declared=declared_input(package.manifest.input))
-        session = open_session(package.path(variant.file), variant.runtime, options, files_beside(package, variant))
-        return cls(package, variant, session)
+        return loaded(cls, package, None, None)
 
     def prove(self) -> None:
         """Run once with zeros, so that a model that cannot run at all shows here. Raises ModelError.

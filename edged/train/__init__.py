@@ -8,7 +8,7 @@ scene       rung `batchnorm`
 head        rung `head`
 tuning      rungs `last-blocks` and `full`
 retraining  rung `cloud`: cloudd trains a larger network, which teaches; retraining_client: how cloudd is asked
-box_job     the rungs of a detector
+climbing    one rung, of a classifier or a detector
 examining   a classifier's candidate beside the present model; box_examining: a detector's; costs: time and size
 candidate   from a network to a judged, sealed package
 folding     the un-folded checkpoint that a package may carry

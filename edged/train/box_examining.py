@@ -19,7 +19,7 @@ from edged.collab.regions import LocalRegions
 from edged.serve.inspecting import Inspect, inspector
 from edged.train.box_lessons import BoxLessons
 from edged.train.costs import TIMED, cost_of
-from edged.train.examining import keep
+from edged.train.examining import asked, keep
 from edged.train.pace import Workplace
 from edgekit.datasets.dataset import digest
 from edgekit.learning.box_judging import Found, HeldOutBoxes, judge_boxes
@@ -61,16 +61,16 @@ def reporting(
         model.detect if service.pipeline is None else TiledDetector(model, service.pipeline).detect
         for model in (present, candidate)
     ]
-    found: list[list[Detections]] = []
-    truths: list[Truth] = []
-    read = lessons.reader(part)
-    for place in range(len(part.pictures)):
-        data = read(place)
-        with suppress(ImageError, ModelError):
-            found.append([look(data).detections for look in looks])
-            truths.append(part.truths[place])
-        at.pace.turn("judging", place + 1, len(part.pictures), "where to report from")
-    before, after = ([one[row] for one in found] for row in (0, 1))
+
+    def ask(data: bytes) -> list[Detections] | None:
+        with suppress(ModelError):
+            return [look(data).detections for look in looks]
+        return None
+
+    answers, kept = asked(lessons, part, ask, at, "where to report from")
+    found = [(one, part.truths[place]) for one, place in zip(answers, kept, strict=True) if one is not None]
+    before, after = ([one[row] for one, _ in found] for row in (0, 1))
+    truths = [truth for _, truth in found]
     allowed = count(before, truths, present.report, OVERLAP).false
     chosen, best = spec.report, (-1.0, 0.0)
     for score in (step / 20 for step in range(2, 19)):
@@ -93,15 +93,7 @@ def examine_boxes(
     """The judgement on `candidate`. Raises DatasetError for a picture that is gone, ModelError, Halted."""
     part = lessons.judge
     looks = [inspector(service, model) for model in (present, candidate)]
-    answers: list[list[Detections | None]] = []
-    kept: list[int] = []
-    read = lessons.reader(part)
-    for place in range(len(part.pictures)):
-        data = read(place)
-        with suppress(ImageError):  # a picture that no model can look at judges none
-            answers.append([_reported(look, data, lessons.classes) for look in looks])
-            kept.append(place)
-        at.pace.turn("judging", place + 1, len(part.pictures))
+    answers, kept = asked(lessons, part, lambda data: [_reported(look, data, lessons.classes) for look in looks], at)
     truths = [part.truths[place] for place in kept]
     before = -math.inf if earlier_before is None else earlier_before
     held = HeldOutBoxes(

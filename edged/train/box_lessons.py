@@ -18,8 +18,8 @@ from edged.train.lessons import (
     CACHE_BYTES,
     LessonError,
     Taught,
-    check_new,
     classes_of,
+    fitting,
     labelled_at,
     read_version,
     sides_of,
@@ -31,7 +31,6 @@ from edgekit.services import Service
 from edgekit.training import Augmentation, BoxedExamples
 from edgekit.vision.detection.boxes import intersections
 from edgekit.vision.detection.metrics import Truth
-from edgekit.vision.images import ImageError
 
 EMPTY_VIEWS = 2
 """Tiles of a picture without a box that teach: enough to know the background, and no thousands of the same."""
@@ -89,11 +88,19 @@ class BoxLessons(Taught[BoxPart]):
         image: str = "image",
         cache_bytes: int = CACHE_BYTES,
     ) -> BoxedExamples:
-        """`part` as a Trainer sees it: every view with a box, and EMPTY_VIEWS of a picture without one.
+        """`part` as a Trainer sees it: its `taught` views.
 
         `image` is the name of the model's input tensor, whose cells have `stride` pixels. Raises TrainingError if there
         is no picture, or the cells do not fit.
         """
+        chosen, truths = self.taught(part)
+        pictures = Views(self.reader(part), chosen, spec, cut_for_detectors, cache_bytes)
+        return BoxedExamples(
+            pictures, truths, len(self.classes), stride, seed=seed, augmentation=augmentation, image=image
+        )
+
+    def taught(self, part: BoxPart) -> tuple[list[View], list[Truth]]:
+        """Every view of `part` with a box, and EMPTY_VIEWS of a picture without one; boxes in pixels of the picture."""
         chosen: list[View] = []
         truths: list[Truth] = []
         for of_one, truth, picture in zip(self.views(part), part.truths, part.pictures, strict=True):
@@ -108,10 +115,7 @@ class BoxLessons(Taught[BoxPart]):
             for view in spread(empty, EMPTY_VIEWS, picture):
                 chosen.append(view)
                 truths.append(Truth(np.zeros((0, 4)), np.zeros(0, np.int64)))
-        pictures = Views(self.reader(part), chosen, spec, cut_for_detectors, cache_bytes)
-        return BoxedExamples(
-            pictures, truths, len(self.classes), stride, seed=seed, augmentation=augmentation, image=image
-        )
+        return chosen, truths
 
 
 def load_box_lessons(
@@ -130,16 +134,8 @@ def load_box_lessons(
     classes, more = classes_of(Counter(label for one in dataset.pictures for label in labels_of(one)), known, new_class)
     notes += more
     index = {label: at for at, label in enumerate(classes)}
-    learnable = [one for one in dataset.pictures if index.keys() >= set(labels_of(one))]
-    used = []
-    for one in learnable:
-        try:
-            views(0, (one.width, one.height), service.pipeline)
-        except ImageError:
-            continue
-        used.append(one)
-    if len(used) < len(learnable):
-        notes.append(f"{len(learnable) - len(used)} pictures do not fit the service's pipeline and were left out")
+    used, more = fitting(dataset.pictures, classes, service)
+    notes += more
     if not any(one.boxes for one in used):
         raise LessonError(f"the dataset version {name} has no box with a label that {service.name} could learn")
     sides = sides_of(used)
@@ -149,18 +145,8 @@ def load_box_lessons(
         truths = tuple(_truth(one, index, service) for one in mine)
         return BoxPart(mine, truths, np.array([labelled_at(store, one) for one in mine], np.float64))
 
-    lessons = BoxLessons(
-        dataset=Dataset(tuple(used), dataset.fetch),
-        classes=classes,
-        known=len(known),
-        learn=part("learn"),
-        choose=part("choose"),
-        judge=part("judge"),
-        notes=tuple(notes),
-        pipeline=service.pipeline,
-    )
-    check_new(lessons)
-    return lessons
+    dataset = Dataset(tuple(used), dataset.fetch)
+    return BoxLessons.divided(dataset, classes, len(known), part, notes, service.pipeline)
 
 
 def _truth(picture: Picture, index: dict[str, int], service: Service) -> Truth:

@@ -7,32 +7,29 @@ to what the candidate says about them.
 
 from __future__ import annotations
 
-import platform
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-import msgspec
 
 from edged.train.box_examining import examine_boxes, pinned_boxes, reporting
 from edged.train.box_lessons import BoxLessons, BoxPart
 from edged.train.examining import examine, pinned
 from edged.train.folding import check_folded, write_folded
+from edged.train.graph import file_to_learn
 from edged.train.lessons import Lessons
 from edged.train.lessons import Part as LearnedPart
 from edged.train.lineage import FOLDER, LINEAGE, Base, Data, Lineage, Part, Recipe
-from edged.train.network import file_to_learn
 from edged.train.pace import Workplace
-from edgekit import VERSION, packages
+from edgekit import packages
 from edgekit.datasets.dataset import digest
 from edgekit.faults import crash_point
 from edgekit.learning.limits import JudgingLimits
 from edgekit.learning.records import NAMES, Rung
 from edgekit.learning.trial import Verdict
 from edgekit.packages import CheckpointSpec, DetectionSpec, Manifest, OutputSpec, Package, ProofSample, Variant
+from edgekit.packages.records import record_bytes, tools
 from edgekit.runtimes import SessionOptions
 from edgekit.services import Service
 from edgekit.training import MODEL_FILE
@@ -88,9 +85,7 @@ def finish(
     verdict, samples = _examined(made, lessons, limits, earlier_before, draft, at)
     (root / packages.MANIFEST_NAME).unlink()
     (root / FOLDER).mkdir()
-    (root / LINEAGE).write_bytes(
-        msgspec.json.format(msgspec.json.encode(_lineage(made, lessons, verdict)), indent=1) + b"\n"
-    )
+    (root / LINEAGE).write_bytes(record_bytes(_lineage(made, lessons, verdict)))
     at.pace.turn("sealing", 0, 1)
     package = packages.seal_package(root, _manifest(made, checkpoint, samples))
     crash_point("train.sealed")
@@ -162,7 +157,7 @@ def _lineage(made: Made, lessons: Lessons | BoxLessons, verdict: Verdict) -> Lin
         ),
         classes=list(lessons.new),
         recipe=made.recipe,
-        tools=_tools(),
+        tools=tools("edged"),
         notes=list(made.notes),
         verdict=verdict,
     )
@@ -172,14 +167,3 @@ def _part(side: LearnedPart | BoxPart, classes: Sequence[str]) -> Part:
     """The record of some of the pictures, however many parts of them taught."""
     pictures = {one.file: one for one in side.pictures}.values()
     return Part(pictures=len(pictures), labels=side.counts(classes), digest=digest(pictures))
-
-
-def _tools() -> dict[str, str]:
-    """Programs that shape what is made, and the kind of processor."""
-    found = {"edged": VERSION, "machine": platform.machine()}
-    for name in ("onnx", "onnxruntime", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # a vendor's build under another name
-            found[name] = "unknown"
-    return found

@@ -16,8 +16,9 @@ import onnx
 import onnx.helper
 import onnx.numpy_helper
 
-from edged.train.graph import Graph, NetworkError, copied, drop_unused, free_name
-from edged.train.network import file_to_learn
+from edged.train.graph import Graph, file_to_learn, load_model
+from edgekit.graphs.editing import attributes, called, copied, drop_unused, free_name, keep_outputs, makers
+from edgekit.graphs.errors import NetworkError
 from edgekit.packages import Package, Variant
 from edgekit.vision.detection.detector import Detector
 from edgekit.vision.detection.heads.grid import CENTERNET_STRIDE
@@ -25,8 +26,6 @@ from edgekit.vision.detection.heads.grid import CENTERNET_STRIDE
 PRIOR = 0.01
 """What the heat map says of a new class before it has learned: else the many empty cells would swamp the first steps
 (Lin et al. 2017, arXiv 1708.02002, 4.1)."""
-_EMBEDDED = (2 << 30) - 1
-"""Bytes of one protobuf message."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,13 +43,11 @@ class DetectorNetwork(Graph):
         heat = self.outputs[0]
         model = copied(self.model)
         graph = model.graph
-        node = next((one for one in graph.node if heat in one.output), None)
+        node = makers(graph).get(heat)
         if node is None or node.op_type != "Conv":
-            found = "nothing" if node is None else f"{node.op_type} ({node.name or heat})"
-            raise NetworkError(f"the heat map is made by {found[:200]}; new classes can be given to a Conv only")
+            raise NetworkError(f"the heat map is made by {called(node, heat)}; new classes can be given to a Conv only")
         arrays = {one.name: one for one in graph.initializer}
-        grouped = any(one.name == "group" and one.i != 1 for one in node.attribute)
-        if grouped or any(name not in arrays for name in node.input[1:]):
+        if attributes(node).get("group", 1) != 1 or any(name not in arrays for name in node.input[1:]):
             raise NetworkError(f"the weights of {(node.name or heat)[:100]} are grouped or computed, so it cannot grow")
         weight, *rest = (np.asarray(onnx.numpy_helper.to_array(arrays[name]), np.float32) for name in node.input[1:])
         had = len(weight)
@@ -101,19 +98,10 @@ def read_detector(package: Package) -> DetectorNetwork:
             checked.prove()
         assert checked.session is not None, "only a template has none"
         image, outputs = checked.session.inputs[0], {one.name: one for one in checked.session.outputs}
-    if image.dtype != "float32":
-        raise NetworkError(f"the input of {variant.file} is {image.dtype}, and only float32 can learn")
+    model = load_model(package, variant.file, image)
     for name, channels in zip(spec.outputs, (len(package.labels), 2, 2), strict=True):
         if not outputs[name].accepts((1, channels, *cells)):
             raise NetworkError(f"the map {name[:100]} has its channels behind, and only maps [N, C, H, W] can learn")
-    model = onnx.load(str(package.path(variant.file)))
-    if model.ByteSize() > _EMBEDDED:
-        raise NetworkError(f"{variant.file} has {model.ByteSize()} bytes; {_EMBEDDED} are allowed")
-    del model.metadata_props[:]
-    made = {one.name: one for one in model.graph.output}
-    kept = [made[name] for name in spec.outputs]
-    del model.graph.output[:]
-    model.graph.output.extend(kept)
-    drop_unused(model)
+    keep_outputs(model, spec.outputs)
     heat, size, offset = spec.outputs
     return DetectorNetwork(model, image.name, (heat, size, offset), stride)

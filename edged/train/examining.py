@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edged.train.costs import TIMED, cost_of
-from edged.train.lessons import Lessons
+from edged.train.lessons import Lessons, S, Taught
 from edged.train.pace import Workplace
 from edgekit.datasets.dataset import digest
 from edgekit.gates.paired import Answers
@@ -30,6 +30,8 @@ from edgekit.vision.pipeline import Pipelined
 _SURE = 0.1  # margin of a proof sample: one nearer to another label says nothing about damage
 _TOLERANCE = 0.05
 
+A = TypeVar("A")
+
 
 def examine(
     service: Service,
@@ -43,18 +45,15 @@ def examine(
     """The judgement on `candidate`. Raises DatasetError for a picture that is gone, Halted."""
     part = lessons.judge
     looks = [_look(model, service) for model in (present, candidate)]
-    answers: list[list[tuple[int, float]]] = []
     tensors: list[NDArray[Any]] = []
-    kept: list[int] = []
-    read = lessons.reader(part)
-    for place in range(len(part.pictures)):
-        data = read(place)
-        with suppress(ImageError):  # a picture that no model can look at judges none
-            answers.append([_ask(look, data) for look in looks])
-            kept.append(place)
-            if len(tensors) < TIMED:
-                tensors.append(present.tensor(data))
-        at.pace.turn("judging", place + 1, len(part.pictures))
+
+    def ask(data: bytes) -> list[tuple[int, float]]:
+        said = [_ask(look, data) for look in looks]
+        if len(tensors) < TIMED:
+            tensors.append(present.tensor(data))
+        return said
+
+    answers, kept = asked(lessons, part, ask, at)
     before = -math.inf if earlier_before is None else earlier_before
     held = HeldOut(
         dataset=digest(part.pictures),
@@ -66,6 +65,26 @@ def examine(
     cost = cost_of((present, candidate), (present.classify_tensor, candidate.classify_tensor), tensors, at)
     mine, theirs = (_answers([one[row] for one in answers]) for row in (0, 1))
     return judge(held, mine, theirs, limits, cost)
+
+
+def asked(
+    lessons: Taught[S], part: S, ask: Callable[[bytes], A], at: Workplace, what: str = ""
+) -> tuple[list[A], list[int]]:
+    """What `ask` says of the pictures of `part`, and which of them it could look at; `what` it is done for, for people.
+
+    Raises DatasetError for a picture that is gone, Halted, and as `ask`: but a picture that no model can look at is
+    left out.
+    """
+    answers: list[A] = []
+    kept: list[int] = []
+    read = lessons.reader(part)
+    for place in range(len(part.pictures)):
+        data = read(place)
+        with suppress(ImageError):
+            answers.append(ask(data))
+            kept.append(place)
+        at.pace.turn("judging", place + 1, len(part.pictures), what)
+    return answers, kept
 
 
 def pinned(base: Package, candidate: Classifier, root: Path) -> list[ProofSample]:

@@ -17,8 +17,8 @@ from edgekit.packages import CHECKPOINT_FOLDER, CheckpointSpec, Package, Variant
 from edgekit.runtimes import ModelError, Session, SessionOptions
 from edgekit.training import MODEL_FILE, write_model
 from edgekit.training.folded import LIMIT, difference, fold
-from edgekit.vision.classification import open_variant, sample_bytes
 from edgekit.vision.images import ImageError, decode
+from edgekit.vision.model import open_variant, picture_shape, sample_bytes
 from edgekit.vision.preprocess import prepare
 
 _SAMPLES, _NOISE = 8, 4
@@ -49,9 +49,8 @@ def check_folded(base: Package, candidate: Package, served: Session) -> None:
     if manifest.checkpoint is None:
         return
     spec, wanted = manifest.input, served.inputs[0]
-    size = (spec.height, spec.width) if spec.colour == "grey" else (spec.height, spec.width, 3)
     rng = np.random.default_rng(0)
-    images = [rng.integers(0, 256, size, np.uint8) for _ in range(_NOISE)]
+    images = [rng.integers(0, 256, picture_shape(spec), np.uint8) for _ in range(_NOISE)]
     for file in list(dict.fromkeys(one.file for one in base.manifest.samples))[:_SAMPLES]:
         with suppress(ImageError):  # whoever proves the package says so
             images.append(decode(sample_bytes(base, file), spec.colour))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -12,11 +11,14 @@ import onnx
 import onnx.numpy_helper
 from numpy.typing import NDArray
 
+from edgekit.graphs.editing import copied
+from edgekit.graphs.errors import NetworkError
+from edgekit.packages import Package, learning_file
+from edgekit.runtimes import TensorInfo
 from edgekit.training import write_model
 
-
-class NetworkError(ValueError):
-    """The model cannot learn in this way; the message is a clause that names the node and says why."""
+_EMBEDDED = (2 << 30) - 1
+"""Bytes of one protobuf message."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,39 +52,23 @@ class Graph:
         write_model(self.model, folder)
 
 
-def copied(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy that may be changed."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    return copy
+def file_to_learn(package: Package) -> str:
+    """The un-folded checkpoint, else the first fp32 file for onnxruntime. Raises NetworkError if there is neither."""
+    file = learning_file(package.manifest)
+    if file is None:
+        raise NetworkError(f"{package.ref} has no fp32 file for onnxruntime, and only such a file can learn")
+    return file
 
 
-def drop_unused(model: onnx.ModelProto) -> None:
-    """Remove what the outputs do not need: nodes, weights, and what is said about other tensors."""
-    graph = model.graph
-    needed = {one.name for one in graph.output}
-    kept = []
-    for node in reversed(graph.node):
-        if needed.intersection(node.output):
-            kept.append(node)
-            needed.update(node.input)
-    nodes, weights = kept[::-1], [one for one in graph.initializer if one.name in needed]
-    said = [one for one in graph.value_info if one.name in needed]
-    inputs = [one for one in graph.input if one.name in needed]
-    for field, values in (
-        (graph.node, nodes),
-        (graph.initializer, weights),
-        (graph.value_info, said),
-        (graph.input, inputs),
-    ):
-        del field[:]
-        field.extend(values)
+def load_model(package: Package, file: str, image: TensorInfo) -> onnx.ModelProto:
+    """A file of the package that serving has checked, and which has the input `image`, with its weights inside.
 
-
-def free_name(name: str, taken: Collection[str]) -> str:
-    """`name`, with a number behind it if it is taken."""
-    number, found = 1, name
-    while found in taken:
-        number += 1
-        found = f"{name}.{number}"
-    return found
+    Raises NetworkError for a type of input or a size that cannot learn.
+    """
+    if image.dtype != "float32":
+        raise NetworkError(f"the input of {file} is {image.dtype}, and only float32 can learn")
+    model = onnx.load(str(package.path(file)))
+    if model.ByteSize() > _EMBEDDED:
+        raise NetworkError(f"{file} has {model.ByteSize()} bytes; {_EMBEDDED} are allowed")
+    del model.metadata_props[:]
+    return model

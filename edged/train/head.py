@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edged.train.graph import NetworkError
 from edged.train.lessons import Lessons, Part
-from edged.train.network import Floats, LastLayer, Network, features
+from edged.train.network import Network, features
 from edged.train.pace import Workplace
 from edgekit.datasets.parts import place
+from edgekit.graphs.errors import NetworkError
+from edgekit.graphs.logits import Floats, LastLayer
 from edgekit.heads.linear import LinearHead, lda
 from edgekit.heads.statistics import HeadError, Standardiser, Statistics
 from edgekit.packages import InputSpec

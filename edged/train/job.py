@@ -7,31 +7,24 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-import numpy as np
-
 from edged.collab.sealing import SealError
 from edged.learning.settings import never_asks
-from edged.samples.store import SampleStore
 from edged.store import StoreError
-from edged.train import head, retraining, scene, tuning
-from edged.train.box_job import learn_boxes
 from edged.train.box_lessons import BoxLessons, load_box_lessons
-from edged.train.candidate import Made, finish
-from edged.train.graph import NetworkError
+from edged.train.candidate import finish
+from edged.train.climbing import climb
 from edged.train.lessons import LessonError, Lessons, check_service, load_lessons, open_samples
-from edged.train.network import Network, read_network
 from edged.train.pace import Halted, Pace, Workplace
 from edged.train.retraining_client import CloudFailed, Waiting, over, waiting
 from edged.train.tile_lessons import load_tile_lessons
-from edged.train.tuning import Tuned
-from edged.train.views import cut_for_classifiers
 from edgekit.atomic import sweep
 from edgekit.autodiff.errors import AutodiffError
 from edgekit.datasets.dataset import DatasetError
+from edgekit.graphs.errors import NetworkError
 from edgekit.learning.budget import Sensors
 from edgekit.learning.trial import Expected
 from edgekit.messages.learning import TrainDone, TrainOrder, TrainStopped
-from edgekit.packages import Package, PackageError, check_name, check_version, open_package
+from edgekit.packages import PackageError, check_name, check_version, open_package
 from edgekit.runtimes import ModelError
 from edgekit.services import Service, ServiceError, parse_service
 from edgekit.training import CheckpointError, TrainingError
@@ -89,10 +82,7 @@ def _run(order: TrainOrder, at: Workplace) -> TrainDone:
         lessons = _loader(service)(store, order.dataset, service, base.labels, growing)
         if order.rung != "batchnorm":
             lessons = lessons.readable(base.manifest.input, lambda done, total: at.pace.turn("reading", done, total))
-        if isinstance(lessons, BoxLessons):
-            made = learn_boxes(order, service, base, store, lessons, at)
-        else:
-            made = _learn(order, service, base, store, lessons, at)
+        made = climb(order, service, base, store, lessons, at)
         package, verdict = finish(made, lessons, order.limits, order.earlier_before, at)
     if order.rung == "cloud":
         over(order)
@@ -114,59 +104,3 @@ def _loader(service: Service) -> Callable[..., Lessons | BoxLessons]:
     if service.task == "detection":
         return load_box_lessons
     return load_lessons if service.pipeline is None or service.pipeline.tiles is None else load_tile_lessons
-
-
-def _learn(
-    order: TrainOrder, service: Service, base: Package, store: SampleStore, lessons: Lessons, at: Workplace
-) -> Made:
-    network, spec = read_network(base), base.manifest.input
-    notes = list(lessons.notes)
-    if lessons.new:
-        notes.append(f"new: {', '.join(lessons.new)}")
-    write: Callable[[Path], None]
-    recipe, pictures = None, 0
-    if order.rung == "batchnorm":
-        shown, usable = scene.looked_at(store, service, lessons.judge.pictures, spec, cut_for_classifiers, at)
-        write, pictures = scene.reestimated(network, shown, usable, at).save, len(usable)
-    elif order.rung == "head":
-        learned, said = head.relearned(network, lessons, spec, at)
-        notes += said
-        write = learned.save
-    elif order.rung == "cloud":
-        taught = retraining.retrained(order, network, base, lessons, at)
-        notes += taught.notes
-        write = taught.write
-    else:
-        tuned = _tuned(order, order.rung, network, base, lessons, at)
-        write, recipe = tuned.write, tuning.recipe_of(tuned)
-    return Made(
-        base=base,
-        service=service,
-        name=order.name,
-        version=order.version,
-        job=order.job,
-        rung=order.rung,
-        dataset=order.dataset,
-        logits=network.logits,
-        write=write,
-        recipe=recipe,
-        scene=pictures,
-        notes=notes,
-    )
-
-
-def _tuned(
-    order: TrainOrder, rung: tuning.TuningRung, network: Network, base: Package, lessons: Lessons, at: Workplace
-) -> Tuned:
-    spec = base.manifest.input
-    if not lessons.learn.pictures or len(np.unique(lessons.learn.labels)) < 2:
-        raise NetworkError("pictures of at least two classes are needed to learn from")
-    settings = tuning.settings_for(
-        rung, len(lessons.learn.pictures), spec, seed=order.seed, seconds=order.max_seconds, budget=order.budget
-    )
-
-    def start() -> Network:
-        """With new classes the steps begin from a head that knows them."""
-        return head.relearned(network, lessons, spec, at, widen=False)[0] if lessons.new else network
-
-    return tuning.tune(rung, network, start, lessons, spec, settings, base.digest, at)

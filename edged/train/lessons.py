@@ -12,6 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, Protocol, Self, TypeVar
@@ -23,15 +24,15 @@ from edged.samples.opening import open_store
 from edged.samples.records import Label
 from edged.samples.store import SampleStore
 from edged.samples.versions import VersionError
-from edged.train.views import View, Views, cut_for_classifiers
+from edged.train.views import View, Views, cut_for_classifiers, views
 from edgekit import toml
-from edgekit.datasets.dataset import Dataset, DatasetError, Picture
+from edgekit.datasets.dataset import Dataset, DatasetError, Picture, labels_of
 from edgekit.datasets.parts import place
 from edgekit.packages import InputSpec
 from edgekit.services import Pipeline, Samples, Service
 from edgekit.training import Augmentation, LabelledExamples, Pictures, TrainingError
 from edgekit.vision.images import ImageError, decode, encode_png, sniff
-from edgekit.vision.pipeline import regions
+from edgekit.vision.pipeline import decoded_box, narrowest, regions
 from edgekit.vision.preprocess import reduced_size
 
 SHARES = {"learn": 0.6, "choose": 0.1, "judge": 0.3}
@@ -102,6 +103,21 @@ class Taught(ABC, Generic[S]):
     judge: S
     notes: tuple[str, ...]
     pipeline: Pipeline | None
+
+    @classmethod
+    def divided(
+        cls,
+        dataset: Dataset,
+        classes: tuple[str, ...],
+        known: int,
+        part: Callable[[str], S],
+        notes: Sequence[str],
+        pipeline: Pipeline | None,
+    ) -> Self:
+        """With what `part` gives for each of its three sides. Raises LessonError as `check_new`."""
+        lessons = cls(dataset, classes, known, part("learn"), part("choose"), part("judge"), tuple(notes), pipeline)
+        check_new(lessons)
+        return lessons
 
     @property
     def digest(self) -> str:
@@ -249,18 +265,7 @@ def load_lessons(
             np.array([times[one.file] for one in mine], np.float64),
         )
 
-    lessons = Lessons(
-        dataset=used,
-        classes=classes,
-        known=len(known),
-        learn=part("learn"),
-        choose=part("choose"),
-        judge=part("judge"),
-        notes=(*notes, *more),
-        pipeline=service.pipeline,
-    )
-    check_new(lessons)
-    return lessons
+    return Lessons.divided(used, classes, len(known), part, (*notes, *more), service.pipeline)
 
 
 def read_version(store: SampleStore, name: str, service: Service) -> tuple[Dataset, list[str]]:
@@ -296,6 +301,19 @@ def classes_of(
     return (*known, *new), notes
 
 
+def fitting(pictures: Sequence[Picture], classes: Collection[str], service: Service) -> tuple[list[Picture], list[str]]:
+    """The pictures with labels of `classes` only that fit the service's pipeline, and a note about those left out."""
+    known = set(classes)
+    learnable = [one for one in pictures if known.issuperset(labels_of(one))]
+    found = []
+    for one in learnable:
+        with suppress(ImageError):
+            views(0, (one.width, one.height), service.pipeline)
+            found.append(one)
+    lost = len(learnable) - len(found)
+    return found, [f"{lost} pictures do not fit the service's pipeline and were left out"] if lost else []
+
+
 def region_of_interest(data: bytes, spec: InputSpec, pipeline: Pipeline) -> bytes:
     """The part of an encoded picture that a service without tiles looks at, as a PNG of the pixels that serving gets.
 
@@ -303,15 +321,12 @@ def region_of_interest(data: bytes, spec: InputSpec, pipeline: Pipeline) -> byte
     """
     try:
         info = sniff(data)
-        left, top, right, bottom = regions(pipeline, info.width, info.height)[0]
-        share = ((right - left) / info.width, (bottom - top) / info.height)
-        image = decode(data, spec.colour, reduce_to=reduced_size(spec, share))
+        box = regions(pipeline, info.width, info.height)[0]
+        whole = info.width, info.height
+        image = decode(data, spec.colour, reduce_to=reduced_size(spec, narrowest([box], whole)))
     except ImageError as error:
         raise DatasetError(f"a picture cannot be used: {error}") from None
-    across, down = image.shape[1] / info.width, image.shape[0] / info.height
-    if across != 1.0 or down != 1.0:  # as `edgekit.vision.pipeline` does
-        left, top = int(left * across), int(top * down)
-        right, bottom = max(left + 1, round(right * across)), max(top + 1, round(bottom * down))
+    left, top, right, bottom = decoded_box(box, whole, (image.shape[1], image.shape[0]))
     return encode_png(np.ascontiguousarray(image[top:bottom, left:right]), spec.colour)
 
 

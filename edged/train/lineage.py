@@ -9,10 +9,10 @@ import msgspec
 from edgekit.learning.records import Rung
 from edgekit.learning.trial import Verdict
 from edgekit.packages import Package
+from edgekit.packages.records import read_record
 
 FOLDER = "learned"
 LINEAGE = f"{FOLDER}/lineage.json"
-_MAX_BYTES = 16 << 20
 
 
 class Base(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,11 +73,4 @@ class Lineage(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_lineage(package: Package) -> Lineage | None:
     """The record of a package; None if it did not learn on a device. Raises ValueError if it is damaged."""
-    if LINEAGE not in package.manifest.files:
-        return None
-    if package.sizes[LINEAGE] > _MAX_BYTES:
-        raise ValueError(f"{LINEAGE} of {package.ref} has {package.sizes[LINEAGE]} bytes; {_MAX_BYTES} are allowed")
-    try:
-        return msgspec.json.decode(package.path(LINEAGE).read_bytes(), type=Lineage)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{LINEAGE} of {package.ref} cannot be read: {error}") from None
+    return read_record(package, LINEAGE, Lineage, ValueError)

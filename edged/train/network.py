@@ -18,36 +18,15 @@ import onnx.helper
 import onnx.numpy_helper
 from numpy.typing import NDArray
 
-from edged.train.graph import Graph, NetworkError, copied, drop_unused, free_name
-from edged.train.stages import THROUGH, Stage, more_features
-from edgekit.packages import Package, Variant, learning_file
+from edged.train.graph import Graph, file_to_learn, load_model
+from edged.train.stages import Stage, more_features
+from edgekit.graphs.editing import copied, drop_unused, free_name
+from edgekit.graphs.errors import NetworkError
+from edgekit.graphs.logits import Floats, LastLayer, keep_logits, last_layer
+from edgekit.packages import Package, Variant
 from edgekit.runtimes import Session, SessionOptions, open_session
 from edgekit.training import MODEL_FILE, WEIGHTS_FILE, write_model
 from edgekit.vision.classification import Classifier
-
-_EMBEDDED = (2 << 30) - 1
-"""Bytes of one protobuf message."""
-
-Floats = NDArray[np.float64]
-
-
-def file_to_learn(package: Package) -> str:
-    """The un-folded checkpoint, else the first fp32 file for onnxruntime. Raises NetworkError if there is neither."""
-    file = learning_file(package.manifest)
-    if file is None:
-        raise NetworkError(f"{package.ref} has no fp32 file for onnxruntime, and only such a file can learn")
-    return file
-
-
-@dataclass(frozen=True)
-class LastLayer:
-    """The layer that makes one value a class of the features."""
-
-    node: onnx.NodeProto
-    bias_node: onnx.NodeProto | None  # an Add behind a MatMul
-    features: str  # name of its input
-    weight: Floats  # [classes, features]
-    bias: Floats  # [classes]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,25 +37,7 @@ class Network(Graph):
 
     def last_layer(self) -> LastLayer:
         """Its Gemm, MatMul or 1x1 Conv before the output. Raises NetworkError if it has none."""
-        makers = {name: node for node in self.model.graph.node for name in node.output}
-        node = makers.get(self.logits)
-        while node is not None and node.op_type in THROUGH:
-            node = makers.get(node.input[0])
-        bias_node, product = None, node
-        if node is not None and node.op_type == "Add":
-            sides = [makers.get(name) for name in node.input]
-            product = next((one for one in sides if one is not None and one.op_type == "MatMul"), None)
-            bias_node = node
-        if product is None or product.op_type not in ("Gemm", "MatMul", "Conv"):
-            found = "nothing" if node is None else f"{node.op_type} ({node.name or node.output[0]})"
-            raise NetworkError(
-                f"the classes are made by {found[:200]}; a last layer that can be learned anew is a Gemm, a MatMul or "
-                "a 1x1 Conv"
-            )
-        arrays = {one.name: one for one in self.model.graph.initializer}
-        weight = self._weight(product, arrays)
-        bias = self._bias(product, bias_node, arrays, len(weight))
-        return LastLayer(product, bias_node, product.input[0], weight, bias)
+        return last_layer(self.model.graph, self.logits)
 
     def with_last_layer(self, weight: Floats, bias: Floats) -> Network:
         """The same network with another last layer, weight [classes, features] and bias [classes]; see `last_layer`.
@@ -175,46 +136,6 @@ class Network(Graph):
         ) as session:
             yield session
 
-    def _weight(self, node: onnx.NodeProto, arrays: dict[str, onnx.TensorProto]) -> Floats:
-        """[classes, features]"""
-        attributes = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
-        name = node.name or node.output[0]
-        tensor = arrays.get(node.input[1])
-        if tensor is None:
-            raise NetworkError(f"the weights of the last layer {name[:100]} are computed, so it cannot be replaced")
-        weight = np.asarray(onnx.numpy_helper.to_array(tensor), np.float64)
-        if node.op_type == "Conv":
-            plain = all(attributes.get(one, [1, 1]) == [1, 1] for one in ("strides", "dilations"))
-            padded = any(attributes.get("pads", [0]))
-            if weight.ndim != 4 or weight.shape[2:] != (1, 1) or not plain or padded or attributes.get("group", 1) != 1:
-                raise NetworkError(f"the last layer {name[:100]} is a Conv that is not 1x1, so it cannot be replaced")
-            return weight[:, :, 0, 0]
-        if node.op_type == "Gemm":
-            if attributes.get("transA", 0) or attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0:
-                raise NetworkError(f"the last layer {name[:100]} is a Gemm with factors, so it cannot be replaced")
-            return weight if attributes.get("transB", 0) else weight.T
-        return weight.T
-
-    def _bias(
-        self,
-        node: onnx.NodeProto,
-        bias_node: onnx.NodeProto | None,
-        arrays: dict[str, onnx.TensorProto],
-        classes: int,
-    ) -> Floats:
-        name = ""
-        if bias_node is not None:
-            name = next((one for one in bias_node.input if one not in node.output), "")
-        elif len(node.input) > 2:
-            name = node.input[2]
-        if not name:
-            return np.zeros(classes)
-        tensor = arrays.get(name)
-        bias = None if tensor is None else np.asarray(onnx.numpy_helper.to_array(tensor), np.float64).reshape(-1)
-        if bias is None or len(bias) != classes:
-            raise NetworkError(f"the last layer's bias {name[:100]} is no list of one value a class")
-        return bias
-
 
 def read_network(package: Package) -> Network:
     """The package's float classifier, after the checks that serving makes before a runtime sees the file.
@@ -228,19 +149,8 @@ def read_network(package: Package) -> Network:
         if manifest.checkpoint is not None:
             checked.prove()
         image, output = checked.session.inputs[0], manifest.output.name or checked.session.outputs[0].name
-    if image.dtype != "float32":
-        raise NetworkError(f"the input of {variant.file} is {image.dtype}, and only float32 can learn")
-    model = onnx.load(str(package.path(variant.file)))
-    if model.ByteSize() > _EMBEDDED:
-        raise NetworkError(f"{variant.file} has {model.ByteSize()} bytes; {_EMBEDDED} are allowed")
-    del model.metadata_props[:]
-    logits = _before_softmax(model, output) if manifest.output.kind == "probabilities" else output
-    kept = [one for one in model.graph.output if one.name == output]
-    del model.graph.output[:]
-    model.graph.output.extend(kept)
-    if logits != output:
-        model.graph.output[0].name = logits
-    drop_unused(model)
+    model = load_model(package, variant.file, image)
+    logits = keep_logits(model, output, probabilities=manifest.output.kind == "probabilities")
     return Network(model, image.name, logits)
 
 
@@ -256,15 +166,6 @@ def features(session: Session, image: str, tensors: Iterator[NDArray[Any]]) -> I
         if not np.isfinite(found).all():
             raise NetworkError("the features of a picture are not finite")
         yield found.reshape(-1)
-
-
-def _before_softmax(model: onnx.ModelProto, output: str) -> str:
-    """The name of the logits of which a Softmax makes the output. Raises NetworkError if something else makes it."""
-    maker = next((node for node in model.graph.node if output in node.output), None)
-    if maker is None or maker.op_type != "Softmax":
-        found = "nothing" if maker is None else f"{maker.op_type} ({maker.name or output})"
-        raise NetworkError(f"the probabilities are made by {found[:200]}; only those of a Softmax can be learned")
-    return str(maker.input[0])
 
 
 def _forget_shapes(model: onnx.ModelProto, start: str, logits: str, classes: int) -> None:

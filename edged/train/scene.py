@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from edged.collab.sealing import SealError
 from edged.samples.reading import Filter
 from edged.samples.store import SampleStore
-from edged.train.graph import Graph, NetworkError
+from edged.train.graph import Graph
 from edged.train.lessons import is_judging
 from edged.train.pace import Workplace
 from edged.train.views import Cut, View, Views, views
@@ -26,6 +26,7 @@ from edgekit.autodiff.errors import AutodiffError
 from edgekit.autodiff.run import StepRunner
 from edgekit.autodiff.step import build_reestimation
 from edgekit.datasets.dataset import DatasetError, Picture
+from edgekit.graphs.errors import NetworkError
 from edgekit.packages import InputSpec
 from edgekit.services import Service
 from edgekit.training import Pictures, TrainingError

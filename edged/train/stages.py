@@ -21,12 +21,12 @@ import onnx
 import onnx.helper
 import onnx.shape_inference
 
+from edgekit.graphs.editing import THROUGH, copied, makers
+
 RESOLUTIONS = 2
 """A third made the heads no better and the model slower."""
 MOST = 2048
 """Features of a last layer, those that it had before among them: the covariance of so many takes 32 MiB."""
-THROUGH = frozenset(("Flatten", "Identity", "Dropout", "Squeeze", "Reshape"))
-"""What moves values and changes none of them."""
 
 _SMALLER = frozenset(
     ("Conv", "MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax")
@@ -73,10 +73,10 @@ def more_features(model: onnx.ModelProto, image: str, size: tuple[int, ...], fea
     known = shapes.get(features, ())
     if len(known) < 2 or any(one != 1 for one in known[2:]):
         return []
-    makers = {name: node for node in model.graph.node for name in node.output}
-    there, left = _read_already(features, makers, shapes), MOST - known[1]
+    made_by = makers(model.graph)
+    there, left = _read_already(features, made_by, shapes), MOST - known[1]
     found = []
-    ends = _ends(model, makers, shapes)[-RESOLUTIONS:][::-1]
+    ends = _ends(model, made_by, shapes)[-RESOLUTIONS:][::-1]
     for name in ends:
         _, channels, height, width = shapes[name]
         rows, columns = shapes[ends[0]][2:]
@@ -92,8 +92,7 @@ def more_features(model: onnx.ModelProto, image: str, size: tuple[int, ...], fea
 
 def _shapes(model: onnx.ModelProto, image: str, size: tuple[int, ...]) -> Shapes:
     """Of all float tensors whose shape follows from that of the image."""
-    asked = onnx.ModelProto()
-    asked.CopyFrom(model)
+    asked = copied(model)
     del asked.graph.value_info[:]
     for one in asked.graph.input:
         if one.name == image:
@@ -113,12 +112,12 @@ def _shapes(model: onnx.ModelProto, image: str, size: tuple[int, ...]) -> Shapes
     }
 
 
-def _ends(model: onnx.ModelProto, makers: Mapping[str, onnx.NodeProto], shapes: Shapes) -> list[str]:
+def _ends(model: onnx.ModelProto, made_by: Mapping[str, onnx.NodeProto], shapes: Shapes) -> list[str]:
     """The last map of each resolution, in the order of the graph; before the first convolution there are none."""
     ending = set()
     for node in model.graph.node:
         if node.op_type in _SMALLER and _is_smaller(node, shapes):
-            ending.add(_source(node.input[0], makers))
+            ending.add(_source(node.input[0], made_by))
     found: dict[tuple[int, ...], str] = {}
     begun = False
     for node in model.graph.node:
@@ -130,9 +129,9 @@ def _ends(model: onnx.ModelProto, makers: Mapping[str, onnx.NodeProto], shapes: 
     return list(found.values())
 
 
-def _source(name: str, makers: Mapping[str, onnx.NodeProto]) -> str:
-    while name in makers and makers[name].op_type in _BEFORE:
-        name = makers[name].input[0]
+def _source(name: str, made_by: Mapping[str, onnx.NodeProto]) -> str:
+    while name in made_by and made_by[name].op_type in _BEFORE:
+        name = made_by[name].input[0]
     return name
 
 
@@ -147,15 +146,15 @@ def _places(shape: tuple[int, ...]) -> int:
     return math.prod(shape[2:])
 
 
-def _read_already(name: str, makers: Mapping[str, onnx.NodeProto], shapes: Shapes) -> set[tuple[str, str]]:
+def _read_already(name: str, made_by: Mapping[str, onnx.NodeProto], shapes: Shapes) -> set[tuple[str, str]]:
     """The pooled maps that these features consist of, as far as they can be told."""
-    node = makers.get(name)
+    node = made_by.get(name)
     if node is None:
         return set()
     if node.op_type == "Concat":
-        return set().union(*(_read_already(one, makers, shapes) for one in node.input))
+        return set().union(*(_read_already(one, made_by, shapes) for one in node.input))
     if node.op_type in THROUGH:
-        return _read_already(node.input[0], makers, shapes)
+        return _read_already(node.input[0], made_by, shapes)
     before, after = shapes.get(node.input[0], ()), shapes.get(node.output[0], ())
     whole = len(before) == 4 and math.prod(after) == before[0] * before[1]
-    return {(_POOLS[node.op_type], _source(node.input[0], makers))} if node.op_type in _POOLS and whole else set()
+    return {(_POOLS[node.op_type], _source(node.input[0], made_by))} if node.op_type in _POOLS and whole else set()

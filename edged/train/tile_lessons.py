@@ -18,8 +18,8 @@ from edged.train.lessons import (
     LessonError,
     Lessons,
     Part,
-    check_new,
     classes_of,
+    fitting,
     labelled_at,
     read_version,
     sides_of,
@@ -28,20 +28,25 @@ from edged.train.views import VISIBLE, View, spread, views
 from edgekit.datasets.dataset import Dataset, Picture, labels_of
 from edgekit.services import Service, Tiles
 from edgekit.vision.detection.boxes import areas, intersections
-from edgekit.vision.images import ImageError
 
 SAME_TILES = 4
 """Tiles without a box that one picture teaches, or tiles with the label of their picture."""
 
 
 def load_tile_lessons(
-    store: SampleStore, name: str, service: Service, known: Sequence[str], new_class: int | None = None
+    store: SampleStore,
+    name: str,
+    service: Service,
+    known: Sequence[str],
+    new_class: int | None = None,
+    *,
+    tiles_judge: bool = False,
 ) -> Lessons:
     """The tiles of the dataset version `name` that a classifier with the labels `known` can learn from.
 
     With "mean" a label that is not `known` becomes a class from `new_class` pictures on; with "worst" none does, since
     the service's order of labels could not name it. Raises LessonError where there is nothing to learn from,
-    sqlite3.Error.
+    sqlite3.Error. `tiles_judge`: those that judge are tiles, too, chosen as those that teach.
     """
     tiles = service.pipeline.tiles if service.pipeline is not None else None
     if service.task != "classification" or tiles is None:
@@ -58,21 +63,22 @@ def load_tile_lessons(
     classes, more = classes_of(counts, known, None if boxed else new_class)
     notes += more
     index = {label: at for at, label in enumerate(classes)}
-    learnable = [one for one in dataset.pictures if index.keys() >= set(labels_of(one))]
-    pictures = [one for one in learnable if _fits(one, service)]
-    if len(pictures) < len(learnable):
-        notes.append(f"{len(learnable) - len(pictures)} pictures do not fit the service's pipeline and were left out")
+    pictures, more = fitting(dataset.pictures, classes, service)
+    notes += more
     if not pictures:
         raise LessonError(f"the dataset version {name} has no picture with a label that {service.name} could learn")
     sides = sides_of(pictures)
     order = _worst_first(service, tiles, classes) if boxed else []
+
+    def whole(side: str) -> bool:
+        return side == "judge" and not tiles_judge
 
     def part(side: str) -> Part:
         rows: list[tuple[Picture, int, View]] = []
         for one in pictures:
             if sides[one.file] != side:
                 continue
-            if side == "judge":
+            if whole(side):
                 rows.append((one, index[_label_of(one, order)], View(0, (0, 0, one.width, one.height), (1.0, 1.0))))
             else:
                 cut = views(0, (one.width, one.height), service.pipeline)
@@ -83,21 +89,11 @@ def load_tile_lessons(
             chosen,
             np.array([label for _, label, _ in rows], np.int64),
             np.array([times[one.file] for one in chosen], np.float64),
-            () if side == "judge" else tuple(view for _, _, view in rows),
+            () if whole(side) else tuple(view for _, _, view in rows),
         )
 
-    lessons = Lessons(
-        dataset=Dataset(tuple(pictures), dataset.fetch),
-        classes=classes,
-        known=len(known),
-        learn=part("learn"),
-        choose=part("choose"),
-        judge=part("judge"),
-        notes=tuple(notes),
-        pipeline=service.pipeline,
-    )
-    check_new(lessons)
-    return lessons
+    dataset = Dataset(tuple(pictures), dataset.fetch)
+    return Lessons.divided(dataset, classes, len(known), part, notes, service.pipeline)
 
 
 def _worst_first(service: Service, tiles: Tiles, classes: Sequence[str]) -> list[str]:
@@ -106,14 +102,6 @@ def _worst_first(service: Service, tiles: Tiles, classes: Sequence[str]) -> list
     order += [label for label in classes if label not in order]
     clean = service.regions.clean if service.regions is not None and service.regions.clean in order else order[-1]
     return [*(label for label in order if label != clean), clean]
-
-
-def _fits(picture: Picture, service: Service) -> bool:
-    try:
-        views(0, (picture.width, picture.height), service.pipeline)
-    except ImageError:
-        return False
-    return True
 
 
 def _label_of(picture: Picture, order: Sequence[str]) -> str:

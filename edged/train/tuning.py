@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from edged.train.box_lessons import BoxLessons
 from edged.train.detector import DetectorNetwork
-from edged.train.graph import Graph, NetworkError
+from edged.train.graph import Graph
 from edged.train.lessons import Lessons
 from edged.train.lineage import Recipe
 from edged.train.network import Network
@@ -34,6 +34,7 @@ from edgekit.autodiff.schedules import Schedule
 from edgekit.autodiff.selection import trainable_weights
 from edgekit.autodiff.step import build_step
 from edgekit.faults import crash_point
+from edgekit.graphs.errors import NetworkError
 from edgekit.learning.budget import Budget
 from edgekit.packages import InputSpec
 from edgekit.training import (

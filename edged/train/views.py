@@ -17,18 +17,19 @@ from edgekit.packages import InputSpec
 from edgekit.services import Pipeline
 from edgekit.training import Fitted, Pictures, TrainingError
 from edgekit.training.pictures import CACHE_BYTES
+from edgekit.vision.detection import tiling
 from edgekit.vision.detection.geometry import Placement, placement, reduction
 from edgekit.vision.images import ImageError, decode, sniff
-from edgekit.vision.pipeline import Box, regions
+from edgekit.vision.pipeline import Box, Size, decoded_box, narrowest, regions
 from edgekit.vision.preprocess import cropped, fit, reduced_size
 
 VISIBLE = 0.4
 """Share of a box that must lie in a view for it to be taught there, as in `edgekit.training.augment`."""
 
-Whole = tuple[int, int]
-"""Width and height of a full picture, pixels."""
-Cut = Callable[[Box, Whole, Whole], Box]
+Cut = Callable[[Box, Size, Size], Box]
 """(box in the full picture, its size, the size that it was decoded at) -> the box in the decoded picture."""
+cut_for_classifiers: Cut = decoded_box
+cut_for_detectors: Cut = tiling.decoded_box
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,10 @@ class View:
     share: tuple[float, float]
 
 
-def views(place: int, size: Whole, pipeline: Pipeline | None) -> list[View]:
+def views(place: int, size: Size, pipeline: Pipeline | None) -> list[View]:
     """What a service with this pipeline looks at in a picture of this size, row by row. Raises ImageError."""
-    width, height = size
-    boxes = [(0, 0, width, height)] if pipeline is None else regions(pipeline, width, height)
-    share = (
-        min(right - left for left, _, right, _ in boxes) / width,
-        min(bottom - top for _, top, _, bottom in boxes) / height,
-    )
+    boxes = [(0, 0, *size)] if pipeline is None else regions(pipeline, *size)
+    share = narrowest(boxes, size)
     return [View(place, box, share) for box in boxes]
 
 
@@ -57,22 +54,6 @@ def spread(among: Sequence[View], most: int, picture: Picture) -> list[View]:
     for turn in range(min(most, len(left))):
         drawn.append(left.pop(int(picture.sha256[8 * turn : 8 * turn + 8], 16) % len(left)))
     return drawn
-
-
-def cut_for_detectors(box: Box, whole: Whole, decoded: Whole) -> Box:
-    """As `edgekit.vision.detection.tiling` cuts: every pixel that shows a part of the box."""
-    across, down = reduction(whole[0], decoded[0]), reduction(whole[1], decoded[1])
-    left, top = box[0] // across, box[1] // down
-    return left, top, max(left + 1, -(-box[2] // across)), max(top + 1, -(-box[3] // down))
-
-
-def cut_for_classifiers(box: Box, whole: Whole, decoded: Whole) -> Box:
-    """As `edgekit.vision.pipeline` cuts: the nearest pixels behind."""
-    if whole == decoded:
-        return box
-    across, down = decoded[0] / whole[0], decoded[1] / whole[1]
-    left, top = int(box[0] * across), int(box[1] * down)
-    return left, top, max(left + 1, round(box[2] * across)), max(top + 1, round(box[3] * down))
 
 
 class Views(Pictures):
@@ -89,7 +70,7 @@ class Views(Pictures):
         """`read` gives the encoded picture at a place of the dataset, and may raise OSError."""
         super().__init__(read, spec, cache_bytes)
         self._views, self._cut = tuple(chosen), cut
-        self._decoded: tuple[int, Whole, NDArray[np.uint8]] | None = None  # the last one, for its other views
+        self._decoded: tuple[int, Size, NDArray[np.uint8]] | None = None  # the last one, for its other views
 
     def made(self, place: int) -> Fitted:
         """See Pictures.made."""
@@ -112,7 +93,7 @@ class Views(Pictures):
         )
         return Fitted(np.ascontiguousarray(fit(cropped(part, spec), spec)), placed)
 
-    def _picture(self, view: View) -> tuple[Whole, NDArray[np.uint8]]:
+    def _picture(self, view: View) -> tuple[Size, NDArray[np.uint8]]:
         """The full size, and the decoded pixels. Raises ImageError."""
         if self._decoded is None or self._decoded[0] != view.picture:
             self._decoded = None  # not two of them at once

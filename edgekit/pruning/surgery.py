@@ -11,6 +11,7 @@ import onnx.helper
 import onnx.numpy_helper
 from numpy.typing import NDArray
 
+from edgekit.graphs.editing import copied
 from edgekit.pruning.channels import Channels
 from edgekit.pruning.errors import PruningError
 
@@ -21,8 +22,7 @@ def tidied(model: onnx.ModelProto) -> onnx.ModelProto:
     Exporters keep equal tensors once, such as the zeros of two biases; after pruning they may differ in size. Raises
     PruningError for a graph with control flow or functions.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copied(model)
     graph = copy.graph
     if copy.functions or any(one.type in (one.GRAPH, one.GRAPHS) for node in graph.node for one in node.attribute):
         raise PruningError("the model has control flow or functions of its own; export it without them")
@@ -63,8 +63,7 @@ def without(model: onnx.ModelProto, channels: Channels, gone: Collection[int]) -
 
     Raises PruningError where a layer would be left without any channel.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copied(model)
     graph = copy.graph
     del graph.value_info[:]  # shapes from before
     away = set(gone)

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.helper
 import onnx.numpy_helper
 from numpy.typing import NDArray
+
+from edgekit.graphs.editing import attributes, copied, free_name, makers, nested
 
 LIMIT = 1e-3
 """Largest difference between two forms of one network, as a share of an output's largest value: what another order of
@@ -36,19 +37,18 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Inputs, outputs and the names of all other weights stay. A graph with inner graphs is given back as it is.
     """
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
+    made = copied(model)
     graph = made.graph
-    if any(one.HasField("g") or one.graphs for node in graph.node for one in node.attribute):
+    if nested(graph):
         return made
     arrays = {one.name: one for one in graph.initializer}
     readers = Counter(name for node in graph.node for name in node.input)
     readers.update(one.name for one in graph.output)
-    makers = {name: node for node in graph.node for name in node.output}
-    taken = {*arrays, *makers, *(one.name for one in graph.input)}
+    made_by = makers(graph)
+    taken = {*arrays, *made_by, *(one.name for one in graph.input)}
     gone: list[str] = []
     for norm in [node for node in graph.node if node.op_type == "BatchNormalization"]:
-        layer = makers.get(norm.input[0])
+        layer = made_by.get(norm.input[0])
         if layer is None or readers[norm.input[0]] != 1:
             continue
         found = _folded(layer, norm, arrays)
@@ -56,14 +56,15 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
             continue
         names = []
         for kind, array in zip(("weight", "bias"), found, strict=True):
-            name = _free(f"{norm.output[0]}.{kind}", taken)
+            name = free_name(f"{norm.output[0]}.{kind}", taken)
+            taken.add(name)
             tensor = onnx.numpy_helper.from_array(np.ascontiguousarray(array, np.float32), name)
             graph.initializer.append(tensor)
             names.append(name)
         gone.append(norm.input[0])
         layer.input[:] = [layer.input[0], *names]
         layer.output[0] = norm.output[0]
-        makers[norm.output[0]] = layer
+        made_by[norm.output[0]] = layer
         graph.node.remove(norm)
     _forget(graph, gone)
     return made
@@ -85,7 +86,7 @@ def _folded(
     layer: onnx.NodeProto, norm: onnx.NodeProto, arrays: dict[str, onnx.TensorProto]
 ) -> tuple[Floats, Floats] | None:
     """Weight and bias of the layer that does the work of the normalisation as well; None where it cannot."""
-    said, told = _attributes(layer), _attributes(norm)
+    said, told = attributes(layer), attributes(norm)
     needed = [*layer.input[1:], *norm.input[1:]]
     if layer.op_type not in _LAYERS or len(norm.input) != 5 or any(name not in arrays for name in needed):
         return None
@@ -116,10 +117,6 @@ def _array(tensor: onnx.TensorProto) -> Floats:
     return np.asarray(onnx.numpy_helper.to_array(tensor), np.float64).reshape(-1)
 
 
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    return {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
-
-
 def _forget(graph: onnx.GraphProto, gone: list[str]) -> None:
     """Remove weights that nobody reads any more, and what is said about values that are gone."""
     read = {name for node in graph.node for name in node.input} | {one.name for one in graph.output}
@@ -131,12 +128,3 @@ def _forget(graph: onnx.GraphProto, gone: list[str]) -> None:
     for field, values in ((graph.initializer, weights), (graph.value_info, said), (graph.input, inputs)):
         del field[:]
         field.extend(values)
-
-
-def _free(name: str, taken: set[str]) -> str:
-    number, found = 1, name
-    while found in taken:
-        number += 1
-        found = f"{name}.{number}"
-    taken.add(found)
-    return found

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 def weights_as_inputs(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
     """A copy of `model` whose initializers `names` are inputs. Raises TrainingError for a name that it lacks."""
-    import onnx
     import onnx.helper
 
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    from edgekit.graphs.editing import copied
+
+    copy = copied(model)
     wanted = set(names)
     moved = [tensor for tensor in copy.graph.initializer if tensor.name in wanted]
     for name in wanted - {tensor.name for tensor in moved}:

@@ -8,7 +8,6 @@ the same names, types and shapes has every tensor at the same place.
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -80,12 +79,12 @@ def write_model(
     `changed`. Needs the package onnx. Raises TrainingError for a name that the model does not have, another shape, NaN
     or infinity; OSError.
     """
-    import onnx
     import onnx.numpy_helper
 
+    from edgekit.graphs.editing import copied, read_from
+
     changed = changed or {}
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copied(model)
     kept = {tensor.name: tensor for tensor in copy.graph.initializer}
     for name in {*changed, *names} - set(kept):
         raise TrainingError(f'the model has no weight "{name}"')
@@ -97,8 +96,8 @@ def write_model(
         weights[name] = value
     _check(weights, "the model")
     data = tensors.save(weights)
-    for name, (offset, length) in _places(data).items():
-        _refer(kept[name], offset, length)
+    for name, (offset, length) in tensors.places(data).items():
+        read_from(kept[name], WEIGHTS_FILE, offset, length)
     atomic.write_file(directory / WEIGHTS_FILE, data, _MODE)
     atomic.write_file(directory / MODEL_FILE, copy.SerializeToString(deterministic=True), _MODE)
 
@@ -106,28 +105,6 @@ def write_model(
 def _weights_of(model: onnx.ModelProto) -> set[str]:
     floats = {tensor.name for tensor in model.graph.initializer if tensor.data_type == tensor.FLOAT and tensor.dims}
     return {name for node in model.graph.node if node.op_type in _WEIGHTED for name in node.input[1:] if name in floats}
-
-
-def _refer(tensor: onnx.TensorProto, offset: int, length: int) -> None:
-    """Let a tensor read its values from WEIGHTS_FILE."""
-    for field in ("raw_data", "float_data"):
-        tensor.ClearField(field)
-    del tensor.external_data[:]
-    tensor.data_location = tensor.EXTERNAL
-    for key, value in (("location", WEIGHTS_FILE), ("offset", str(offset)), ("length", str(length))):
-        entry = tensor.external_data.add()
-        entry.key, entry.value = key, value
-
-
-def _places(data: bytes) -> dict[str, tuple[int, int]]:
-    """Name -> (first byte in the file, bytes) of a safetensors file that we wrote."""
-    (length,) = struct.unpack_from("<Q", data)
-    header = json.loads(data[8 : 8 + length])
-    return {
-        name: (8 + length + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0])
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
 
 
 def _check(weights: Mapping[str, NDArray[Any]], what: str) -> None:

@@ -20,16 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.heads.anomaly import part_scores
-from edgekit.runtimes import ModelError, Session, SessionOptions, TensorInfo
+from edgekit.runtimes import ModelError, Session, TensorInfo
 from edgekit.runtimes.base import dequantise, shape_text
-from edgekit.vision.classification import Classified, find_tensor, open_variant, sample_bytes
+from edgekit.vision.classification import Classified, check_sample
 from edgekit.vision.detection.alignment import Aligner, Grey, Limits, Warp
 from edgekit.vision.detection.geometry import placement
-from edgekit.vision.images import Colour, ImageError, decode, sniff
-from edgekit.vision.preprocess import check_input, cropped, fit, in_colour, prepare, reduced_size
+from edgekit.vision.images import ImageError, decode, sniff
+from edgekit.vision.model import PictureModel, blank, look_at_sample, sample_bytes
+from edgekit.vision.preprocess import cropped, fit, in_colour, prepare
 
 if TYPE_CHECKING:
-    from edgekit.packages import AnomalySpec, Package, ProofSample, Variant
+    from edgekit.packages import AnomalySpec, Package, Variant
 
 GOOD, ANOMALOUS = 0, 1
 """Places of the labels."""
@@ -93,11 +94,13 @@ def grey_of(picture: NDArray[np.uint8]) -> Grey:
     return picture if picture.ndim == 2 else np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), np.uint8)
 
 
-class AnomalyDetector:
+class AnomalyDetector(PictureModel):
     """One loaded variant of an anomaly package. Methods may be called from several threads."""
 
+    TAKEN_FOR = "an anomaly model"
+
     def __init__(self, package: Package, variant: Variant, session: Session) -> None:
-        """Use `load`; this is for a session that was opened elsewhere. Raises ModelError as `load` does."""
+        """See PictureModel."""
         manifest = package.manifest
         if manifest.task != "anomaly" or manifest.anomaly is None:
             raise ModelError(f"{package.ref} has no [anomaly], which says from which score on a part is anomalous")
@@ -106,44 +109,16 @@ class AnomalyDetector:
                 f"{package.ref} has {len(package.labels)} labels; an anomaly package has two, of a good part and of "
                 "any other"
             )
-        if len(session.inputs) != 1:
-            raise ModelError(f"the model has {len(session.inputs)} inputs; an anomaly model takes one picture")
-        self.package, self.variant, self.session = package, variant, session
-        self.labels: list[str] = list(package.labels)
+        super().__init__(package, variant, session)
         self.spec: AnomalySpec = manifest.anomaly
-        self._input_spec = manifest.input
         self._whole_spec = msgspec.structs.replace(manifest.input, crop=None)  # of what is cut out already
-        self._input = find_tensor(session.inputs, manifest.input.name, "input")
-        self._output = find_tensor(session.outputs, manifest.output.name, "output")
-        self._output_at = session.outputs.index(self._output)
-        check_input(self._input_spec, self._input)
         self._registration = self._register()
-
-    @property
-    def colour(self) -> Colour:
-        """Order of the channels that the package wants."""
-        return self._input_spec.colour
-
-    @classmethod
-    def load(
-        cls, package: Package, options: SessionOptions | None = None, variant: Variant | None = None
-    ) -> AnomalyDetector:
-        """Open `variant`, or else the first one that was compiled for no special chip and whose runtime is installed.
-
-        Raises ModelError if a file cannot be loaded or does not fit its manifest.
-        """
-        chosen, session = open_variant(package, options, variant)
-        try:
-            return cls(package, chosen, session)
-        except BaseException:
-            session.close()
-            raise
 
     def classify(self, data: bytes) -> Examined:
         """Examine a JPEG or PNG. Raises ImageError for a bad picture and ModelError for a failing model."""
         started = time.perf_counter()
         info = sniff(data)
-        image = decode(data, self.colour, reduce_to=reduced_size(self._input_spec))
+        image = decode(data, self.colour, reduce_to=self.reduce_to())
         return self._timed(image, (info.width, info.height), started)
 
     def classify_image(self, image: NDArray[np.uint8]) -> Examined:
@@ -162,14 +137,12 @@ class AnomalyDetector:
         """
         samples = self.package.manifest.samples
         if not samples:
-            self._score(self._prepared(np.zeros(_shape(self._input_spec), np.uint8)))
+            self._score(self._prepared(blank(self._input_spec)))
         for sample in samples:
-            self._prove(sample)
+            answer = look_at_sample(self.package, sample.file, self.classify)
+            found = f"(its score is {answer.part_score:.4g}, the limit {self.spec.limit:.4g})"
+            check_sample(sample, answer, found)
         return len(samples)
-
-    def close(self) -> None:
-        """Give the session's memory back."""
-        self.session.close()
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -207,8 +180,7 @@ class AnomalyDetector:
 
     def _score(self, tensor: NDArray[Any]) -> NDArray[np.float32]:
         """The map [height, width] of one picture. Raises ModelError for what is none."""
-        array = self.session.run({self._input.name: tensor})[self._output_at]
-        return read_map(array, self._output)
+        return read_map(self._run(tensor), self._output)
 
     def _answer(self, scores: NDArray[np.float32], to_picture: NDArray[np.float64], full: tuple[int, int]) -> Examined:
         spec = self.spec
@@ -253,22 +225,6 @@ class AnomalyDetector:
         scale, origin = np.array([place.across, place.down]), np.array([place.left, place.top])
         linear = scale[:, np.newaxis] * matrix * step[np.newaxis]
         return np.concatenate([linear, (scale * offset + origin)[:, np.newaxis]], axis=1)
-
-    def _prove(self, sample: ProofSample) -> None:
-        try:
-            answer = self.classify(sample_bytes(self.package, sample.file))
-        except ImageError as error:
-            raise ModelError(f"the sample {sample.file} cannot be used: {error}") from error
-        if answer.label != sample.label:
-            raise ModelError(
-                f'the sample {sample.file} should be "{sample.label}", but the model says "{answer.label}" '
-                f"(its score is {answer.part_score:.4g}, the limit {self.spec.limit:.4g})"
-            )
-        if sample.score is not None and abs(answer.score - sample.score) > sample.tolerance:
-            raise ModelError(
-                f'the sample {sample.file} should be "{sample.label}" with {sample.score:.3f} '
-                f"± {sample.tolerance:.3f}, but the model says {answer.score:.3f}"
-            )
 
 
 def read_map(array: NDArray[Any], tensor: TensorInfo) -> NDArray[np.float32]:
@@ -317,7 +273,3 @@ def usual_spread(limit: float, good: NDArray[np.floating]) -> float:
     At least a hundredth of the limit, so that a line of equal parts does not make every answer certain.
     """
     return max(0.01 * limit, (limit - float(np.median(good))) / math.log(19.0))
-
-
-def _shape(spec: Any) -> tuple[int, ...]:
-    return (spec.height, spec.width) if spec.colour == "grey" else (spec.height, spec.width, 3)

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import PurePosixPath
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.runtimes import ModelError, Session, SessionOptions, TensorInfo, installed, open_session
+from edgekit.runtimes import ModelError, Session, TensorInfo
 from edgekit.runtimes.base import dequantise, shape_text
-from edgekit.vision.images import Colour, ImageError, decode
-from edgekit.vision.preprocess import check_input, in_colour, prepare, reduced_size
+from edgekit.vision.images import decode
+from edgekit.vision.model import PictureModel, blank, look_at_sample
+from edgekit.vision.preprocess import in_colour, prepare
 
 if TYPE_CHECKING:
-    from edgekit.packages import InputSpec, OutputSpec, Package, ProofSample, Variant
+    from edgekit.packages import Package, ProofSample, Variant
 
-MAX_SAMPLE_BYTES = 64 << 20
-"""Bytes of one proof sample."""
 _SLACK = 0.01  # how far outside 0..1 a probability may lie: rounding of half-precision and 8-bit outputs
 
 
@@ -77,50 +75,25 @@ def likeliest(probabilities: NDArray[np.float32], labels: Sequence[str]) -> Clas
     return Classified(labels[index], index, score, margin, probabilities)
 
 
-class Classifier:
+class Classifier(PictureModel):
     """One loaded variant of a classification package. Methods may be called from several threads."""
 
+    TAKEN_FOR = "a classifier"
+
     def __init__(self, package: Package, variant: Variant, session: Session) -> None:
-        """Use `load`; this constructor is for a session that was opened elsewhere. Raises ModelError as `load` does."""
-        self.package = package
-        self.variant = variant
-        self.session = session
-        self.labels: list[str] = list(package.labels)
-        self._input_spec: InputSpec = package.manifest.input
-        output_spec: OutputSpec = package.manifest.output
-        self._kind = output_spec.kind
+        """See PictureModel."""
+        self._kind = package.manifest.output.kind
         if self._kind == "none":
             raise ModelError(f'{package.manifest.ref} has the output kind "none", so it is no classifier')
-        if not self.labels:
+        if not package.labels:
             raise ModelError(f"{package.manifest.ref} has no labels")
-        self._input = find_tensor(session.inputs, self._input_spec.name, "input")
-        if len(session.inputs) != 1:
-            raise ModelError(f"the model has {len(session.inputs)} inputs; a classifier takes one picture")
-        self._output = find_tensor(session.outputs, output_spec.name, "output")
-        self._output_at = session.outputs.index(self._output)
-        check_input(self._input_spec, self._input)
+        super().__init__(package, variant, session)
         sizes = [size for size in self._output.shape[1:] if size != 1]
         if sizes not in ([len(self.labels)], [None]) and not (sizes == [] and len(self.labels) == 1):
             raise ModelError(
                 f'the model\'s output "{self._output.name}" is {shape_text(self._output.shape)}, '
                 f"but there are {len(self.labels)} labels"
             )
-
-    @property
-    def colour(self) -> Colour:
-        """Order of the channels that the package wants."""
-        return self._input_spec.colour
-
-    @classmethod
-    def load(
-        cls, package: Package, options: SessionOptions | None = None, variant: Variant | None = None
-    ) -> Classifier:
-        """Open `variant`, or else the first one that was compiled for no special chip and whose runtime is installed.
-
-        Raises ModelError if the file cannot be loaded or does not fit its manifest.
-        """
-        chosen, session = open_variant(package, options, variant)
-        return cls(package, chosen, session)
 
     def classify(self, data: bytes) -> Classified:
         """Classify a JPEG or PNG. Raises ImageError for a bad picture and ModelError for a failing model."""
@@ -135,10 +108,6 @@ class Classifier:
     def tensor(self, data: bytes) -> NDArray[Any]:
         """A JPEG or PNG as the batch of one that the model wants. Raises ImageError and ModelError as `classify`."""
         return self.image_tensor(decode(data, self._input_spec.colour, reduce_to=self.reduce_to()))
-
-    def reduce_to(self, share: tuple[float, float] = (1.0, 1.0)) -> tuple[int, int] | None:
-        """See preprocess.reduced_size."""
-        return reduced_size(self._input_spec, share)
 
     def image_tensor(self, image: NDArray[np.uint8]) -> NDArray[Any]:
         """Decoded pixels, in the colour order of the package's input, as the batch of one that the model wants."""
@@ -160,8 +129,7 @@ class Classifier:
         """Classify a batch of one that is already as the model wants it. Raises ModelError."""
         if tensor.shape[:1] != (1,):
             raise ModelError(f"a batch of one is wanted, not {shape_text(tensor.shape)}")
-        outputs = self.session.run({self._input.name: tensor})
-        return read_answer(outputs[self._output_at], self._output, self._kind, self.labels)
+        return read_answer(self._run(tensor), self._output, self._kind, self.labels)
 
     def prove(self) -> int:
         """Run the package's own samples; returns how many there were.
@@ -172,76 +140,21 @@ class Classifier:
         """
         samples = self.package.manifest.samples
         if not samples:
-            spec = self._input_spec
-            size = (spec.height, spec.width) if spec.colour == "grey" else (spec.height, spec.width, 3)
-            self.classify_image(np.zeros(size, np.uint8))
+            self.classify_image(blank(self._input_spec))
         for sample in samples:
-            self._prove(sample)
+            answer = look_at_sample(self.package, sample.file, self.classify)
+            check_sample(sample, answer, f"({answer.score:.3f})")
         return len(samples)
 
-    def _prove(self, sample: ProofSample) -> None:
-        try:
-            answer = self.classify(sample_bytes(self.package, sample.file))
-        except ImageError as error:
-            raise ModelError(f"the sample {sample.file} cannot be used: {error}") from error
-        if answer.label != sample.label:
-            raise ModelError(
-                f'the sample {sample.file} should be "{sample.label}", but the model says "{answer.label}" '
-                f"({answer.score:.3f})"
-            )
-        if sample.score is not None and abs(answer.score - sample.score) > sample.tolerance:
-            raise ModelError(
-                f'the sample {sample.file} should be "{sample.label}" with {sample.score:.3f} '
-                f"± {sample.tolerance:.3f}, but the model says {answer.score:.3f}"
-            )
 
-    def close(self) -> None:
-        """Give the session's memory back."""
-        self.session.close()
-
-
-def find_tensor(tensors: Sequence[TensorInfo], name: str, kind: str) -> TensorInfo:
-    """The tensor of this name, or the first one for "". Raises ModelError if there is none."""
-    if not tensors:
-        raise ModelError(f"the model has no {kind}")
-    if not name:
-        return tensors[0]
-    for tensor in tensors:
-        if tensor.name == name:
-            return tensor
-    raise ModelError(f'the model has no {kind} "{name}"; it has {", ".join(t.name for t in tensors)}')
-
-
-def open_variant(package: Package, options: SessionOptions | None, variant: Variant | None) -> tuple[Variant, Session]:
-    """`variant`, or else the first one that was compiled for no special chip and whose runtime is installed, opened.
-
-    Raises ModelError if the file cannot be loaded, or the package is half of a split model.
-    """
-    variants = package.manifest.variants
-    if variant is None and not variants:
-        raise ModelError(f"{package.ref} is the {package.manifest.task} of a split model and serves nothing by itself")
-    chosen = variant or next((v for v in variants if v.target is None and installed(v.runtime)), variants[0])
-    told = replace(options or SessionOptions(), declared=declared_input(package.manifest.input))
-    return chosen, open_session(package.path(chosen.file), chosen.runtime, told, files_beside(package, chosen))
-
-
-def sample_bytes(package: Package, file: str) -> bytes:
-    """The encoded picture of a proof sample. Raises ModelError if it is too large."""
-    path = package.path(file)
-    if path.stat().st_size > MAX_SAMPLE_BYTES:
-        raise ModelError(f"the sample {file} is larger than {MAX_SAMPLE_BYTES} bytes")
-    return path.read_bytes()
-
-
-def declared_input(spec: InputSpec) -> TensorInfo:
-    """The input tensor as the package describes it."""
-    channels = 1 if spec.colour == "grey" else 3
-    sides = (channels, spec.height, spec.width) if spec.layout == "nchw" else (spec.height, spec.width, channels)
-    return TensorInfo(spec.name or "input", (1, *sides), spec.dtype)
-
-
-def files_beside(package: Package, variant: Variant) -> list[str]:
-    """The package's files in or below the variant's own folder, relative to it: what external data may name."""
-    folder = PurePosixPath(variant.file).parent
-    paths = (PurePosixPath(path) for path in package.manifest.files)
-    return [str(path.relative_to(folder)) for path in paths if path.is_relative_to(folder)]
+def check_sample(sample: ProofSample, answer: Classified, found: str) -> None:
+    """Raises ModelError unless `answer` is what the package promises of its sample; `found` says how it came about."""
+    if answer.label != sample.label:
+        raise ModelError(
+            f'the sample {sample.file} should be "{sample.label}", but the model says "{answer.label}" {found}'
+        )
+    if sample.score is not None and abs(answer.score - sample.score) > sample.tolerance:
+        raise ModelError(
+            f'the sample {sample.file} should be "{sample.label}" with {sample.score:.3f} '
+            f"± {sample.tolerance:.3f}, but the model says {answer.score:.3f}"
+        )

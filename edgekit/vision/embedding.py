@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.heads.gallery import Match
-from edgekit.runtimes import ModelError, Session, SessionOptions, TensorInfo
+from edgekit.runtimes import ModelError, Session, TensorInfo
 from edgekit.runtimes.base import dequantise, shape_text
-from edgekit.vision.classification import Classified, find_tensor, open_variant, sample_bytes
-from edgekit.vision.images import Colour, ImageError, decode
-from edgekit.vision.preprocess import check_input, in_colour, prepare, reduced_size
+from edgekit.vision.classification import Classified
+from edgekit.vision.images import decode
+from edgekit.vision.model import PictureModel, blank, look_at_sample
+from edgekit.vision.preprocess import in_colour, prepare
 
 if TYPE_CHECKING:
     from edgekit.packages import EmbeddingSpec, Package, ProofSample, Variant
@@ -34,24 +35,19 @@ Embedding = NDArray[np.float32]
 """[width], of unit length."""
 
 
-class Embedder:
+class Embedder(PictureModel):
     """One loaded variant of an embedding package. Methods may be called from several threads."""
 
+    TAKEN_FOR = "an embedding model"
+
     def __init__(self, package: Package, variant: Variant, session: Session) -> None:
-        """Use `load`; this is for a session that was opened elsewhere. Raises ModelError as `load` does."""
+        """See PictureModel."""
         manifest = package.manifest
         if manifest.task != "embedding" or manifest.embedding is None:
             raise ModelError(f"{package.ref} has no [embedding], which says how many values an embedding has")
-        if len(session.inputs) != 1:
-            raise ModelError(f"the model has {len(session.inputs)} inputs; an embedding model takes one picture")
-        self.package, self.variant, self.session = package, variant, session
-        self.labels: list[str] = []
+        super().__init__(package, variant, session)
+        self.labels = []
         self.spec: EmbeddingSpec = manifest.embedding
-        self._input_spec = manifest.input
-        self._input = find_tensor(session.inputs, manifest.input.name, "input")
-        self._output = find_tensor(session.outputs, manifest.output.name, "output")
-        self._output_at = session.outputs.index(self._output)
-        check_input(self._input_spec, self._input)
         sizes = [size for size in self._output.shape[1:] if size != 1]
         if sizes not in ([self.spec.width], [None]):
             raise ModelError(
@@ -59,31 +55,13 @@ class Embedder:
                 f"is {self.spec.width}"
             )
 
-    @property
-    def colour(self) -> Colour:
-        """Order of the channels that the package wants."""
-        return self._input_spec.colour
-
-    @classmethod
-    def load(cls, package: Package, options: SessionOptions | None = None, variant: Variant | None = None) -> Embedder:
-        """Open `variant`, or else the first one that was compiled for no special chip and whose runtime is installed.
-
-        Raises ModelError if the file cannot be loaded or does not fit its manifest.
-        """
-        chosen, session = open_variant(package, options, variant)
-        try:
-            return cls(package, chosen, session)
-        except BaseException:
-            session.close()
-            raise
-
     def embed(self, data: bytes) -> tuple[Embedding, dict[str, float]]:
         """The embedding of a JPEG or PNG, and how long it took: decode (with pre-processing) and infer, milliseconds.
 
         Raises ImageError for a bad picture and ModelError for a failing model.
         """
         started = time.perf_counter()
-        image = decode(data, self.colour, reduce_to=reduced_size(self._input_spec))
+        image = decode(data, self.colour, reduce_to=self.reduce_to())
         tensor = prepare(image, self._input_spec, self._input)
         prepared = time.perf_counter()
         found = self._embed(tensor)
@@ -106,37 +84,24 @@ class Embedder:
         """
         samples = self.package.manifest.samples
         if not samples:
-            spec = self._input_spec
-            size = (spec.height, spec.width) if spec.colour == "grey" else (spec.height, spec.width, 3)
-            tensor = prepare(np.zeros(size, np.uint8), spec, self._input)
-            self._values(self.session.run({self._input.name: tensor})[self._output_at])
+            self._values(prepare(blank(self._input_spec), self._input_spec, self._input))
             return 0
-        vectors = np.stack([self._sample(sample) for sample in samples])
+        vectors = np.stack([look_at_sample(self.package, one.file, self.embed)[0] for one in samples])
         for at, sample in enumerate(samples):
             self._prove(at, sample, vectors @ vectors[at])
         return len(samples)
 
-    def close(self) -> None:
-        """Give the session's memory back."""
-        self.session.close()
-
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _embed(self, tensor: NDArray[Any]) -> Embedding:
-        values = self._values(self.session.run({self._input.name: tensor})[self._output_at])
+        values = self._values(tensor)
         length = float(np.linalg.norm(values))
         if length < 1e-12:
             raise ModelError("the model gave an embedding of zeros: it saw nothing in the picture")
         return np.asarray(values / length, np.float32)
 
-    def _values(self, array: NDArray[Any]) -> NDArray[np.float64]:
-        return read_embedding(array, self._output, self.spec.width)
-
-    def _sample(self, sample: ProofSample) -> Embedding:
-        try:
-            return self.embed(sample_bytes(self.package, sample.file))[0]
-        except ImageError as error:
-            raise ModelError(f"the sample {sample.file} cannot be used: {error}") from error
+    def _values(self, tensor: NDArray[Any]) -> NDArray[np.float64]:
+        return read_embedding(self._run(tensor), self._output, self.spec.width)
 
     def _prove(self, at: int, sample: ProofSample, cosines: NDArray[np.float32]) -> None:
         samples = self.package.manifest.samples

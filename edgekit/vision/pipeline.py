@@ -27,6 +27,8 @@ MAX_TILES = 256
 
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels; right and bottom lie outside."""
+Size = tuple[int, int]
+"""Width and height in pixels."""
 
 
 @dataclass(frozen=True)
@@ -62,17 +64,14 @@ class Pipelined:
         model = self._classifier
         info = sniff(data)
         boxes = regions(self._pipeline, info.width, info.height)
-        share = (
-            min(right - left for left, _, right, _ in boxes) / info.width,
-            min(bottom - top for _, top, _, bottom in boxes) / info.height,
-        )
-        image = decode(data, model.colour, reduce_to=model.reduce_to(share))
-        across, down = image.shape[1] / info.width, image.shape[0] / info.height
+        whole = info.width, info.height
+        image = decode(data, model.colour, reduce_to=model.reduce_to(narrowest(boxes, whole)))
+        decoded = image.shape[1], image.shape[0]
         decode_s, infer_s = time.perf_counter() - started, 0.0
         answers = []
         for box in boxes:
             started = time.perf_counter()
-            left, top, right, bottom = box if across == down == 1.0 else _scaled(box, across, down)
+            left, top, right, bottom = decoded_box(box, whole, decoded)
             tensor = model.image_tensor(image[top:bottom, left:right])
             prepared = time.perf_counter()
             answers.append(replace(model.classify_tensor(tensor), region=box))
@@ -124,8 +123,18 @@ def _steps(length: int, size: int, overlap: int) -> list[tuple[int, int]]:
     return [(start, start + size) for start in starts]
 
 
-def _scaled(box: Box, across: float, down: float) -> Box:
-    """`box` in a picture that was decoded at a fraction of its size; one pixel at least stays."""
+def narrowest(boxes: Sequence[Box], whole: Size) -> tuple[float, float]:
+    """The shares of a picture's width and height that the narrowest and the lowest of its parts have."""
+    width = min(right - left for left, _, right, _ in boxes)
+    height = min(bottom - top for _, top, _, bottom in boxes)
+    return width / whole[0], height / whole[1]
+
+
+def decoded_box(box: Box, whole: Size, decoded: Size) -> Box:
+    """`box` of a picture of the size `whole` that was decoded at a fraction of it; one pixel at least stays."""
+    if whole == decoded:
+        return box
+    across, down = decoded[0] / whole[0], decoded[1] / whole[1]
     left, top = int(box[0] * across), int(box[1] * down)
     return left, top, max(left + 1, round(box[2] * across)), max(top + 1, round(box[3] * down))
 

@@ -97,7 +97,7 @@ class Bench:
         return [msgspec.json.decode(line.partition(" ")[2], type=Configure) for line in self.lines("configure")]
 
     def reports(self) -> dict[str, ServiceReport]:
-        return {report.name: report for report in self.runner.reports()}
+        return {report.name: report for report in self.runner.standing.reports()}
 
     def lines(self, word: str) -> list[str]:
         text = self.log_path.read_text() if self.log_path.exists() else ""
@@ -161,9 +161,9 @@ async def test_a_failed_definition_keeps_the_old_worker_and_says_why(bench: Benc
     assert await bench.runner.settled(20)
     assert bench.runner.worker is old
     assert bench.reports()["a"].state == "ready"
-    entry = bench.runner.entries["a"]
+    entry = bench.runner.standing.entries["a"]
     assert entry.refused_why == "the model said no"
-    running = bench.runner.running("a")
+    running = bench.runner.standing.running("a")
     assert running is not None and running.last_good and "100" in running.text
     assert any("the model said no" in event.text for event in bench.health.state().events)
 
@@ -184,7 +184,7 @@ async def test_a_new_definition_is_tried_after_a_refusal(bench: Bench) -> None:
     assert await bench.runner.settled(20)
     bench.want(a=150)
     assert await bench.runner.settled(20)
-    running = bench.runner.running("a")
+    running = bench.runner.standing.running("a")
     assert running is not None and not running.last_good
     assert "a:150" in bench.lines("start")[-1]
 
@@ -250,7 +250,7 @@ async def test_a_crash_loop_raises_a_health_item_and_ends_when_the_cause_does(
         assert item.code == "worker.down"
         assert "exit status 9" in item.text
         assert bench.runner.restarts >= 5
-        assert bench.runner.entries["a"].refused_key == "", "it is the worker's trouble, not the definition's"
+        assert bench.runner.standing.entries["a"].refused_key == "", "it is the worker's trouble, not the definition's"
         assert bench.reports()["a"].state == "loading"
         bench.want(a=100)
         assert await bench.runner.settled(20)
@@ -281,7 +281,7 @@ async def test_a_load_without_end_is_given_up(bench: Bench, monkeypatch: pytest.
     bench.want(a=HANG)
     assert await bench.runner.settled(20)
     assert bench.reports()["a"].state == "ready"
-    assert "was not ready within" in bench.runner.entries["a"].refused_why
+    assert "was not ready within" in bench.runner.standing.entries["a"].refused_why
 
 
 async def test_a_silent_worker_is_replaced(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,7 +300,7 @@ async def test_a_service_without_its_model_waits_and_starts_when_it_comes(bench:
     bench.packages = {}
     bench.want(a=100)
     assert await bench.runner.settled(20)
-    assert bench.runner.missing == {"m"}
+    assert bench.runner.standing.missing == {"m"}
     assert bench.reports()["a"].state == "loading"
     bench.packages = {"m@1": bench.directory}
     bench.runner.changed()
@@ -348,11 +348,11 @@ async def test_without_memory_for_its_model_a_service_is_refused_and_its_last_go
     bench.runner.changed(by_hand=True)
     assert await bench.runner.settled(20)
     assert bench.runner.worker is old and len(bench.lines("start")) == starts, "nothing was even started"
-    assert "MiB of memory" in bench.runner.entries["a"].refused_why
+    assert "MiB of memory" in bench.runner.standing.entries["a"].refused_why
     report = bench.reports()["b"]
     assert (report.state, "more than there is" in report.detail) == ("failed", True)
     assert bench.reports()["a"].state == "ready"
-    running = bench.runner.running("a")
+    running = bench.runner.standing.running("a")
     assert running is not None and running.last_good and running.ref == "m@1"
     assert any("MiB of memory" in event.text for event in bench.health.state().events)
     bench.available(8 << 30)
@@ -384,8 +384,8 @@ async def test_a_model_without_a_service_is_served_beside_them_and_ends_alone(be
     assert await bench.runner.settled(20)
     name = model_entry("m")
     assert bench.configured[-1].models == ["m@1"] and len(bench.configured[-1].services) == 1
-    assert bench.runner.model_report(name).state == "ready"
-    assert set(bench.reports()) == {"a"} and set(bench.runner.planned) == {"a"}
+    assert bench.runner.standing.model_report(name).state == "ready"
+    assert set(bench.reports()) == {"a"} and set(bench.runner.standing.planned) == {"a"}
     assert bench.store.models()[0].good_ref == "m@1"
     bench.packages["m@2"] = bench.directory  # the newest is meant
     bench.runner.changed(by_hand=True)
@@ -408,7 +408,7 @@ async def test_a_model_without_a_service_that_fails_costs_no_swap(bench: Bench) 
     bench.runner.changed(by_hand=True)
     assert await bench.runner.settled(20)
     assert bench.runner.worker is old
-    assert bench.runner.model_report(model_entry("bad")).detail == "it does not load"
+    assert bench.runner.standing.model_report(model_entry("bad")).detail == "it does not load"
     assert bench.reports()["a"].state == "ready"
 
 

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from edged.briefing import pinned
-from edged.desired import MIGRATIONS, Change, DesiredStore
-from edged.health import Health
-from edged.plan import Choice, Plan
-from edged.runner import Runner
-from edged.store import Database
+from edged.desired import Entry
+from edged.plan import Choice, make_plan
+from edged.standing import Standing
 from edged.wanted import Wanted
-from edgekit.messages import Configure
 from edgekit.services import Samples, parse_service
 
 DEFINITION = 'name = "solder"\nmodel = "m"\ntask = "detection"\n[samples]\nrandom = 0.5\n'
+UNREADABLE = 'name = "newer"\nunheard_of = 1\n'
 SPLIT = """
 name = "solder"
 model = "small"
@@ -31,42 +27,39 @@ heads = "large-head"
 
 
 PACKAGES = {"m@1": Path("/m"), "m@2": Path("/m2")}
+ENTRIES = {
+    "solder": Entry(name="solder", text=DEFINITION, origin="local"),
+    "newer": Entry(name="newer", text=UNREADABLE, origin="local"),
+}
 
 
 @pytest.fixture
-async def runner(tmp_path: Path) -> AsyncIterator[Runner]:
-    """It has looked at the wishes once: for a service, and for another whose definition nobody can read."""
-
-    def configure(plan: Plan) -> Configure:
-        raise AssertionError("nothing is started")
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        store = DesiredStore(Database(tmp_path / "edged.db", MIGRATIONS), tmp_path / "services")
-        store.apply(Change(put={"solder": DEFINITION, "newer": 'name = "newer"\nunheard_of = 1\n'}))
-        found = Runner(listener, tmp_path, store, lambda: PACKAGES, configure, Health())
-        await found._plan()
-        yield found
+def standing() -> Standing:
+    """Of one service, and of another whose definition nobody can read."""
+    found = Standing(lambda: None)
+    found.look(ENTRIES, {}, make_plan(ENTRIES.values(), PACKAGES))
+    return found
 
 
-def test_a_service_says_what_it_is_for_and_what_it_keeps(runner: Runner) -> None:
-    wanted = Wanted(runner, lambda: PACKAGES)
+def test_a_service_says_what_it_is_for_and_what_it_keeps(standing: Standing) -> None:
+    wanted = Wanted(standing, lambda: PACKAGES)
     assert wanted.task("solder") == "detection"
     assert wanted.samples("solder") == parse_service(DEFINITION, "here").samples != Samples()
 
 
 @pytest.mark.parametrize("name", ["newer", "nobody"])
-def test_of_one_that_cannot_be_read_or_is_gone_the_defaults_hold(runner: Runner, name: str) -> None:
-    wanted = Wanted(runner, lambda: PACKAGES)
+def test_of_one_that_cannot_be_read_or_is_gone_the_defaults_hold(standing: Standing, name: str) -> None:
+    wanted = Wanted(standing, lambda: PACKAGES)
     assert wanted.service(name) is None and wanted.task(name) is None and wanted.subject(name) is None
     assert wanted.samples(name) == Samples()
 
 
-def test_only_a_service_that_runs_can_learn_with_others(runner: Runner) -> None:
-    wanted = Wanted(runner, lambda: PACKAGES)
+def test_only_a_service_that_runs_can_learn_with_others(standing: Standing) -> None:
+    wanted = Wanted(standing, lambda: PACKAGES)
     subject = wanted.subject("solder")
     assert subject is not None and subject == (DEFINITION, "m@2", Path("/m2"))
-    assert Wanted(runner, dict).subject("solder") is None, "its package is not here"
-    runner._planned = {}
+    assert Wanted(standing, dict).subject("solder") is None, "its package is not here"
+    standing.look(ENTRIES, {}, make_plan((), PACKAGES))
     assert wanted.subject("solder") is None
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from edgekit.tensors import TensorError, load, save
+from edgekit.tensors import TensorError, load, places, save
 
 LIMIT = 1 << 20
 dtypes = st.sampled_from(["?", "u1", "i1", "u2", "i2", "f2", "u4", "i4", "f4", "u8", "i8", "f8"]).map(np.dtype)
@@ -102,3 +102,12 @@ def test_a_flipped_byte_is_read_or_refused_but_never_crashes(data: st.DataObject
     raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(TensorError):
         load(bytes(raw), LIMIT)
+
+
+@given(st.dictionaries(st.text(min_size=1, max_size=20).filter(lambda n: n != "__metadata__"), arrays, max_size=4))
+def test_every_tensor_lies_where_its_place_says(tensors: dict[str, np.ndarray[Any, Any]]) -> None:
+    data = save(tensors)
+    found = places(data)
+    assert found.keys() == tensors.keys()
+    for name, (start, size) in found.items():
+        assert data[start : start + size] == tensors[name].tobytes()

@@ -15,9 +15,10 @@ from edged.hardware.settings import Setting
 from edgekit.packages import Package, Variant
 from edgekit.runtimes import ModelError, Session, TensorInfo, open_session
 from edgekit.runtimes.base import dequantise
-from edgekit.vision.classification import Classifier, declared_input, files_beside
+from edgekit.vision.classification import Classifier
 from edgekit.vision.detection.detector import Detector
 from edgekit.vision.images import ImageError, decode
+from edgekit.vision.model import declared_input, files_beside
 from edgekit.vision.preprocess import check_input, prepare, reduced_size
 
 Feeds = dict[str, NDArray[Any]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from edgekit import tensors
 from edgekit.packages import TemplateSpec
-from edgekit.runtimes import ModelError, Session, SessionOptions, TensorInfo, installed, open_session
-from edgekit.vision.classification import MAX_SAMPLE_BYTES, declared_input, files_beside
+from edgekit.runtimes import ModelError, Session, SessionOptions, TensorInfo
 from edgekit.vision.detection.boxes import Detections, clip, iou, margins_of, nms, ranked
 from edgekit.vision.detection.geometry import placement, reduction
 from edgekit.vision.detection.heads import Candidates, Head, HeadConfig, make_head
 from edgekit.vision.detection.template import GoldenPicture
 from edgekit.vision.images import Colour, ImageError, decode, sniff
+from edgekit.vision.model import MAX_SAMPLE_BYTES, TEMPLATE, blank, first_variant, loaded, look_at_sample
 from edgekit.vision.preprocess import check_input, in_colour, prepare, reduced_size
 
 if TYPE_CHECKING:
@@ -88,18 +88,10 @@ class Detector:
 
         Raises ModelError if the file cannot be loaded or does not fit its manifest.
         """
-        variants = package.manifest.variants
-        runnable = (v for v in variants if v.target is None and (v.runtime == "template" or installed(v.runtime)))
-        chosen = variant or next(runnable, variants[0])
-        if chosen.runtime == "template":
+        chosen = variant or first_variant(package)
+        if chosen.runtime == TEMPLATE:
             return cls(package, chosen, None)
-        told = replace(options or SessionOptions(), declared=declared_input(package.manifest.input))
-        session = open_session(package.path(chosen.file), chosen.runtime, told, files_beside(package, chosen))
-        try:
-            return cls(package, chosen, session)
-        except BaseException:
-            session.close()
-            raise
+        return loaded(cls, package, options, chosen)
 
     def detect(self, data: bytes) -> Detected:
         """Detect in a JPEG or PNG. Raises ImageError for a bad picture and ModelError for a failing model."""
@@ -142,9 +134,7 @@ class Detector:
         """
         samples = self.package.manifest.samples
         if not samples:
-            spec = self._input_spec
-            size = (spec.height, spec.width) if spec.colour == "grey" else (spec.height, spec.width, 3)
-            self.detect_image(np.zeros(size, np.uint8))
+            self.detect_image(blank(self._input_spec))
         for file in dict.fromkeys(sample.file for sample in samples):
             self._prove(file, [sample for sample in samples if sample.file == file])
         return len(samples)
@@ -172,13 +162,7 @@ class Detector:
         return ranked(placed, candidates.scores[kept], candidates.labels[kept], margins[kept])
 
     def _prove(self, file: str, samples: Sequence[ProofSample]) -> None:
-        path = self.package.path(file)
-        if path.stat().st_size > MAX_SAMPLE_BYTES:
-            raise ModelError(f"the sample {file} is larger than {MAX_SAMPLE_BYTES} bytes")
-        try:
-            found = self.detect(path.read_bytes()).reported
-        except ImageError as error:
-            raise ModelError(f"the sample {file} cannot be used: {error}") from error
+        found = look_at_sample(self.package, file, self.detect).reported
         free = np.ones(len(found), bool)
         for sample in samples:
             if sample.label not in self.labels:

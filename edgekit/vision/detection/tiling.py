@@ -21,7 +21,7 @@ from edgekit.vision.detection.boxes import Boxes, Detections, areas, intersectio
 from edgekit.vision.detection.detector import Detected, Detector
 from edgekit.vision.detection.geometry import reduction
 from edgekit.vision.images import decode, sniff
-from edgekit.vision.pipeline import Box, regions
+from edgekit.vision.pipeline import Box, Size, narrowest, regions
 
 COVERED = 0.6
 """Share of a cut box that a whole one must cover. Models place an edge within some per cent of an object's size."""
@@ -53,14 +53,10 @@ class TiledDetector:
         detector = self._detector
         info = sniff(data)
         tiles = regions(self._pipeline, info.width, info.height)
-        share = (
-            min(right - left for left, _, right, _ in tiles) / info.width,
-            min(bottom - top for _, top, _, bottom in tiles) / info.height,
-        )
-        image = decode(data, detector.colour, reduce_to=detector.reduce_to(share))
-        factors = reduction(info.width, image.shape[1]), reduction(info.height, image.shape[0])
+        whole = info.width, info.height
+        image = decode(data, detector.colour, reduce_to=detector.reduce_to(narrowest(tiles, whole)))
         decoded = time.perf_counter()
-        parts = [self._tile(image, tile, factors) for tile in tiles]
+        parts = [self._tile(image, tile, whole) for tile in tiles]
         spec = detector.spec
         found = merge(
             tiles,
@@ -75,14 +71,25 @@ class TiledDetector:
         found = found.clipped(info.width, info.height)  # a reduced pixel at the edge shows less than the others
         return Detected(found, detector.report, info.width, info.height, timings)
 
-    def _tile(self, image: NDArray[np.uint8], tile: Box, factors: tuple[int, int]) -> Detections:
+    def _tile(self, image: NDArray[np.uint8], tile: Box, whole: Size) -> Detections:
         """What is found in one tile, in pixels of the full picture."""
-        across, down = factors
-        left, top = tile[0] // across, tile[1] // down
-        right, bottom = max(left + 1, -(-tile[2] // across)), max(top + 1, -(-tile[3] // down))
+        decoded = image.shape[1], image.shape[0]
+        across, down = _factors(whole, decoded)
+        left, top, right, bottom = decoded_box(tile, whole, decoded)
         found = self._detector.detect_image(image[top:bottom, left:right])
         boxes = (found.boxes + np.array([left, top] * 2, np.float32)) * np.array([across, down] * 2, np.float32)
         return found.placed(boxes)
+
+
+def decoded_box(box: Box, whole: Size, decoded: Size) -> Box:
+    """`box` of a picture of the size `whole` that was decoded at a fraction of it: every pixel that shows a part."""
+    across, down = _factors(whole, decoded)
+    left, top = box[0] // across, box[1] // down
+    return left, top, max(left + 1, -(-box[2] // across)), max(top + 1, -(-box[3] // down))
+
+
+def _factors(whole: Size, decoded: Size) -> tuple[int, int]:
+    return reduction(whole[0], decoded[0]), reduction(whole[1], decoded[1])
 
 
 def merge(

@@ -168,7 +168,7 @@ def test_both_kinds_are_one_student_that_is_taught_once_and_the_same_again_elsew
 def test_a_training_that_the_time_does_not_suffice_for_is_shortened_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distil, "_seconds", lambda engine, lessons, size: 0.5)
+    monkeypatch.setattr(distil, "step_seconds", lambda engine, lessons, size, clock: 0.5)
     recipe = KINDS["pruned"].make(materials(tmp_path, network(), seconds=20.0), tmp_path / "p.onnx", careful=False)
     assert "1024 times in all, as often as the time allowed" in recipe.method  # 2 x 16 steps of 32 pictures
 
@@ -176,7 +176,7 @@ def test_a_training_that_the_time_does_not_suffice_for_is_shortened_and_says_so(
 def test_a_time_that_does_not_suffice_for_all_pictures_once_is_refused_and_not_tried_again_by_the_other_kind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distil, "_seconds", lambda engine, lessons, size: 0.5)
+    monkeypatch.setattr(distil, "step_seconds", lambda engine, lessons, size, clock: 0.5)
     made = materials(tmp_path, network(), count=320, seconds=2.0)
     with pytest.raises(CompressError, match="2 seconds suffice for 4 of the 20 steps"):
         KINDS["pruned"].make(made, tmp_path / "p.onnx", careful=False)

@@ -15,7 +15,8 @@ from cloudd.split.proof import Sent
 from edgekit.packages import DetectionSpec, Package, PackageError, Variant, open_package, seal_package
 from edgekit.runtimes import ModelError, open_session
 from edgekit.splitting.halves import SplitError, run_halves
-from edgekit.vision.classification import Classifier, files_beside
+from edgekit.vision.classification import Classifier
+from edgekit.vision.model import files_beside
 
 
 @pytest.fixture(scope="module")

@@ -123,6 +123,7 @@ class Bench:
                 models=self.models,
                 samples=self.samples,
                 runs=self.line,
+                standing=self.line,
                 health=self.health,
                 device_id=lambda: "DEVICE",
                 link_up=lambda: True,

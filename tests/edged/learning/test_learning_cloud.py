@@ -35,14 +35,20 @@ async def labelled(bench: Bench) -> None:
         (service(""), 'does not name "cloud"'),
         (service('rungs = ["head"]'), 'does not name "cloud"'),
         (service(more='may_leave = "nothing"'), "no picture may leave"),
-        (service(more='task = "detection"'), "not retrained at cloudd yet"),
-        (service(more='[pipeline.tiles]\nwidth = 64\nheight = 64\naggregate = "mean"'), "tiles"),
+        (service(more='task = "anomaly"'), "cannot be trained"),
     ],
 )
 def test_a_definition_that_does_not_let_pictures_leave_rules_it_out_with_the_reason(asked: Service, told: str) -> None:
     assert told in never_asks(asked)
     enough = outside(stats=stats({"good": 50, "hole": 50}), link_up=True)
     assert told in means_of(asked, enough).never["cloud"]
+
+
+@pytest.mark.parametrize(
+    "more", ["", 'task = "detection"', '[pipeline.tiles]\nwidth = 64\nheight = 64\naggregate = "mean"']
+)
+def test_classifiers_detectors_and_tiles_may_all_be_retrained_at_cloudd(more: str) -> None:
+    assert never_asks(service(more=more)) == ""
 
 
 def test_it_needs_labels_of_every_class_and_the_link() -> None:

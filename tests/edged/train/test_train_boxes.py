@@ -17,10 +17,10 @@ from train_bench import fill as fill_labels
 
 from edged.samples.reading import Filter
 from edged.train.detector import read_detector
-from edged.train.graph import NetworkError
 from edged.train.job import run
 from edged.train.lineage import read_lineage
 from edged.train.pace import Pace
+from edgekit.graphs.errors import NetworkError
 from edgekit.learning.budget import Reading
 from edgekit.learning.records import Fact
 from edgekit.messages.learning import TrainDone, TrainOrder, TrainProgress, TrainStopped

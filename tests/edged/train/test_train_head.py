@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edged.train.graph import NetworkError
 from edged.train.head import Labelled, cross_validated, new_head
-from edged.train.network import LastLayer
+from edgekit.graphs.errors import NetworkError
+from edgekit.graphs.logits import LastLayer
 
 FEATURES = 6
 

@@ -9,9 +9,9 @@ import onnx.numpy_helper
 import pytest
 from numpy.typing import NDArray
 
-from edged.train.graph import NetworkError
 from edged.train.network import Network, features, read_network
 from edgekit import packages
+from edgekit.graphs.errors import NetworkError
 from edgekit.packages import InputSpec, Manifest, OutputSpec, Package, Variant
 from edgekit.runtimes import open_session
 

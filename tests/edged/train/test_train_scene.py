@@ -7,8 +7,8 @@ import pytest
 from train_bench import OLD, accuracy, pattern, png, workplace
 
 from edged.train import scene
-from edged.train.graph import NetworkError
 from edged.train.network import Network, read_network
+from edgekit.graphs.errors import NetworkError
 from edgekit.packages import Package
 from edgekit.training import Pictures
 
