@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import statistics
 import subprocess
 import sys
@@ -166,6 +167,7 @@ def _device(order: Order) -> Any:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},  # as edged's own: see edged.background
     )
     try:
         assert process.stdin is not None

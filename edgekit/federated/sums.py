@@ -143,8 +143,8 @@ def clipped(vector: Vector, clip: float) -> Vector:
     finite(vector, vector.size)
     total = 0.0
     for start in range(0, vector.size, _BLOCK):
-        block = vector[start : start + _BLOCK].astype(np.float64)
-        total += float(np.dot(block, block))
+        # No scalar product: of so many values it is worked out by several threads, which wait for each other.
+        total += float(np.square(vector[start : start + _BLOCK], dtype=np.float64).sum())
     norm = math.sqrt(total)
     return vector if norm <= clip else vector * np.float32(clip / norm)
 
