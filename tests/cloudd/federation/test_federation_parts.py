@@ -162,6 +162,22 @@ def test_parts_must_go_on_where_the_last_one_ended(tmp_path: Path) -> None:
     assert not (tmp_path / "round").exists()
 
 
+def test_a_vector_that_two_processes_received_is_hashed_as_a_whole(tmp_path: Path) -> None:
+    node, data = bytes(32), b"0123456789"
+    Vectors(tmp_path / "round", 10).prepare(1)
+    Vectors(tmp_path / "round", 10).write(node, 0, data[:4])
+    again = Vectors(tmp_path / "round", 10)
+    again.write(node, 4, data[4:])
+    again.settle(node, hashlib.sha256(data).hexdigest())
+    other = Vectors(tmp_path / "round", 10)
+    other.write(bytes([1] * 32), 0, data[:4])
+    with next((tmp_path / "round").glob("0101*")).open("ab") as torn:
+        torn.write(b"x")  # a part that was cut off
+    other.write(bytes([1] * 32), 5, data[5:])
+    with pytest.raises(FederationError, match="SHA-256"):
+        other.settle(bytes([1] * 32), hashlib.sha256(data).hexdigest())
+
+
 def test_a_round_does_not_begin_on_a_disk_without_room(tmp_path: Path) -> None:
     with pytest.raises(FederationError, match="GB of disk are needed"):
         Vectors(tmp_path / "round", 1 << 40).prepare(1000)

@@ -77,6 +77,7 @@ def test_the_decoded_sum_is_the_weighted_sum_within_one_code_a_device(
     for update, weight in zip(updates, weights, strict=True):
         total += encode(update, int(weight), how)
     found, weight = fixedpoint.decode(total, devices, how)
+    assert fixedpoint.check_sum(total, devices, how) == weight
     wanted = (updates.astype(np.float64) * weights[:, np.newaxis]).sum(axis=0)
     assert weight == weights.sum()
     assert np.abs(found - wanted).max() <= devices * 4.0 / how.unit + 1e-5 * np.abs(wanted).max()
