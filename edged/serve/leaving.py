@@ -49,7 +49,9 @@ class Leaving:
         self._api.draining = True
         if self._successor is not None:
             self._api.succeeded = True
+            self._server.part(True)
             await self._give_away(self._successor, min(until, self._loop.time() + GRACE_S))
+            self._server.part(False)
         self._server.draining = True
         await self._tell(until)
         await self._server.shutdown(max(0.1, until - self._loop.time()))

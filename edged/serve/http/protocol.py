@@ -138,6 +138,9 @@ class Connection(Receiving):
                 self._next()
         else:
             self.deadline = monotonic() + self._server.limits.idle_s
+        if self._server.parting and self.idle:
+            self._reading = False
+            transport.pause_reading()
 
     def _next(self) -> None:
         """Idle again: go on with what has come meanwhile."""
@@ -206,6 +209,11 @@ class Connection(Receiving):
     def idle(self) -> bool:
         """True if nothing of a request or reply is here, so that another process can go on with the socket."""
         return self.state == "idle" and not self._ahead and not self._stuffed and not self._transport.is_closing()
+
+    def read_again(self) -> None:
+        """Nobody takes the connection over after all."""
+        if self.idle and not self._reading:
+            self._next()
 
     def detach(self) -> socket.socket:
         """A duplicate of the socket; this connection lets go of it without telling the client. Only while idle."""

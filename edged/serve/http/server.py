@@ -88,6 +88,7 @@ class HttpServer:
         """Requests that a handler has."""
         self.draining = False
         """Set it: every reply closes its connection from now on."""
+        self.parting = False
         self._connections: dict[Connection, None] = {}
         self._batch: list[tuple[Receiving, Request]] = []
         self._scheduled = False
@@ -115,8 +116,16 @@ class HttpServer:
 
         For the hand-over to a successor, which calls `adopt` with each; the caller closes its copies. What a client
         sends meanwhile waits in the socket. Connections with a request under way stay; ask again when they are idle.
+        With `part` they read nothing between their reply and that.
         """
         return [connection.detach() for connection in [one for one in self.connections if one.idle][:most]]
+
+    def part(self, parting: bool) -> None:
+        """Whether a connection that has replied leaves what comes next in its socket, for a successor to read."""
+        self.parting = parting
+        if not parting:
+            for connection in self.connections:
+                connection.read_again()
 
     async def adopt(self, sock: socket.socket) -> None:
         """Go on with a connection that another process gave away. The socket belongs to the server from now on."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
 from edged.serve.http import HttpServer, Request, Response
 from edged.serve.leaving import stop_accepting
-from tests.support.http_lab import get
+from tests.support.http_lab import RawClient, get
+from tests.support.receivers import until
 
 
 @pytest.mark.parametrize("passes", range(5))
@@ -34,6 +37,55 @@ async def test_a_connection_that_was_accepted_a_moment_ago_is_answered(passes: i
         for client in clients:
             client.close()
         await server.shutdown(0.5)
+
+
+async def test_what_follows_a_reply_is_the_successors() -> None:
+    """A client whose request was under way at a swap sends the next one the moment it has its reply."""
+    async with _parting() as (leaving, client, answer):
+        client.send(get("/first"))
+        await until(lambda: leaving.in_flight == 1)
+        leaving.part(True)
+        answer.set()
+        assert (await client.reply()).body == b"old"
+        client.send(get("/second"))
+        for _ in range(20):  # passes in which it would be read
+            await asyncio.sleep(0)
+        (given,) = leaving.idle_connections()
+        successor = HttpServer(lambda request: Response(200, b"new", "text/plain"))
+        await successor.adopt(given)
+        assert (await client.reply()).body == b"new"
+        await successor.shutdown(0.5)
+
+
+async def test_without_a_taker_the_connection_is_answered_as_before() -> None:
+    async with _parting() as (leaving, client, answer):
+        answer.set()
+        leaving.part(True)
+        assert (await client.ask(get("/first"))).body == b"old"
+        client.send(get("/second"))
+        await asyncio.sleep(0.02)
+        assert leaving.in_flight == 0
+        leaving.part(False)
+        assert (await client.reply()).body == b"old"
+        assert (await client.ask(get("/third"))).body == b"old"
+
+
+@asynccontextmanager
+async def _parting() -> AsyncIterator[tuple[HttpServer, RawClient, asyncio.Event]]:
+    """A server that answers when the event is set, and a client of it."""
+    answer = asyncio.Event()
+
+    async def handler(request: Request) -> Response:
+        await answer.wait()
+        return Response(200, b"old", "text/plain")
+
+    server = HttpServer(handler)
+    listening = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
+    client = await RawClient.open(listening.sockets[0].getsockname()[1])
+    yield server, client, answer
+    client.writer.close()
+    listening.close()
+    await server.shutdown(0.5)
 
 
 def _hello(request: Request) -> Response:
