@@ -13,19 +13,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from edgekit.autodiff.builder import GraphBuilder, Node, Value
 from edgekit.autodiff.joining import join, split
+from edgekit.autodiff.rules.geometry import Window
 from edgekit.autodiff.rules.reduction import count_of
-from edgekit.autodiff.rules.registry import Gradients, Needs, rule
+from edgekit.autodiff.rules.registry import RULES, Gradients, Needs, rule
 
 EPSILON = 1e-5
 MOMENTUM = 0.9
 """The operator's defaults."""
 LONG_ROW = 256
-"""From so many pixels a picture on, sums over products of two maps are products of rows."""
+"""From so many pixels a picture on, operators that work row by row are the faster ones: sums over products of two maps
+are products of rows, and an affine map is a convolution of every channel."""
 
 
 def affine(b: GraphBuilder, x: Value, scale: Value | None, shift: Value | None) -> Value:
@@ -107,16 +110,20 @@ class BatchStatistics:
         """Mean and variance of this batch, as the running ones take them in: unbiased, as PyTorch does."""
         return self.mean, b.mul(self.variance, b.div(self._count, b.sub(self._count, b.scalar(1.0, 1))))
 
+    def _sums(self, b: GraphBuilder, g: Value) -> tuple[Value, Value, Value]:
+        """1 / deviation, and the gradients of scale and shift."""
+        inverse = inverse_deviation(b, self.variance, self._epsilon)
+        d_shift = b.reduce_sum(g, self._axes)
+        along = b.sub(_dot(b, g, self.x, self._axes), b.mul(self.mean, d_shift))
+        return inverse, b.mul(along, inverse), d_shift
+
     def backward(self, b: GraphBuilder, g: Value, needs: Needs) -> Gradients:
         """Gradients of x, scale and shift.
 
         With r = 1 / deviation and t = sum g (x - mean): d scale = t r, d shift = sum g, and with q = scale r / n
         dx = scale r g - (q d scale r (x - mean) + q d shift), of which the operator itself gives both terms.
         """
-        inverse = inverse_deviation(b, self.variance, self._epsilon)
-        d_shift = b.reduce_sum(g, self._axes)
-        along = b.sub(_dot(b, g, self.x, self._axes), b.mul(self.mean, d_shift))
-        d_scale = b.mul(along, inverse)
+        inverse, d_scale, d_shift = self._sums(b, g)
         dx = None
         if needs[0]:
             part = b.mul(self.scale, b.div(inverse, self._count))
@@ -126,3 +133,43 @@ class BatchStatistics:
             attributes = {"epsilon": self._epsilon}
             dx = b.sub(*(b.emit("BatchNormalization", one, attributes) for one in (through, across)))
         return [dx, d_scale if needs[1] else None, d_shift if needs[2] else None]
+
+
+def takes_the_scale(w: Value, move: Window) -> bool:
+    """Whether `ConvolutionStatistics` is the faster way: the map is the larger tensor, not the weight."""
+    return 4 * move.pixels_out >= w.size(1) * move.points
+
+
+class ConvolutionStatistics(BatchStatistics):
+    """A normalisation behind a convolution that takes over a part of its gradient.
+
+    With dz the gradient of what the convolution gives and a = scale / deviation, dz = a dz', and the factor a of every
+    channel goes to the weight: d x follows from dz' and a w, and d w is a times what follows from dz'. So one pass over
+    the map is saved.
+    """
+
+    def __init__(
+        self, b: GraphBuilder, node: Node, values: tuple[Value, Value, Value, Value, Value], made: Node
+    ) -> None:
+        """Write the normalisation; `made` is the convolution, whose first output is values[0]."""
+        super().__init__(b, node, values)
+        self._made = made
+
+    def backward(self, b: GraphBuilder, g: Value, needs: Needs) -> Gradients:
+        """Gradients of the convolution's input and weight, and of scale and shift."""
+        weight = self._made.input(1)
+        inverse, d_scale, d_shift = self._sums(b, g)
+        means = [b.div(one, self._count) for one in (d_scale, d_shift)]
+        if math.prod(self.x.sizes(2)) < LONG_ROW:
+            values = [*means, self.mean, self.variance]
+            across = b.emit("BatchNormalization", [self.x, *values], {"epsilon": self._epsilon})
+        else:  # the same map as a convolution of every channel, which uses all threads
+            slope = b.mul(means[0], inverse)
+            kernel = b.reshape(slope, [g.size(1), 1, 1, 1])
+            rest = b.sub(means[1], b.mul(slope, self.mean))
+            across = b.emit("Conv", [self.x, kernel, rest], {"group": g.size(1)}, shape=self.x.shape)
+        factor = b.reshape(b.mul(self.scale, inverse), [weight.size(0), *[1] * (weight.rank - 1)])
+        scaled = replace(self._made, inputs=(self._made.inputs[0], b.mul(weight, factor)))
+        dx, dw = RULES["Conv"](b, scaled, b.sub(g, across), needs[:2])[:2]
+        dw = b.mul(dw, factor) if dw is not None else None
+        return [dx, dw, d_scale if needs[2] else None, d_shift if needs[3] else None]

@@ -60,11 +60,11 @@ class Tape:
         """Leave out the nodes that were emitted since the last call."""
         self._seen = len(self._builder.nodes)
 
-    def compose(self, composite: Composite) -> None:
+    def compose(self, entry: Entry) -> None:
         """Take in one entry instead of the nodes that were emitted since the last call."""
         self.skip()
-        if any(self.is_active(one) for one in composite.inputs):
-            self._append(composite)
+        if any(self.is_active(one) for one in entry.inputs):
+            self._append(entry)
 
     def _append(self, entry: Entry) -> None:
         self.entries.append(entry)

@@ -9,7 +9,14 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
-from edgekit.autodiff.batchnorm import MOMENTUM, BatchStatistics, folded, update_running
+from edgekit.autodiff.batchnorm import (
+    MOMENTUM,
+    BatchStatistics,
+    ConvolutionStatistics,
+    folded,
+    takes_the_scale,
+    update_running,
+)
 from edgekit.autodiff.builder import GraphBuilder, Node, Value
 from edgekit.autodiff.forward import Forward
 from edgekit.autodiff.pointwise import PointwiseStatistics, widens
@@ -17,7 +24,6 @@ from edgekit.autodiff.reverse import Composite, Tape, only
 from edgekit.autodiff.rules import depthwise
 from edgekit.autodiff.rules.convolution import fat_convolution, fixed_convolution, is_fat, is_fixed_fat
 from edgekit.autodiff.rules.geometry import Window, window
-from edgekit.autodiff.rules.registry import RULES
 from edgekit.autodiff.selection import depends_on
 
 BatchNormMode = Literal["frozen", "train", "reestimate"]
@@ -100,7 +106,9 @@ class Tracer:
         if node.op == "Conv" and (self._is_active(node) or self._is_fixed(node)):
             weight = inputs[1]
             assert weight is not None
-            self._env[node.outputs[0].name] = self._convolution(node, weight, inputs[2] if len(inputs) > 2 else None)
+            convolution = self._convolution(node, weight, inputs[2] if len(inputs) > 2 else None)
+            self.tape.compose(convolution)
+            self._env[node.outputs[0].name] = convolution.outputs[0]
             return
         names = [one.name for one in node.outputs]
         made = self._builder.emit_many(
@@ -109,7 +117,8 @@ class Tracer:
         self.tape.record()
         self._env.update(zip(names, made, strict=True))
 
-    def _convolution(self, node: Node, weight: Value, bias: Value | None) -> Value:
+    def _convolution(self, node: Node, weight: Value, bias: Value | None) -> Node:
+        """Write a convolution; to the rules it is the node that is returned, whatever was written."""
         builder, x, y = self._builder, self._value(node.input(0)), node.outputs[0]
         if x.rank == 4:
             move = window(node, weight.sizes(2), x, y)
@@ -120,20 +129,10 @@ class Tracer:
                 write = depthwise.convolution
             if write is not None:
                 made = write(builder, x, weight, bias, move, y.shape)
-                inputs = (x, weight, bias)
-                # To the rules it is the convolution that it stands for.
-                stand_in = Node("Conv", made.name, inputs, (made,), node.attributes)
-                backward = RULES["Conv"]
-                self.tape.compose(
-                    Composite(
-                        made.name, inputs, (made,), lambda b, grads, needs: backward(b, stand_in, only(grads), needs)
-                    )
-                )
-                return made
-        inputs_given = [x, weight] if bias is None else [x, weight, bias]
-        made = builder.emit("Conv", inputs_given, node.attributes, shape=y.shape, name=y.name)
-        self.tape.record()
-        return made
+                return Node("Conv", made.name, (x, weight, bias), (made,), node.attributes)
+        inputs = [x, weight] if bias is None else [x, weight, bias]
+        made = builder.emit("Conv", inputs, node.attributes, shape=y.shape, name=y.name)
+        return Node("Conv", made.name, tuple(inputs), (made,), node.attributes)
 
     # ---------------------------------------------------------------- batch normalisation
 
@@ -148,7 +147,8 @@ class Tracer:
         if self._mode == "frozen":
             # With few pixels the weight is the larger tensor: it would cost more to change it and differentiate that.
             return None if move is not None and is_fat(node.input(1), move) else norm
-        return norm if move is not None and widens(node.input(1), move) else None
+        weight = node.input(1)
+        return norm if move is not None and (widens(weight, move) or takes_the_scale(weight, move)) else None
 
     @staticmethod
     def _window(node: Node) -> Window | None:
@@ -178,7 +178,9 @@ class Tracer:
             values = [self._value(node.input(i)) for i in (1, 2, 3, 4)]
             new_weight, new_bias = folded(self._builder, node, weight, bias, values)
             self.tape.record()
-            self._env[node.outputs[0].name] = self._convolution(convolution, new_weight, new_bias)
+            made = self._convolution(convolution, new_weight, new_bias)
+            self.tape.compose(made)
+            self._env[node.outputs[0].name] = made.outputs[0]
 
     def _with_statistics(self, node: Node, convolution: Node | None) -> None:
         builder = self._builder
@@ -190,11 +192,17 @@ class Tracer:
             inputs = [self._value(node.input(0)), scale, shift]
             statistics = BatchStatistics(builder, node, (inputs[0], scale, shift, mean, variance))
         else:
-            inputs = [self._value(convolution.input(0)), self._value(convolution.input(1)), scale, shift]
-            values = (scale, shift, mean, variance)
+            x, weight = (self._value(convolution.input(i)) for i in (0, 1))
+            inputs = [x, weight, scale, shift]
             given = convolution.optional(2)
             bias = self._value(given) if given is not None else None
-            statistics = PointwiseStatistics(builder, node, inputs[0], inputs[1], bias, values)
+            move = self._window(convolution)
+            if move is not None and widens(weight, move):
+                statistics = PointwiseStatistics(builder, node, x, weight, bias, (scale, shift, mean, variance))
+            else:
+                made = self._convolution(convolution, weight, bias)
+                values = (made.outputs[0], scale, shift, mean, variance)
+                statistics = ConvolutionStatistics(builder, node, values, made)
         self.tape.compose(
             Composite(
                 node.name,

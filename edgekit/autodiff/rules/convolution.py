@@ -24,6 +24,8 @@ FEW_CHANNELS = 4
 """Up to so many input channels a large kernel's gradient is a convolution with the gradient as kernel."""
 LONG_RUN = 64
 """From so many input channels on, a product for every position of the kernel alone is efficient."""
+WIDE_ROW = 16
+"""From so many pixels of an output row on, columns of few channels are picked by a convolution."""
 MANY_PIXELS = 64
 """From so many pixels a picture on, a product of every picture alone is efficient."""
 FEW_READ = 64
@@ -169,9 +171,11 @@ def _dense(b: GraphBuilder, x: Value, g: Value, w: Value, move: Window) -> Value
         # The forward convolution was written with these columns; the builder shares them.
         product = b.emit("Gemm", [_pixels_first(b, g), fat_columns(b, x, move)], {"transB": 1})
         return b.reshape(product, w.sizes())
-    flat = b.reshape(b.transpose(g, [1, 0, 2, 3]), [outputs, -1])
     if inputs <= FEW_CHANNELS and move.points >= 25 and move.dilations == (1, 1):
         return _swapped(b, x, g, w, move)
+    if inputs < LONG_RUN and move.out[1] >= WIDE_ROW and move.points > 1:
+        return _picked(b, x, g, w, move)
+    flat = b.reshape(b.transpose(g, [1, 0, 2, 3]), [outputs, -1])
     if inputs >= LONG_RUN:
         # One product a position of the kernel: what they see is read where it lies, not joined first.
         seen = views(b, b.transpose(x, [0, 2, 3, 1]), move, (1, 2))
@@ -179,19 +183,25 @@ def _dense(b: GraphBuilder, x: Value, g: Value, w: Value, move: Window) -> Value
             b.reshape(b.emit("MatMul", [flat, b.reshape(one, [-1, inputs])]), [1, outputs, inputs]) for one in seen
         ]
         return b.reshape(b.transpose(joined(b, products, 0), [1, 2, 0]), w.sizes())
-    if move.out[1] < 16:
-        seen = views(b, b.transpose(x, [0, 2, 3, 1]), move, (1, 2))
-        columns = b.reshape(joined(b, seen, 3), [-1, move.points * inputs])
-        product = b.emit("MatMul", [flat, columns])
-    else:
-        seen = views(b, b.transpose(x, [1, 0, 2, 3]), move, (2, 3))
-        columns = b.reshape(joined(b, seen, 0), [move.points * inputs, -1])
-        # The second matrix is what the runtime copies into another order: the small one.
-        product = b.emit("Gemm", [columns, flat], {"transB": 1})
-        return b.transpose(b.reshape(product, [*move.kernel, inputs, outputs]), [3, 2, 0, 1])
+    seen = views(b, b.transpose(x, [0, 2, 3, 1]), move, (1, 2))
+    columns = b.reshape(joined(b, seen, 3), [-1, move.points * inputs])
+    product = b.emit("MatMul", [flat, columns])
     if move.points == 1:
         return b.reshape(product, w.sizes())
     return b.transpose(b.reshape(product, [outputs, *move.kernel, inputs]), [0, 3, 1, 2])
+
+
+def _picked(b: GraphBuilder, x: Value, g: Value, w: Value, move: Window) -> Value:
+    """im2col by a convolution of every channel with kernels of one 1 each, which knows the padding and uses all threads
+    (slices and their concatenation do not); then one product a picture.
+    """
+    inputs, outputs, pixels = x.size(1), w.size(0), move.pixels_out
+    kernels = np.tile(np.eye(move.points, dtype=np.float32).reshape(-1, 1, *move.kernel), (inputs, 1, 1, 1))
+    attributes = {**_attributes(move), "group": inputs}
+    shape = (x.shape[0], inputs * move.points, *move.out)
+    columns = b.reshape(b.emit("Conv", [x, b.constant(kernels)], attributes, shape=shape), [-1, shape[1], pixels])
+    product = b.emit("MatMul", [b.reshape(g, [-1, outputs, pixels]), b.transpose(columns, [0, 2, 1])])
+    return b.reshape(b.reduce_sum(product, [0]), w.sizes())
 
 
 def _swapped(b: GraphBuilder, x: Value, g: Value, w: Value, move: Window) -> Value:
@@ -273,9 +283,12 @@ def fixed_convolution(b: GraphBuilder, x: Value, w: Value, bias: Value | None, m
     products = []
     for part, point in zip(parts, np.flatnonzero(counts).tolist(), strict=True):
         row, column = divmod(point, move.kernel[1])
-        cut = b.emit("Slice", [w, b.ints(row, column), b.ints(row + 1, column + 1), b.ints(2, 3)])
-        matrix = b.transpose(b.reshape(cut, [outputs, inputs]), [1, 0])
-        products.append(b.emit("MatMul", [part, matrix]))
+        # Two copies of the weight while the runtime cuts it; with Slice, Reshape and Transpose there would be three.
+        cut = w
+        for axis, place in ((3, column), (2, row)):
+            cut = b.emit("Gather", [cut, b.constant(np.array(place, np.int64))], {"axis": axis})
+        product = b.emit("Gemm", [b.reshape(part, [-1, inputs]), cut], {"transB": 1})
+        products.append(b.reshape(product, [-1, counts[point], outputs]))
     summed = b.emit("MatMul", [b.constant(np.eye(pixels, dtype=np.float32)[:, target]), joined(b, products, 1)])
     y = b.reshape(b.transpose(summed, [0, 2, 1]), [-1, outputs, *move.out], shape=(shape[0], outputs, *move.out))
     return y if bias is None else b.add(y, b.column(bias, 4))

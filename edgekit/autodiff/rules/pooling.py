@@ -51,7 +51,7 @@ def _max_pool(b: GraphBuilder, node: Node, g: Value, needs: Needs) -> Gradients:
     move = window(node, kernel, x, y)
     whole = all(move.out[i] * move.kernel[i] == move.size[i] for i in (0, 1))
     if move.kernel == move.strides and not any(move.pads) and move.dilations == (1, 1) and whole:
-        hits = b.emit("Cast", [b.emit("Equal", [x, _enlarged(b, y, x, move)])], {"to": 1})
+        hits = _hits(b, x, _enlarged(b, y, x, move))
         count = _sums(b, hits, x, move)
         return [b.mul(hits, _enlarged(b, b.div(g, count), x, move))]
     if move.points <= FEW_POSITIONS:
@@ -85,8 +85,7 @@ def _by_positions(b: GraphBuilder, x: Value, y: Value, g: Value, move: Window) -
         start = row * move.dilations[0]
         end = start + move.strides[0] * (move.out[0] - 1) + 1
         seen.append(b.emit("Slice", [around, b.ints(start), b.ints(end), b.ints(2), b.ints(move.strides[0])]))
-    # 0 at the maximum and below it elsewhere, so that a steep ramp up to 1 marks it.
-    hits = [b.emit("HardSigmoid", [b.sub(one, maxima)], {"alpha": 2.0**100, "beta": 1.0}) for one in seen]
+    hits = [_hits(b, one, maxima) for one in seen]
     count = b.emit("MatMul", [b.total(hits), b.transpose(b.constant(spread), [1, 0])])
     share = b.emit("MatMul", [b.div(g, count), b.constant(spread)])
     back = b.transpose(b.constant(pick), [1, 0])
@@ -112,6 +111,11 @@ def _row_matrices(move: Window) -> tuple[NDArray[np.float32], NDArray[np.float32
     edge = np.where(pick.any(0), np.float32(0), -_LOWEST).reshape(-1)
     spread = np.tile(np.eye(move.out[1], dtype=np.float32), (1, move.kernel[1]))
     return pick.reshape(move.size[1], -1), edge, spread
+
+
+def _hits(b: GraphBuilder, values: Value, maxima: Value) -> Value:
+    """1 where a value is its maximum, else 0: a steep ramp, as their difference is 0 there and below it elsewhere."""
+    return b.emit("HardSigmoid", [b.sub(values, maxima)], {"alpha": 2.0**100, "beta": 1.0})
 
 
 def _enlarged(b: GraphBuilder, value: Value, like: Value, move: Window) -> Value:

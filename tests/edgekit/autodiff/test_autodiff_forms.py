@@ -17,7 +17,7 @@ from edgekit.autodiff.optimisers import AdamW, Sgd
 from edgekit.autodiff.run import StepRunner
 from edgekit.autodiff.step import build_step
 from tests.edgekit.autodiff import networks
-from tests.edgekit.autodiff.checking import check_gradients, one_operator
+from tests.edgekit.autodiff.checking import check_gradients, on_runtime, one_operator, relative
 from tests.edgekit.autodiff.losses import CrossEntropy
 
 RNG = np.random.default_rng(4)
@@ -45,6 +45,45 @@ def test_a_frozen_convolution_of_few_pixels_gives_what_the_model_gives(size: int
     found = StepRunner(tmp_path / "step").step({**fed, "learning_rate": 0.0})[output]
     wanted = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": fed["x"]})[0]
     assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "group", "bias", "norms"),
+    [
+        (9, 3, 1, 1, False, 2),  # forward, and once backward
+        (9, 3, 2, 4, True, 2),
+        (16, 3, 1, 1, True, 1),  # backward it is a convolution of every channel
+        (16, 1, 1, 4, False, 1),
+        (4, 5, 1, 1, False, 3),  # the weight is the larger tensor: forward, and twice backward
+    ],
+)
+def test_a_normalisation_that_leaves_its_scale_to_the_convolution_has_the_same_gradients(
+    size: int, kernel: int, stride: int, group: int, bias: bool, norms: int
+) -> None:
+    n = networks.Network(2, channels=4, size=size)
+    y = n.relu6(n.norm(n.conv("x", "a", 4, kernel, stride, group, bias), "bn"))
+    model = n.build(n.linear(n.head(y), "fc", 3))
+    x = RNG.normal(1, 2, size=(3, 4, size, size)).astype(np.float32)
+    step = check_gradients(model, x, batch_norm="train")
+    assert sum(node.op_type == "BatchNormalization" for node in step.graph.graph.node) == norms
+
+
+@pytest.mark.parametrize("trained", ["^a", "^(a|b.bn|fc)", "^(b.conv|fc)", "^(b.bn|fc)"])
+def test_what_is_frozen_does_not_change_the_gradients_of_the_rest(trained: str) -> None:
+    n = networks.Network(3, channels=4, size=16)
+    y = n.relu(n.cbn(n.relu(n.cbn("x", "a", 4)), "b", 6, 3, 2))
+    model = n.build(n.linear(n.head(y), "fc", 3))
+    fed: dict[str, Any] = {
+        "x": RNG.normal(size=(3, 4, 16, 16)).astype(np.float32),
+        "labels": RNG.integers(0, 3, 3),
+    }
+    whole, part = (build_step(model, CrossEntropy(), None, which, batch_norm="train") for which in (".*", trained))
+    if trained == "^a":  # otherwise the first normalisation stays frozen
+        wanted, found = (on_runtime(one.graph, {**fed, **one.initial}) for one in (whole, part))
+        for name in part.manifest.gradients:
+            assert relative(found[f"{name}.gradient"], wanted[f"{name}.gradient"], 1e-4) < 1e-4, name
+    else:
+        check_gradients(model, fed["x"], trainable=trained, batch_norm="train")
 
 
 @pytest.mark.parametrize("nesterov", [False, True])

@@ -162,6 +162,7 @@ def test_gradients_of_convolutions_with_automatic_pads_equal_differences(pad: st
         (384, 384, 1, 2, 4),
         (64, 8, 3, 1, 5),
         (8, 6, 3, 1, 17),
+        (3, 4, 3, 2, 33),
         (3, 4, 7, 2, 13),
         (2, 3, 5, 1, 9),
     ],
