@@ -84,6 +84,9 @@ def main() -> None:
     images, labels = batch(case["batch"], case["side"])
     ours = torch = None
     if side == "ours":
+        from edged.background import give_memory_back
+
+        give_memory_back()  # as everything that learns on a device does
         ours = OurSide(folder, case["threads"])
         step = ours.step
         _answer(session_s=ours.session_s)
