@@ -1,4 +1,4 @@
-"""What a cheating cloudd may try against `secagg/1`, each as it would really be done: it relays what it likes, keeps
+"""What a cheating cloudd may try against `secagg/2`, each as it would really be done: it relays what it likes, keeps
 all that passes, and holds the keys of the devices that collude with it.
 
 Each attack returns what every honest device did: the rules by which it refused. One that answered raises Answered.
@@ -282,7 +282,8 @@ def withheld_shares() -> Refused:
     cohort, victim = server.cohort, nodes[0]
     assert cohort is not None
     full = server.inbox(victim)
-    few = Inbox(roll=full.roll, senders=bitmap.pack([0], 5), sealed=full.sealed[: messages.SEALED])
+    # place 0 derives the shares of all but place 1, whose sealed ones are all that its inbox holds
+    few = Inbox(roll=full.roll, senders=bitmap.pack([0], 5), sealed=full.sealed)
     rules = refused(lambda: stand.clients[victim].take_inbox(few))
     kept = Inbox(roll=full.roll, senders=bitmap.pack(range(4), 5), sealed=full.sealed[: 4 * messages.SEALED])
     stand.clients[victim].take_inbox(kept)  # shares of places 1 to 4, not of 5
@@ -311,6 +312,33 @@ def withheld_shares() -> Refused:
     faked = certificate.request(cohort, everybody.survivors, {**votes, **colluder}, (stretched,))
     ways += [lambda node=node: stand.clients[node].take_unmask(faked) for node in nodes[2:]]
     return rules + refused(*ways)
+
+
+def invented_shares() -> Refused:
+    """Say that a device that never saw the roll has sent shares, so that others mask with it; name it a survivor."""
+    stand, absent = stand_after("keys"), SIZE - 1
+    server, nodes = stand.server, stand.plants.nodes
+    stand.step("shares", nodes[:absent], {}, {})
+    cohort = server.cohort
+    assert cohort is not None
+    everybody = Ready(roll=cohort.digest, ready=bitmap.pack(range(SIZE), SIZE))
+    for place in range(absent):
+        inbox = server.inbox(nodes[place])
+        senders = cohort.over_neighbours(place, range(SIZE))
+        sealed = inbox.sealed if cohort.sealed_index(absent, place) is None else inbox.sealed + bytes(messages.SEALED)
+        stand.clients[nodes[place]].take_inbox(msgspec.structs.replace(inbox, senders=senders, sealed=sealed))
+        stand.clients[nodes[place]].take_ready(everybody)
+        stand.clients[nodes[place]].mask(updates(stand.plants)[nodes[place]])
+    request = _survivors(stand, range(SIZE))
+    votes = {place: stand.clients[nodes[place]].take_survivors(request) for place in range(4)}
+    votes |= _votes(stand, request, [4])  # the only one that derives no shares of the absent device works for cloudd
+    silent = certificate.request(cohort, request.survivors, votes, ())
+    lied = msgspec.structs.replace(votes[4], node=nodes[absent])
+    with_lie = certificate.request(cohort, request.survivors, {**votes, absent: lied}, ())
+    return refused(
+        lambda: stand.clients[nodes[4]].take_survivors(request),
+        *(lambda n=n, m=m: stand.clients[n].take_unmask(m) for n in nodes[:4] for m in (silent, with_lie)),
+    )
 
 
 def weak_certificate() -> Refused:
@@ -344,6 +372,7 @@ ATTACKS: dict[str, Callable[[], Refused]] = {
     "re-trained vector": retrained_vector,
     "cohort of two": cohort_of_two,
     "withheld shares": withheld_shares,
+    "invented shares": invented_shares,
     "weak certificate": weak_certificate,
 }
 

@@ -1,4 +1,4 @@
-"""Secure aggregation `secagg/1`: a sum of many devices' vectors of which a cheating server learns no part.
+"""Secure aggregation `secagg/2`: a sum of many devices' vectors of which a cheating server learns no part.
 
 Pure state machines, client half and server half; the protocol and the argument for it are in docs/secagg.md.
 

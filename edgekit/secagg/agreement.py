@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 from collections.abc import Callable
 
@@ -41,11 +40,6 @@ class KeyPair:
 def derive(secret: bytes, salt: bytes, info: bytes) -> bytes:
     """HKDF-SHA256 (RFC 5869) with one block of output: 32 bytes."""
     return hmac.digest(hmac.digest(salt, secret, "sha256"), info + b"\1", "sha256")
-
-
-def expand(secret: bytes, label: bytes) -> Callable[[int], bytes]:
-    """Randomness (SHAKE-256) that is the same after a restart: no share is ever sealed twice with other contents."""
-    return lambda count: hashlib.shake_256(secret + label).digest(count)
 
 
 def commit(seed: bytes, salt: bytes) -> bytes:

@@ -42,7 +42,8 @@ class RefusalRecord(msgspec.Struct, frozen=True, kw_only=True):
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One round as the device saw it. Digests are hex; counts are devices unless said otherwise."""
 
-    version: Literal["secagg/1"] = "secagg/1"
+    version: Literal["secagg/1", "secagg/2"] = "secagg/1"
+    """Of the protocol; a record without it is of the first."""
     at: float
     """Seconds since the epoch, when the record was made."""
     session: str
@@ -87,6 +88,7 @@ def round_record(
 ) -> Record:
     """The unsigned record of a round, from what its device holds."""
     record = Record(
+        version="secagg/2",
         at=at,
         session=config.session.hex(),
         round=config.round,

@@ -113,7 +113,6 @@ class ClientRound(RefusalLog):
             channel=channel.secret,
             mask_seed=mask_seed,
             own_seed=own_seed,
-            polynomials=self._random(agreement.KEY),
             keys=keys,
         )
         self._pairs = channel, mask
@@ -122,7 +121,7 @@ class ClientRound(RefusalLog):
 
     @recorded
     def take_roll(self, roll: Roll) -> Shares:
-        """Step 1: check the cohort, and seal a share of both secrets for each neighbour."""
+        """Step 1: check the cohort, share both seeds; seal the shares that do not follow from the channel keys."""
         state = self._after(self._state)
         if state.shares is not None:
             self._ledger.once("roll", messages.digest(roll))
@@ -132,42 +131,36 @@ class ClientRound(RefusalLog):
         if place is None or cohort.keys[place] != state.keys:
             raise Refusal("keys", "this device's own keys are missing from the roll or altered")
         self._policy.check_roll(cohort.count, self.config.colluders, cohort.graph)
+        if len(cohort.neighbours[place]) + 1 < cohort.threshold:
+            raise Refusal("shares", f"{len(cohort.neighbours[place])} neighbours; the threshold is {cohort.threshold}")
         self._ledger.once("roll", cohort.digest)
         self.cohort = cohort
         self._agree()
-        holders = cohort.holders(place)
-        points = [v + 1 for v in holders]
-        seeds, secrets = (
-            shamir.split(secret, cohort.threshold, points, agreement.expand(state.polynomials, kind + cohort.digest))
-            for kind, secret in ((b"own", state.own_seed), (b"mask", state.mask_seed))
-        )
-        sealed, own = [], (b"", b"")
-        for v, pair in zip(holders, zip(seeds, secrets, strict=True), strict=True):
-            if v == place:
-                own = pair
-            else:
-                key, associated = cohort.channel_key(self._agreed[v], place, v)
-                sealed.append(agreement.seal(key, b"".join(pair), associated))
-        shares = Shares(node=self._node, roll=cohort.digest, sealed=b"".join(sealed))
+        own, *explicit = self._split(state, cohort, place)
+        sealed = []
+        for v, pair in zip(cohort.sealed(place), explicit, strict=True):
+            key, associated = cohort.channel_key(self._agreed[v], place, v)
+            sealed.append(agreement.seal(key, b"".join(pair), associated))
+        shares = Shares(node=self._node, sealed=b"".join(sealed))
         self._state = msgspec.structs.replace(state, roll=roll, shares=shares, own=own)
         self._note("shares", shares)
         return shares
 
     @recorded
     def take_inbox(self, inbox: Inbox) -> Held:
-        """Step 1: open the neighbours' shares."""
+        """Step 1: open or derive the shares of the neighbours that sent theirs, as cloudd says."""
         state = self._after(self._state, self._state and self._state.shares)
         cohort, place = self._place()
         if state.held is not None:
             if inbox != state.inbox:
                 raise Refusal("once", "this device has already opened other shares in this round")
             return state.held
-        received = self._unseal(inbox, cohort, place)
+        received = self._receive(inbox, cohort, place)
         if len(received) + 1 < cohort.threshold:
             raise Refusal(
                 "shares", f"shares of {len(received)} neighbours and its own; the threshold is {cohort.threshold}"
             )
-        held = Held(node=self._node, roll=cohort.digest, holds=cohort.over_neighbours(place, received))
+        held = Held(node=self._node, holds=cohort.over_neighbours(place, received))
         self._ledger.once("held", messages.digest(held))
         self._received = received
         self._state = msgspec.structs.replace(state, inbox=inbox, held=held)
@@ -253,12 +246,7 @@ class ClientRound(RefusalLog):
         if state.reveal is not None:
             return state.reveal
         chosen = [self._received[v][0 if v in survivors else 1] for v in around]
-        reveal = Reveal(
-            node=self._node,
-            roll=cohort.digest,
-            own=state.own[0],
-            shares=b"".join(chosen),
-        )
+        reveal = Reveal(node=self._node, own=state.own[0], shares=b"".join(chosen))
         self._ledger.once("reveal", messages.digest(reveal))
         self._state = msgspec.structs.replace(state, survivors=message.survivors, reveal=reveal)
         self._note("reveal", reveal)
@@ -276,7 +264,6 @@ class ClientRound(RefusalLog):
                 channel=b"",
                 mask_seed=b"",
                 own_seed=b"",
-                polynomials=b"",
                 own=(b"", b""),
                 shares=None,
                 inbox=None,
@@ -319,7 +306,7 @@ class ClientRound(RefusalLog):
         place = self.cohort.position[self._node]
         self._agree()
         if self._state.held is not None and self._state.inbox is not None:
-            self._received = self._unseal(self._state.inbox, self.cohort, place)
+            self._received = self._receive(self._state.inbox, self.cohort, place)
 
     # --- parts ------------------------------------------------------------------------------------------------------
 
@@ -366,16 +353,28 @@ class ClientRound(RefusalLog):
             self._pairs = KeyPair(state.channel), KeyPair.from_seed(state.mask_seed, salt)
         return self._pairs
 
-    def _unseal(self, inbox: Inbox, cohort: Cohort, place: int) -> dict[int, tuple[bytes, bytes]]:
+    def _split(self, state: ClientState, cohort: Cohort, place: int) -> list[tuple[bytes, bytes]]:
+        """The shares of both seeds that nobody derives: the device's own, and those to seal, in their order."""
+        implied = {v + 1: cohort.implied_shares(self._agreed[v], place, v) for v in cohort.implied(place)}
+        points = [place + 1, *(v + 1 for v in cohort.sealed(place))]
+        return [(own, mask) for own, mask in shamir.split((state.own_seed, state.mask_seed), implied, points)]
+
+    def _receive(self, inbox: Inbox, cohort: Cohort, place: int) -> dict[int, tuple[bytes, bytes]]:
+        """Sender -> shares of its own mask's seed and of its mask key's, without those that cannot be opened."""
         if inbox.roll != cohort.digest:
             raise Refusal("binding", "the shares belong to another roll")
         senders = cohort.from_neighbours(place, inbox.senders)
-        if len(inbox.sealed) != SEALED * len(senders):
+        sealing = {v for v in senders if cohort.sealed_index(v, place) is not None}
+        if len(inbox.sealed) != SEALED * len(sealing):
             raise Refusal("malformed", "the shares do not fit their senders")
-        received = {}
-        for index, v in enumerate(senders):
+        received, start = {}, 0
+        for v in senders:
+            if v not in sealing:
+                received[v] = cohort.implied_shares(self._agreed[v], v, place)
+                continue
             key, associated = cohort.channel_key(self._agreed[v], v, place)
-            text = agreement.unseal(key, inbox.sealed[SEALED * index : SEALED * (index + 1)], associated)
+            text = agreement.unseal(key, inbox.sealed[start : start + SEALED], associated)
+            start += SEALED
             if text is not None:
                 received[v] = text[: shamir.SHARE], text[shamir.SHARE :]
         return received

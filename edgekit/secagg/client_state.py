@@ -13,7 +13,6 @@ class ClientState(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     channel: bytes
     mask_seed: bytes
     own_seed: bytes
-    polynomials: bytes
     keys: Keys
     roll: Roll | None = None
     shares: Shares | None = None

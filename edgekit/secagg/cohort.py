@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_left
 from collections.abc import Collection, Mapping
 
-from edgekit.secagg import agreement, bitmap, graph, messages, parameters
+from edgekit.secagg import agreement, bitmap, graph, messages, parameters, shamir
 from edgekit.secagg.agreement import KeyPair
 from edgekit.secagg.errors import Refusal
 from edgekit.secagg.messages import Held, Keys, Masked, Roll, RoundConfig, Vote
@@ -35,6 +36,28 @@ class Cohort:
     def holders(self, place: int) -> tuple[int, ...]:
         """Who holds shares of the secrets of the device at a place: its neighbours and itself, ascending."""
         return tuple(sorted((*self.neighbours[place], place)))
+
+    def implied(self, place: int) -> tuple[int, ...]:
+        """The neighbours whose shares follow from the channel keys: the first threshold - 1 after its place, cyclic.
+
+        Fewer only where the device has fewer neighbours, and then it cannot take part.
+        """
+        return self._after(place)[: self.threshold - 1]
+
+    def sealed(self, place: int) -> tuple[int, ...]:
+        """The other neighbours, to whom the device at a place sends sealed shares, in their order in the message."""
+        return self._after(place)[self.threshold - 1 :]
+
+    def sealed_index(self, sender: int, receiver: int) -> int | None:
+        """Where in `sealed(sender)` a neighbour of the sender stands; None if its shares are implied."""
+        around = self.neighbours[sender]
+        index = (bisect_left(around, receiver) - bisect_left(around, sender)) % len(around) - (self.threshold - 1)
+        return index if index >= 0 else None
+
+    def _after(self, place: int) -> tuple[int, ...]:
+        around = self.neighbours[place]
+        first = bisect_left(around, place)
+        return around[first:] + around[:first]
 
     def over_neighbours(self, place: int, devices: Collection[int]) -> bytes:
         """A set of devices, as far as they are neighbours of a place, as a bitmap over those."""
@@ -68,6 +91,15 @@ class Cohort:
         """(key, associated data) of the shares that one device seals for another."""
         info = b"share" + self.node(sender) + self.node(receiver)
         return agreement.derive(agreed, self.digest, info), self.digest + info
+
+    def implied_shares(self, agreed: bytes, sender: int, receiver: int) -> tuple[bytes, bytes]:
+        """The shares of the sender's two seeds, own mask and mask key, that an implied receiver has without a message.
+
+        `agreed`: the secret of their channel keys. Both sides derive them; the sender's polynomials go through them.
+        """
+        nodes = self.node(sender) + self.node(receiver)
+        own, mask = (agreement.derive(agreed, self.digest, kind + nodes) for kind in (b"own share", b"key share"))
+        return shamir.element(own), shamir.element(mask)
 
     def agree(self, pair: KeyPair, other: int, public: bytes) -> bytes:
         """The secret shared with a public key of another device. Raises Refusal if the key is of low order."""
@@ -110,7 +142,8 @@ def verify_roll(roll: Roll, config: RoundConfig, membership: Membership, own: Ke
 
 def verify_masked(masked: Masked, cohort: Cohort, membership: Membership) -> int:
     """The place of the device. Raises Refusal unless it is in the cohort and has signed its list for this roll."""
-    place = check_sender(masked.node, masked.roll, cohort)
+    check_roll(masked.roll, cohort)
+    place = check_sender(masked.node, cohort)
     cohort.from_neighbours(place, masked.masks_with)
     membership.check(masked.node, "masked", messages.statement(masked), masked.signature)
     return place
@@ -118,16 +151,21 @@ def verify_masked(masked: Masked, cohort: Cohort, membership: Membership) -> int
 
 def verify_vote(vote: Vote, cohort: Cohort, membership: Membership) -> int:
     """The place of the voter. Raises Refusal unless it is in the cohort and has signed its vote for this roll."""
-    place = check_sender(vote.node, vote.roll, cohort)
+    check_roll(vote.roll, cohort)
+    place = check_sender(vote.node, cohort)
     cohort.from_neighbours(place, vote.masks_with)
     membership.check(vote.node, "vote", messages.statement(vote), vote.signature)
     return place
 
 
-def check_sender(node: bytes, roll: bytes, cohort: Cohort) -> int:
-    """The place of a sender. Raises Refusal for a stranger or another roll."""
+def check_roll(roll: bytes, cohort: Cohort) -> None:
+    """Raises Refusal for another roll."""
     if roll != cohort.digest:
         raise Refusal("binding", "the message belongs to another roll")
+
+
+def check_sender(node: bytes, cohort: Cohort) -> int:
+    """The place of a sender. Raises Refusal for a stranger."""
     if node not in cohort.position:
         raise Refusal("identity", f"the device {node[:4].hex()} is not in the roll")
     return cohort.position[node]

@@ -22,7 +22,7 @@ def neighbours(seed: bytes, count: int, degree: int) -> Neighbours:
     found: list[list[int]] = [[] for _ in range(count)]
     for u in range(count - 1):
         pairs = count - 1 - u
-        row = hashlib.shake_256(b"edged/secagg/1/graph\0" + seed + u.to_bytes(4, "big")).digest(4 * pairs)
+        row = hashlib.shake_256(b"edged/secagg/2/graph\0" + seed + u.to_bytes(4, "big")).digest(4 * pairs)
         joined = [v for v, drawn in enumerate(struct.unpack(f">{pairs}I", row), u + 1) if drawn < limit]
         found[u] += joined
         for v in joined:

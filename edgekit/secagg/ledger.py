@@ -54,5 +54,6 @@ class RoundLedger:
 
 def entry(*parts: bytes) -> bytes:
     """The key of an entry: a digest of its parts, each with its length."""
+    # the label is older than secagg/2 and stays: under another one a device would contribute to a model again
     text = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
     return hashlib.sha256(b"edged/secagg/1/ledger\0" + text).digest()

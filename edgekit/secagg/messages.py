@@ -1,4 +1,4 @@
-"""The wire messages of `secagg/1`: MessagePack arrays, each tagged with the protocol's version and its kind.
+"""The wire messages of `secagg/2`: MessagePack arrays, each tagged with the protocol's version and its kind.
 
 Vectors travel outside of them, as little-endian words. "Position" is a device's place in the roll, from 0. Sets of
 devices are bitmaps (`bitmap`) over the roll or over a device's neighbours.
@@ -33,7 +33,7 @@ class Wire(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     """Base of every message."""
 
 
-class RoundConfig(Wire, frozen=True, kw_only=True, tag="secagg/1.config"):
+class RoundConfig(Wire, frozen=True, kw_only=True, tag="secagg/2.config"):
     """What cloudd proposes. Every device signs its digest in step 0 and refuses what its own policy does not allow."""
 
     session: Annotated[bytes, Meta(min_length=16, max_length=16)]
@@ -57,7 +57,11 @@ class RoundConfig(Wire, frozen=True, kw_only=True, tag="secagg/1.config"):
     """`Membership.digest` of the rosters in use."""
 
 
-class Keys(Wire, frozen=True, kw_only=True, tag="secagg/1.keys"):
+class FirstRoundConfig(RoundConfig, frozen=True, kw_only=True, tag="secagg/1.config"):
+    """The same of `secagg/1`, as it is kept with every sum of a job that began before: those are still to be read."""
+
+
+class Keys(Wire, frozen=True, kw_only=True, tag="secagg/2.keys"):
     """Step 0, device to cloudd to every device: fresh keys of this round."""
 
     node: Node
@@ -72,7 +76,7 @@ class Keys(Wire, frozen=True, kw_only=True, tag="secagg/1.keys"):
     signature: Signature
 
 
-class Roll(Wire, frozen=True, kw_only=True, tag="secagg/1.roll"):
+class Roll(Wire, frozen=True, kw_only=True, tag="secagg/2.roll"):
     """Step 1, cloudd to devices: the cohort, sorted by node, and the graph. Its digest binds all later steps."""
 
     config: Digest
@@ -81,32 +85,34 @@ class Roll(Wire, frozen=True, kw_only=True, tag="secagg/1.roll"):
     keys: Annotated[tuple[Keys, ...], Meta(min_length=3, max_length=MAX_COHORT)]
 
 
-class Shares(Wire, frozen=True, kw_only=True, tag="secagg/1.shares"):
-    """Step 1, device to cloudd: for each neighbour, in order, two sealed shares (`SEALED` bytes)."""
+class Shares(Wire, frozen=True, kw_only=True, tag="secagg/2.shares"):
+    """Step 1, device to cloudd: for each neighbour in `Cohort.sealed`, two sealed shares (`SEALED` bytes).
+
+    Sealed under the roll, which therefore need not be named; the other neighbours derive theirs.
+    """
 
     node: Node
-    roll: Digest
     sealed: Annotated[bytes, Meta(max_length=MAX_COHORT * 48)]
 
 
-class Inbox(Wire, frozen=True, kw_only=True, tag="secagg/1.inbox"):
-    """Step 1, cloudd to one device: what its neighbours sealed for it. `senders` is a set over its neighbours."""
+class Inbox(Wire, frozen=True, kw_only=True, tag="secagg/2.inbox"):
+    """Step 1, cloudd to one device: which neighbours sent shares, and those that were sealed for it, in their order."""
 
     roll: Digest
     senders: Set
+    """Over its neighbours: also those whose shares the device derives."""
     sealed: Annotated[bytes, Meta(max_length=MAX_COHORT * 48)]
 
 
-class Held(Wire, frozen=True, kw_only=True, tag="secagg/1.held"):
-    """Step 1, device to cloudd: the neighbours whose shares it could open."""
+class Held(Wire, frozen=True, kw_only=True, tag="secagg/2.held"):
+    """Step 1, device to cloudd: the neighbours whose shares it has, because it could open them or derives them."""
 
     node: Node
-    roll: Digest
     holds: Set
     """Over its neighbours."""
 
 
-class Ready(Wire, frozen=True, kw_only=True, tag="secagg/1.ready"):
+class Ready(Wire, frozen=True, kw_only=True, tag="secagg/2.ready"):
     """Step 2, cloudd to devices: who may still be in the sum; each holds shares of all its neighbours among them."""
 
     roll: Digest
@@ -114,7 +120,7 @@ class Ready(Wire, frozen=True, kw_only=True, tag="secagg/1.ready"):
     """Over the roll."""
 
 
-class Masked(Wire, frozen=True, kw_only=True, tag="secagg/1.masked"):
+class Masked(Wire, frozen=True, kw_only=True, tag="secagg/2.masked"):
     """Step 2, device to cloudd, with its masked vector: the neighbours it masks with (its list A)."""
 
     node: Node
@@ -124,14 +130,14 @@ class Masked(Wire, frozen=True, kw_only=True, tag="secagg/1.masked"):
     signature: Signature
 
 
-class Survivors(Wire, frozen=True, kw_only=True, tag="secagg/1.survivors"):
+class Survivors(Wire, frozen=True, kw_only=True, tag="secagg/2.survivors"):
     """Step 3, cloudd to devices: whose vectors are in the sum. A set over the roll."""
 
     roll: Digest
     survivors: Set
 
 
-class Vote(Wire, frozen=True, kw_only=True, tag="secagg/1.vote"):
+class Vote(Wire, frozen=True, kw_only=True, tag="secagg/2.vote"):
     """Step 3, survivor to cloudd: the one survivor set that this device will ever reveal shares for, and its list A."""
 
     node: Node
@@ -141,7 +147,7 @@ class Vote(Wire, frozen=True, kw_only=True, tag="secagg/1.vote"):
     signature: Signature
 
 
-class Unmask(Wire, frozen=True, kw_only=True, tag="secagg/1.unmask"):
+class Unmask(Wire, frozen=True, kw_only=True, tag="secagg/2.unmask"):
     """Step 4, cloudd to a survivor: the quorum certificate, and the lists of surviving neighbours who did not vote."""
 
     roll: Digest
@@ -154,20 +160,19 @@ class Unmask(Wire, frozen=True, kw_only=True, tag="secagg/1.unmask"):
     absent: Annotated[tuple[Masked, ...], Meta(max_length=MAX_COHORT)]
 
 
-class Reveal(Wire, frozen=True, kw_only=True, tag="secagg/1.reveal"):
+class Reveal(Wire, frozen=True, kw_only=True, tag="secagg/2.reveal"):
     """Step 4, survivor to cloudd: one share of each device in its list A, in order, and one of its own.
 
     For a survivor it is the share of the seed of its own mask, for any other that of its mask key.
     """
 
     node: Node
-    roll: Digest
     own: Annotated[bytes, Meta(min_length=16, max_length=16)]
     shares: Annotated[bytes, Meta(max_length=MAX_COHORT * 16)]
 
 
 FromDevice = Keys | Shares | Held | Masked | Vote | Reveal
-FromCloud = RoundConfig | Roll | Inbox | Ready | Survivors | Unmask
+FromCloud = RoundConfig | FirstRoundConfig | Roll | Inbox | Ready | Survivors | Unmask
 SEALED = 16 + 16 + 16
 """Bytes of one neighbour's sealed shares: two shares and the tag."""
 
@@ -199,7 +204,7 @@ def _decode(data: bytes, decoder: msgspec.msgpack.Decoder[Any]) -> Any:
     try:
         return decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Refusal("malformed", f"no message of secagg/1: {error}") from None
+        raise Refusal("malformed", f"no message of secagg/2: {error}") from None
 
 
 def digest(message: Wire) -> bytes:

@@ -12,6 +12,9 @@ from edgekit.secagg.errors import Refusal
 from edgekit.secagg.messages import MAX_COHORT, MAX_WORDS, RoundConfig
 from edgekit.secagg.parameters import GraphParameters
 
+_ROUNDING = 1 + 2e-6
+"""By so much a round's clip may be above what a job says: a norm that is computed in another order has to fit."""
+
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """The `[federation]` table of a device; read with edgekit.toml. Every method raises Refusal("policy")."""
@@ -49,7 +52,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
     def check_config(self, config: RoundConfig) -> None:
         """What a configuration alone can violate."""
-        if config.clip > self.max_clip:
+        if config.clip > self.max_clip * _ROUNDING:
             raise _refused("clips updates to a norm of", config.clip, "at most", self.max_clip, "max_clip")
         if config.max_weight > self.max_weight:
             raise _refused("allows weights up to", config.max_weight, "at most", self.max_weight, "max_weight")

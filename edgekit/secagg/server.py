@@ -14,7 +14,6 @@ vector, and some hundred bytes a device and neighbour. `state` with `words` and 
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -157,13 +156,13 @@ class ServerRound:
     def receive_shares(self, shares: Shares) -> None:
         """Sealed shares of one device for its neighbours."""
         cohort = self._expect("shares")
-        place = check_sender(shares.node, shares.roll, cohort)
-        if len(shares.sealed) != SEALED * len(cohort.neighbours[place]):
+        place = check_sender(shares.node, cohort)
+        if len(shares.sealed) != SEALED * len(cohort.sealed(place)):
             raise Refusal("malformed", "the shares do not fit the device's neighbours")
         self._keep(self._shares, place, shares)
 
     def close_shares(self) -> None:
-        """From now on `inbox` gives each device what its neighbours sealed for it."""
+        """From now on `inbox` tells each device whose shares it has, and gives it those that were sealed for it."""
         cohort = self._expect("shares")
         self._enough(self._shares, cohort, "sent shares")
         self.phase = "held"
@@ -177,14 +176,15 @@ class ServerRound:
         senders = [v for v in cohort.neighbours[place] if v in self._shares]
         sealed = []
         for v in senders:
-            start = SEALED * bisect_left(cohort.neighbours[v], place)
-            sealed.append(self._shares[v].sealed[start : start + SEALED])
+            index = cohort.sealed_index(v, place)
+            if index is not None:
+                sealed.append(self._shares[v].sealed[SEALED * index : SEALED * (index + 1)])
         return Inbox(roll=cohort.digest, senders=cohort.over_neighbours(place, senders), sealed=b"".join(sealed))
 
     def receive_held(self, held: Held) -> None:
-        """Whose shares one device could open."""
+        """Whose shares one device holds."""
         cohort = self._expect("held")
-        place = check_sender(held.node, held.roll, cohort)
+        place = check_sender(held.node, cohort)
         cohort.from_neighbours(place, held.holds)
         if place not in self._shares:
             raise Refusal("order", "the device sent no shares")
@@ -287,7 +287,7 @@ class ServerRound:
     def receive_reveal(self, reveal: Reveal) -> None:
         """A survivor's shares."""
         cohort = self._expect("reveals")
-        place = check_sender(reveal.node, reveal.roll, cohort)
+        place = check_sender(reveal.node, cohort)
         if place not in self._summed:
             raise Refusal("order", "the device is no survivor")
         if len(reveal.shares) != shamir.SHARE * len(cohort.from_neighbours(place, self._summed[place].masks_with)):

@@ -7,31 +7,47 @@ might learn something from it; nobody across a network can. What is shared lives
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
 
 PRIME = (1 << 128) - 159
 """The largest prime below 2^128, so that a share has the size of a seed."""
 SHARE = 16
 """Bytes of a seed and of a share, big endian, below the prime."""
-_DRAW = 32  # bytes of randomness an element: reduced modulo the prime its bias is below 2^-127
+_DRAW = 32  # bytes of randomness an element
 
 
 def seed(random: Callable[[int], bytes]) -> bytes:
     """A random element of the field: 16 bytes. `random(count)` returns that many random bytes."""
-    return (int.from_bytes(random(_DRAW), "big") % PRIME).to_bytes(SHARE, "big")
+    return element(random(_DRAW))
 
 
-def split(secret: bytes, threshold: int, points: Sequence[int], random: Callable[[int], bytes]) -> list[bytes]:
-    """One share for each of the `points` (distinct, in 1..PRIME-1); any `threshold` of them give the secret back."""
-    drawn = random(_DRAW * (threshold - 1))
-    polynomial = [int.from_bytes(drawn[i : i + _DRAW], "big") % PRIME for i in range(0, len(drawn), _DRAW)]
-    polynomial.append(int.from_bytes(secret, "big"))  # the highest power first, for Horner's rule
+def element(drawn: bytes) -> bytes:
+    """The element of the field, 16 bytes, that 32 uniform bytes give: uniform but for 2^-128."""
+    return (int.from_bytes(drawn, "big") % PRIME).to_bytes(SHARE, "big")
+
+
+def split(
+    secrets: Sequence[bytes], given: Mapping[int, Sequence[bytes]], points: Sequence[int]
+) -> list[tuple[bytes, ...]]:
+    """The shares at `points` of polynomials of degree len(given), each through its secret at 0 and its given shares.
+
+    `given`: point -> a share of each secret, in their order; so is what is returned, one tuple for each of the
+    `points`. All points are distinct, in 1..2^16. Any len(given) + 1 shares, given ones or returned ones, give a secret
+    back; fewer say nothing about it if the given ones are random. (Lagrange's formula.)
+    """
+    nodes = [0, *given]
+    scales = [pow(math.prod(x - other for other in nodes if other != x), -1, PRIME) for x in nodes]
+    rows = [
+        [scale * int.from_bytes(value, "big") % PRIME for scale, value in zip(scales, values, strict=True)]
+        for values in zip(secrets, *given.values(), strict=True)
+    ]
     shares = []
     for x in points:
-        value = 0
-        for coefficient in polynomial:
-            value = (value * x + coefficient) % PRIME
-        shares.append(value.to_bytes(SHARE, "big"))
+        product = math.prod(x - node for node in nodes)
+        others = [product // (x - node) for node in nodes]
+        shares.append(tuple((sum(map(operator.mul, row, others)) % PRIME).to_bytes(SHARE, "big") for row in rows))
     return shares
 
 

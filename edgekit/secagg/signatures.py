@@ -13,7 +13,9 @@ SIGNATURE = 64
 """Bytes: r and s, each 32, big endian."""
 POINT = 33
 """Bytes of a compressed public key."""
-_DOMAIN = b"edged/secagg/1/"
+_DOMAIN = b"edged/secagg/2/"
+_LASTING_DOMAIN = b"edged/secagg/1/"
+_LASTING = frozenset({"roster", "audit"})  # kept for years, and in the same form in both versions
 _HASH = ec.ECDSA(hashes.SHA256())
 
 Signer = Callable[[str, bytes], bytes]
@@ -55,4 +57,4 @@ def from_point(data: bytes) -> ec.EllipticCurvePublicKey:
 
 
 def _bound(kind: str, statement: bytes) -> bytes:
-    return _DOMAIN + kind.encode() + b"\0" + statement
+    return (_LASTING_DOMAIN if kind in _LASTING else _DOMAIN) + kind.encode() + b"\0" + statement

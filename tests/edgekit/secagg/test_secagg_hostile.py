@@ -37,7 +37,7 @@ def test_cloudd_refuses_what_a_cheating_device_sends() -> None:
         stand.server.receive_keys(stand.clients[node].keys())
     roll = stand.server.close_keys()
     shares = stand.clients[nodes[0]].take_roll(roll)
-    for wrong_shares in (replaced(shares, sealed=shares.sealed[1:]), replaced(shares, roll=bytes(32))):
+    for wrong_shares in (replaced(shares, sealed=shares.sealed[1:]), replaced(shares, node=bytes(32))):
         with pytest.raises(Refusal):
             stand.server.receive_shares(wrong_shares)
 

@@ -14,10 +14,10 @@ from edgekit.secagg.messages import MAX_MESSAGE, Held, Survivors, from_cloud, fr
 
 
 def test_a_message_survives_the_wire_and_carries_the_version() -> None:
-    held = Held(node=bytes(32), roll=bytes(32), holds=b"\x07")
+    held = Held(node=bytes(32), holds=b"\x07")
     data = messages.encode(held)
     assert from_device(data) == held
-    assert b"secagg/1.held" in data
+    assert b"secagg/2.held" in data
     assert messages.encode(from_device(data)) == data
 
 
@@ -44,15 +44,25 @@ def test_a_damaged_message_is_refused_or_another_message(data: st.DataObject) ->
 def test_another_version_an_excess_field_and_the_wrong_direction_are_refused() -> None:
     data = messages.encode(Survivors(roll=bytes(32), survivors=b"\x1f"))
     for wrong in (
-        data.replace(b"secagg/1", b"secagg/2"),
-        msgspec.msgpack.encode(["secagg/1.survivors", bytes(32), b"\x1f", 1]),
-        msgspec.msgpack.encode(["secagg/1.survivors", bytes(31), b"\x1f"]),
+        data.replace(b"secagg/2", b"secagg/1"),
+        msgspec.msgpack.encode(["secagg/2.survivors", bytes(32), b"\x1f", 1]),
+        msgspec.msgpack.encode(["secagg/2.survivors", bytes(31), b"\x1f"]),
         bytes(MAX_MESSAGE + 1),
     ):
         with pytest.raises(Refusal):
             from_cloud(wrong)
     with pytest.raises(Refusal):
         from_device(data)
+
+
+def test_a_configuration_that_was_kept_with_a_sum_of_the_first_version_is_still_read() -> None:
+    these = secagg_attacks.plants(1)
+    config = secagg_attacks.config(these.membership(), 5)
+    kept = messages.encode(config).replace(b"secagg/2", b"secagg/1")
+    found = from_cloud(kept)
+    assert isinstance(found, messages.RoundConfig)
+    assert msgspec.structs.asdict(found) == msgspec.structs.asdict(config)
+    assert messages.encode(found) == kept
 
 
 def test_a_configuration_with_numbers_that_are_none_is_refused() -> None:

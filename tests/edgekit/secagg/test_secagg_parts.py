@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 import secrets
+from collections import Counter
 
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hypothesis import given, settings
@@ -45,21 +49,55 @@ def test_the_field_is_the_largest_that_shares_of_16_bytes_allow() -> None:
     assert not any(probably_prime(n) for n in range(shamir.PRIME + 2, 2**128, 2))
 
 
+def dealt(secret: bytes, threshold: int, points: list[int]) -> dict[int, bytes]:
+    """Shares at all points: the first threshold - 1 are given, at random."""
+    given = {x: (shamir.seed(secrets.token_bytes),) for x in points[: threshold - 1]}
+    rest = points[threshold - 1 :]
+    shares = given | dict(zip(rest, shamir.split([secret], given, rest), strict=True))
+    return {x: share for x, (share,) in shares.items()}
+
+
 @given(st.integers(0, shamir.PRIME - 1), st.integers(2, 12), st.integers(0, 5), st.randoms())
 @settings(max_examples=60, deadline=None)
-def test_any_threshold_of_the_shares_gives_the_seed_back(
+def test_any_threshold_of_the_shares_gives_the_seed_back_whichever_were_given(
     number: int, threshold: int, spare: int, chance: random.Random
 ) -> None:
     secret = number.to_bytes(16, "big")
-    points = chance.sample(range(1, 1025), threshold + spare)
-    shares = dict(zip(points, shamir.split(secret, threshold, points, secrets.token_bytes), strict=True))
+    points = chance.sample(range(1, 1026), threshold + spare)
+    shares = dealt(secret, threshold, points)
     some = chance.sample(points, threshold)
     assert shamir.combine(shamir.weights(some), [shares[x] for x in some]) == secret
 
 
+def test_fewer_shares_than_the_threshold_are_alike_for_every_secret_whoever_chose_some_of_the_given_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All cases of a small field: points 1 and 2 are given, 3 and 4 not, and three shares give the secret back."""
+    monkeypatch.setattr(shamir, "PRIME", 7)
+
+    def number(share: bytes) -> int:
+        return int.from_bytes(share, "big")
+
+    def seen(secret: int, first: range, holders: tuple[int, int]) -> Counter[tuple[int, int]]:
+        found: Counter[tuple[int, int]] = Counter()
+        for a, b in itertools.product(first, range(7)):
+            given = {1: [a.to_bytes(16, "big")], 2: [b.to_bytes(16, "big")]}
+            third, fourth = shamir.split([secret.to_bytes(16, "big")], given, [3, 4])
+            shares = {**given, 3: third, 4: fourth}
+            found[number(shares[holders[0]][0]), number(shares[holders[1]][0])] += 1
+        return found
+
+    for holders in itertools.combinations((1, 2, 3, 4), 2):
+        everything = Counter(itertools.product(range(7), range(7)))
+        assert all(seen(secret, range(7), holders) == everything for secret in range(7))
+    for chosen, other in itertools.product(range(7), (2, 3, 4)):  # the holder of 1 works for the adversary
+        uniform = Counter((chosen, value) for value in range(7))
+        assert all(seen(secret, range(chosen, chosen + 1), (1, other)) == uniform for secret in range(7))
+
+
 def test_one_share_less_than_the_threshold_fits_every_secret() -> None:
     points = [1, 2, 3, 4]
-    shares = shamir.split(KEY[:16], 4, points, secrets.token_bytes)
+    shares = list(dealt(KEY[:16], 4, points).values())
     for other in (bytes(16), b"\x7f" * 16):
         # the polynomial through (0, other) and three of the shares exists: its fourth share completes it to `other`
         value = int.from_bytes(other, "big")
@@ -70,7 +108,7 @@ def test_one_share_less_than_the_threshold_fits_every_secret() -> None:
 
 
 def test_a_wrong_share_gives_another_seed() -> None:
-    shares = shamir.split(KEY[:16], 3, [1, 2, 3], secrets.token_bytes)
+    shares = list(dealt(KEY[:16], 3, [1, 2, 3]).values())
     assert shamir.combine(shamir.weights([1, 2, 3]), shares) == KEY[:16]
     assert shamir.combine(shamir.weights([1, 2, 3]), [shares[0], shares[1], b"\xff" * 16]) != KEY[:16]
 
@@ -166,6 +204,16 @@ def test_a_signature_speaks_of_one_kind_of_statement() -> None:
     assert not signatures.holds(generate_key().public_key(), "vote", b"statement", signature)
     for broken in (b"", bytes(64), b"\xff" * 64, signature[:63], signature + b"\0"):
         assert not signatures.holds(public, "vote", b"statement", broken)
+
+
+@pytest.mark.parametrize(("kind", "version"), [("roster", 1), ("audit", 1), ("keys", 2), ("masked", 2), ("vote", 2)])
+def test_what_is_kept_for_years_is_signed_as_in_the_first_version_and_a_round_as_in_this(
+    kind: str, version: int
+) -> None:
+    key = generate_key()
+    der = key.sign(f"edged/secagg/{version}/{kind}\0".encode() + b"statement", ec.ECDSA(hashes.SHA256()))
+    r, s = decode_dss_signature(der)
+    assert signatures.holds(key.public_key(), kind, b"statement", r.to_bytes(32, "big") + s.to_bytes(32, "big"))
 
 
 @pytest.mark.parametrize("data", [b"", b"\x02" * 32, b"\x05" + bytes(32), b"\x02" + b"\xff" * 32])

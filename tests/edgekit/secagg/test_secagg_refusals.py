@@ -27,6 +27,7 @@ RULES = {
     "re-trained vector": {"once"},
     "cohort of two": {"policy", "survivors"},
     "withheld shares": {"shares", "lists", "identity"},
+    "invented shares": {"lists", "identity"},
     "weak certificate": {"certificate", "identity"},
 }
 
