@@ -25,6 +25,9 @@ PRIOR_BANDWIDTH = 1.25e6
 """Bytes a second (10 Mbit/s): a modest factory uplink, assumed until the first transfers."""
 MAX_BANDWIDTH = 1.25e10
 """Bytes a second (100 Gbit/s). Faster is not told apart, and no transfer takes no time at all."""
+TOO_FAST = 1.25e9
+"""Bytes a second (10 Gbit/s). From here on the figure says that bytes take no time beside the round trip, not how fast
+the link is: loopback, or a short wire with requests that are small for it."""
 
 _SLOW, _HIGH, _TYPICAL = 0.95, 0.80, 0.50
 _HIGH_TO_SLOW = 1.645 / 0.842  # from the 80th to the 95th percentile, in distances from the median (normal)

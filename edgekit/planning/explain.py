@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from edgekit.planning.estimates import TOO_FAST
 from edgekit.planning.planner import HYSTERESIS, Plan
 from edgekit.planning.routes import Assessment, Estimates, Kind, Terms, assess
 
@@ -122,7 +123,9 @@ def _sentence(chosen: Assessment, others: list[Assessment], terms: Terms, estima
 
 def _link(estimates: Estimates) -> str:
     link = estimates.link
-    figures = f"{number(link.mbit)} Mbit/s and {number(link.rtt.slow)} ms round trip"
+    # Loopback, or a wire whose time for bytes drowns in the noise of the round trip: any figure would be invented.
+    width = "a link too fast to measure," if link.bandwidth >= TOO_FAST else f"{number(link.mbit)} Mbit/s and"
+    figures = f"{width} {number(link.rtt.slow)} ms round trip"
     if not estimates.up:
         return "a link that is down"
     guess = {"unknown": "assumed ", "stale": "formerly ", "measured": ""}[link.state]

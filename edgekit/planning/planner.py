@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from edgekit.planning.estimates import LARGE
+from edgekit.planning.estimates import LARGE, TOO_FAST
 from edgekit.planning.recent import Freshness
 from edgekit.planning.routes import Assessment, Estimates, Route, Terms, assess, disclosure, permitted
 
@@ -220,7 +220,7 @@ def _quantities(estimates: Estimates) -> dict[str, float]:
     """Everything measured, by what people call it: Mbit/s, ms, frames/s, bytes."""
     demand = estimates.demand
     quantities = {
-        "bandwidth": estimates.link.mbit,
+        "bandwidth": min(estimates.link.bandwidth, TOO_FAST) * 8e-6,
         "round trip": estimates.link.rtt.slow,
         "wait in cloudd": estimates.wait.slow,
         "rate": demand.frames_per_s,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 import pytest
 
@@ -87,6 +89,13 @@ def test_every_route_has_a_row_with_figures_and_a_reason() -> None:
             Terms(deadline_ms=300.0),
             {"up": False},
             "The whole model runs on this device, 70 ms to the answer (deadline 300 ms): the link to cloudd is down.",
+        ),
+        (
+            (SMALL, FRAME, REGIONS),
+            Terms(deadline_ms=300.0),
+            {"link": replace(LINK, bandwidth=1.25e10, typical_bandwidth=1.25e10)},
+            "Of asked frames, a mosaic of the uncertain regions goes to the cloud: 18 ms to the answer "
+            "(deadline 300 ms), 9 kB each over a link too fast to measure, 12 ms round trip.",
         ),
         (
             (WHOLE,),

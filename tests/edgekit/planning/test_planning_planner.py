@@ -143,6 +143,16 @@ def test_a_quantity_that_leaves_its_band_makes_the_routes_compared_once() -> Non
     assert (one.comparisons, one.changes) == (2, 0)
 
 
+def test_figures_of_a_link_too_fast_to_measure_are_no_change_of_it() -> None:
+    one = planner(may_leave="features")
+    one.observe(seen(at=link(100_000.0)), 0.0)
+    for number, mbit in enumerate((20_000.0, 100_000.0, 12_000.0)):
+        one.observe(seen(at=link(mbit)), number)
+    assert one.comparisons == 1
+    one.observe(seen(at=link(1000.0)), 9.0)
+    assert one.comparisons == 2
+
+
 @pytest.mark.parametrize("gain", [0.05, 0.15])
 def test_the_route_changes_only_for_one_that_is_a_tenth_cheaper(gain: float) -> None:
     quick = planner(may_leave="features")
