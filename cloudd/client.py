@@ -8,6 +8,8 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from edgekit.command import reason
+
 _TIMEOUT_S = 60.0
 _MAX_REPLY = 64 * 1024 * 1024
 
@@ -39,11 +41,11 @@ class AdminClient:
 
     def get(self, route: str) -> Any:
         """JSON reply of a GET. Raises ClientError."""
-        return json.loads(self.request("GET", route))
+        return _read(self.request("GET", route))
 
     def post(self, route: str, body: object = None) -> Any:
         """JSON reply of a POST with a JSON body. Raises ClientError."""
-        return json.loads(self.request("POST", route, json.dumps(body if body is not None else {}).encode()))
+        return _read(self.request("POST", route, json.dumps(body if body is not None else {}).encode()))
 
     def request(self, method: str, route: str, body: bytes | None = None) -> bytes:
         """Raw reply. Raises ClientError with the daemon's own sentence if it refuses."""
@@ -61,7 +63,7 @@ class AdminClient:
         except PermissionError:
             raise ClientError(f"you may not use {self._path}; run this as root or as a member of its group") from None
         except (OSError, http.client.HTTPException) as error:
-            raise ClientError(f"cloudd did not answer at {self._path}: {error}") from None
+            raise ClientError(f"cloudd did not answer at {self._path}: {reason(error)}") from None
         finally:
             connection.close()
         if len(data) > _MAX_REPLY:
@@ -69,6 +71,20 @@ class AdminClient:
         if reply.status >= 400:
             raise ClientError(_sentence(data, reply.status), reply.status)
         return data
+
+
+def _read(data: bytes) -> Any:
+    try:
+        return json.loads(data, object_hook=_Reply)
+    except (ValueError, RecursionError):
+        raise ClientError("the daemon's answer cannot be read: is it a cloudd, and of this version?", 502) from None
+
+
+class _Reply(dict[str, Any]):
+    """An object of an answer. A daemon of another release may say less than this one's verbs ask of it."""
+
+    def __missing__(self, key: str) -> Any:
+        raise ClientError(f"the daemon's answer has no {key!r}: it is of another version; restart it", 502)
 
 
 def _sentence(data: bytes, status: int) -> str:

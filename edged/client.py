@@ -17,6 +17,7 @@ import msgspec
 from edged import config
 from edged.api import ApiError, Problem
 from edged.shortpath import short_path
+from edgekit.command import reason
 
 T = TypeVar("T")
 
@@ -86,11 +87,7 @@ class Client:
 
     def text(self, path: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> str:
         """GET a plain text. Raises ApiError or NotRunning."""
-        response, connection = self._request("GET", path, None, timeout_s)
-        try:
-            return response.read(MAX_REPLY).decode()
-        finally:
-            connection.close()
+        return self.data(path, MAX_REPLY, timeout_s).decode(errors="replace")
 
     def data(self, path: str, limit: int, timeout_s: float = DEFAULT_TIMEOUT_S) -> bytes:
         """GET bytes as they are, `limit` at most. Raises ApiError or NotRunning."""
@@ -98,7 +95,7 @@ class Client:
         try:
             data = response.read(limit + 1)
         except (OSError, http.client.HTTPException) as error:
-            raise NotRunning(f"edged went away in the middle of its answer: {error}") from None
+            raise NotRunning(f"edged went away in the middle of its answer: {reason(error)}") from None
         finally:
             connection.close()
         if len(data) > limit:
@@ -111,8 +108,10 @@ class Client:
         try:
             while data := response.readline(65_536):
                 yield msgspec.json.decode(data, type=line)
+        except msgspec.DecodeError as error:
+            raise _unreadable(error) from None
         except (OSError, http.client.HTTPException) as error:
-            raise NotRunning(f"edged went away in the middle of its answer: {error}") from None
+            raise NotRunning(f"edged went away in the middle of its answer: {reason(error)}") from None
         finally:
             connection.close()
 
@@ -123,10 +122,9 @@ class Client:
         try:
             return msgspec.json.decode(response.read(MAX_REPLY), type=reply)
         except msgspec.DecodeError as error:
-            text = f"edged answered something that this command cannot read ({error}): is it another version?"
-            raise ApiError(502, text) from None
+            raise _unreadable(error) from None
         except (OSError, http.client.HTTPException) as error:
-            raise NotRunning(f"edged went away in the middle of its answer: {error}") from None
+            raise NotRunning(f"edged went away in the middle of its answer: {reason(error)}") from None
         finally:
             connection.close()
 
@@ -148,10 +146,14 @@ class Client:
         except TimeoutError:
             raise NotRunning(f"edged did not answer within {timeout_s:.0f} s; look at its log") from None
         except (OSError, http.client.HTTPException) as error:
-            raise NotRunning(f"edged cannot be reached on {self.path}: {error}") from None
+            raise NotRunning(f"edged cannot be reached on {self.path}: {reason(error)}") from None
         if response.status >= 400:
             raise ApiError(response.status, _error_text(response))
         return response, connection
+
+
+def _unreadable(error: Exception) -> ApiError:
+    return ApiError(502, f"edged answered something that this command cannot read ({error}): is it another version?")
 
 
 def _encoded(body: msgspec.Struct | str | bytes | None) -> tuple[bytes | None, str]:

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 
 MAX_CONFIG = 65_536
 """Bytes of edged.toml."""
+MAX_THREADS = 1024
 SYSTEM_STATE = Path("/var/lib/edged")
 SYSTEM_RUNTIME = Path("/run/edged")
 SPOOL_FOLDER = Path("/var/spool/edged")
@@ -112,7 +113,7 @@ class Config(_Table, frozen=True, kw_only=True):
     """The content of edged.toml."""
 
     name: Annotated[str, Meta(max_length=64)] = ""
-    threads: Annotated[int, Meta(ge=0, le=1024)] = 0
+    threads: Annotated[int, Meta(ge=0, le=MAX_THREADS)] = 0
     inference: InferenceConfig = InferenceConfig()
     page: PageConfig = PageConfig()
     cloud: CloudConfig = CloudConfig()

@@ -36,7 +36,7 @@ def add(verbs: common.Verbs) -> None:
         "them, in pixels of the full frame; and with the cloud's labels in coco.json, in pixels of the pictures\n"
         "beside it, for training. A mosaic that came as WebP is written as PNG.",
     )
-    export.add_argument("directory", type=Path, metavar="DIRECTORY")
+    export.add_argument("directory", type=Path, metavar="DIRECTORY", help="made if it is not there")
     export.add_argument("--limit", type=common.count, default=1000, metavar="N", help="how many, newest first (1000)")
 
 

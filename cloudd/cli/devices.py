@@ -36,13 +36,13 @@ def add(verbs: common.Verbs) -> None:
         _desired,
         "Each FILE is a service definition (TOML). Without a FILE, --none must say that nothing should run.",
     )
-    desired.add_argument("files", nargs="*", type=Path, metavar="FILE")
+    desired.add_argument("files", nargs="*", type=Path, metavar="FILE", help="a service definition (TOML)")
     desired.add_argument("--none", action="store_true", help="run no service from here")
 
 
 def _one(actions: common.Verbs, name: str, summary: str, do: common.Do, details: str = "") -> argparse.ArgumentParser:
     parser = common.verb(actions, name, summary, do, f"{details}\n{_WHICH}".strip())
-    parser.add_argument("device", metavar="DEVICE")
+    parser.add_argument("device", metavar="DEVICE", help="its id, the first group of that, or its name")
     return parser
 
 

@@ -24,6 +24,7 @@ from cloudd.cli import (
 )
 from cloudd.client import ClientError
 from cloudd.config import ConfigError
+from edgekit.command import ended
 
 VERBS: tuple[ModuleType, ...] = (
     *(run, invite, devices, models),
@@ -45,30 +46,31 @@ cloudd answers the hard samples of edge devices with a larger model, and keeps m
   cloudd status                  addresses, health and numbers
 """
 
+_STATUSES = "exit status: 0 done, 1 refused or failed, 2 wrong usage, 3 the daemon cannot be reached, 130 interrupted"
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point. Exit status: 0 done, 1 refused or failed, 2 wrong usage, 3 the daemon is not reachable."""
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
     parser = argparse.ArgumentParser(
-        prog="cloudd", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="cloudd", description=_ABOUT, epilog=_STATUSES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     for verb in VERBS:
         verb.add(verbs)
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status (argparse itself leaves with 2 on wrong usage)."""
+    args = build_parser().parse_args(arguments)
     try:
-        return int(args.do(args))
+        return ended("cloudd", lambda: int(args.do(args)))
     except ClientError as error:
         print(f"cloudd: {error}", file=sys.stderr)
         return 1 if error.status else 3
     except ConfigError as error:
         print(f"cloudd: {error}", file=sys.stderr)
         return 1
-    except OSError as error:  # whose own text begins with a number
-        reason = error.strerror or str(error)
-        print(f"cloudd: {error.filename}: {reason}" if error.filename else f"cloudd: {reason}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
 
 
 if __name__ == "__main__":

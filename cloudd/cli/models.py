@@ -22,7 +22,7 @@ def add(verbs: common.Verbs) -> None:
         "The daemon reads the directory, checks every file against package.toml and keeps a copy. A name and version\n"
         "stand for the same bytes for ever: a changed model needs a new version.",
     )
-    adding.add_argument("directory", type=Path, metavar="DIRECTORY")
+    adding.add_argument("directory", type=Path, metavar="DIRECTORY", help="with a package.toml")
     common.verb(actions, "list", "List every registered model version.", _list)
     show = common.verb(actions, "show", "Show the files of one model.", _show)
     show.add_argument("model", metavar="MODEL", help="NAME (its newest version) or NAME@VERSION")

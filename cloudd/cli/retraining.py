@@ -27,7 +27,7 @@ def add(verbs: common.Verbs) -> None:
         f"{_WHICH}\nPictures that another job of the same device names stay for that one.",
     )
     for one in (show, remove):
-        one.add_argument("job", metavar="JOB")
+        one.add_argument("job", metavar="JOB", help="its name, or the beginning of it")
 
 
 def _list(args: argparse.Namespace) -> int:

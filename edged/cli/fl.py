@@ -9,7 +9,18 @@ import time
 from urllib.parse import urlencode
 
 from edged.api import Done
-from edged.cli.output import EXIT_OK, EXIT_PROBLEM, Failure, clean, client, print_json, print_table, size, verb
+from edged.cli.output import (
+    EXIT_OK,
+    EXIT_PROBLEM,
+    Failure,
+    add_limit,
+    clean,
+    client,
+    print_json,
+    print_table,
+    size,
+    verb,
+)
 from edged.federation.bodies import (
     AgreeBody,
     AuditReply,
@@ -45,17 +56,17 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         action = verb(actions, name, what)
         action.add_argument("--json", action="store_true", help="print JSON")
         if name != "policy":
-            action.add_argument("--limit", type=int, default=20)
+            add_limit(action, 20)
         action.set_defaults(run=run)
     refusing = verb(actions, "refuse", "leave a job for ever")
-    refusing.add_argument("job", help="its id, or the beginning of it")
+    refusing.add_argument("job", help="its id, or the beginning of it: 4 characters at least")
     refusing.add_argument("--reason", default="", help="for the record")
     refusing.set_defaults(run=refuse)
     joining = verb(actions, "join", "join the upper cloudd of [federation] upper, as the leader of this site")
     joining.add_argument("token", help="from cloudd invite there, or - to read it from standard input")
     joining.set_defaults(run=join)
     agreeing = verb(actions, "agree", "let this device take part in a job that waits for that")
-    agreeing.add_argument("job", help="its id, or the beginning of it")
+    agreeing.add_argument("job", help="its id, or the beginning of it: 4 characters at least")
     agreeing.set_defaults(run=agree)
     going = verb(actions, "leave", "take this device's sums out of all heads of a service")
     going.add_argument("service", help="its name")

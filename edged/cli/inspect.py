@@ -29,8 +29,8 @@ _ANSWER_S = 60.0
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Define the verb."""
     parser = verb(subparsers, "inspect", "inspect pictures with a service", _EXAMPLES)
-    parser.add_argument("service")
-    parser.add_argument("files", nargs="+", metavar="FILE", type=Path)
+    parser.add_argument("service", help="its name")
+    parser.add_argument("files", nargs="+", metavar="FILE", type=Path, help="JPEG or PNG")
     parser.add_argument("--serial", default="", help="serial number of the board")
     parser.add_argument("--deadline-ms", type=float, help="deadline instead of the service's own")
     parser.add_argument("--json", action="store_true", help="print one JSON line a picture")

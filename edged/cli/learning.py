@@ -9,7 +9,7 @@ from typing import get_args
 from urllib.parse import quote
 
 from edged.api import Done
-from edged.cli.output import EXIT_OK, clean, client, print_json, print_table, verb
+from edged.cli.output import EXIT_OK, add_limit, clean, client, print_json, print_table, verb
 from edged.learning.bodies import LearningState, OrderBody, StartBody
 from edgekit.learning.records import Record
 from edgekit.services.learning import LearningRung
@@ -37,7 +37,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     showing.add_argument("--json", action="store_true", help="print JSON")
     showing.set_defaults(run=show)
     starting = verb(actions, "start", "learn now")
-    starting.add_argument("service")
+    starting.add_argument("service", help="its name")
     starting.add_argument("--rung", choices=get_args(LearningRung), help="by this means (default: the ladder chooses)")
     _author(starting)
     starting.set_defaults(run=start)
@@ -47,12 +47,12 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         ("revert", "let the definition's own model decide again"),
     ):
         action = verb(actions, name, summary)
-        action.add_argument("service")
+        action.add_argument("service", help="its name")
         _author(action)
         action.set_defaults(run=order, order=name)
     logging = verb(actions, "log", "print what was decided, and by which numbers")
-    logging.add_argument("service")
-    logging.add_argument("--limit", type=int, default=20)
+    logging.add_argument("service", help="its name")
+    add_limit(logging, 20)
     logging.add_argument("--json", action="store_true", help="print JSON")
     logging.set_defaults(run=log)
 

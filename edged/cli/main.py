@@ -11,6 +11,7 @@ from edged.api import ApiError
 from edged.cli.output import EXIT_NOT_RUNNING, EXIT_PROBLEM, Failure, add_state
 from edged.client import NotRunning
 from edgekit import VERSION
+from edgekit.command import ended
 
 VERBS = (
     "run",
@@ -68,18 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status (argparse itself leaves with 2 on wrong usage)."""
     options = build_parser().parse_args(arguments)
     try:
-        return int(options.run(options))
+        return ended("edged", lambda: int(options.run(options)))
     except NotRunning as error:
         print(f"edged: {error}", file=sys.stderr)
         return EXIT_NOT_RUNNING
     except (ApiError, Failure) as error:
         print(f"edged: {error}", file=sys.stderr)
         return EXIT_PROBLEM
-    except BrokenPipeError:  # `edged status | head`
-        sys.stderr.close()
-        return 0
-    except KeyboardInterrupt:
-        return 130
 
 
 if __name__ == "__main__":

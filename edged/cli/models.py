@@ -29,7 +29,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     listing.add_argument("--json", action="store_true", help="print JSON")
     listing.set_defaults(run=list_models)
     adding = verb(actions, "add", "install the package in a directory")
-    adding.add_argument("directory", type=Path)
+    adding.add_argument("directory", type=Path, help="with a package.toml")
     adding.set_defaults(run=add_model)
     pulling = verb(actions, "pull", "fetch a model from cloudd")
     pulling.add_argument("ref", help="NAME (the newest version) or NAME@VERSION")
@@ -45,7 +45,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     unserving.add_argument("ref", help="NAME or NAME@VERSION")
     unserving.set_defaults(run=unserve_model)
     sealing = verb(actions, "seal", "make a package of a directory whose package.toml lists no files yet")
-    sealing.add_argument("directory", type=Path)
+    sealing.add_argument("directory", type=Path, help="with the model and a package.toml")
     sealing.set_defaults(run=seal_model)
 
 

@@ -47,6 +47,11 @@ def add_state(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_limit(parser: argparse.ArgumentParser, default: int) -> None:
+    """--limit N: how much of a list."""
+    parser.add_argument("--limit", type=int, default=default, metavar="N", help="how many (default: %(default)s)")
+
+
 def client(options: argparse.Namespace) -> Client:
     """The daemon that the options mean. Raises NotRunning."""
     return Client.find(options.state)

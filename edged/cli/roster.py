@@ -14,6 +14,7 @@ from edged.config import state_dir
 if TYPE_CHECKING:
     from edged.federation.rosters import Draft
 
+_DRAFT = "a TOML file with the members"
 _EXAMPLES = """\
   edged roster key north.pem --passphrase       once: the plant's key, on a machine without a network
   edged roster device                           on each device: its id and key, for the next line
@@ -28,29 +29,31 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser = verb(subparsers, "roster", "sign which devices may form cohorts (offline; the plant's word)", _EXAMPLES)
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     making = verb(actions, "key", "make the plant's key, or show the public key of one that is there")
-    making.add_argument("file", type=Path)
+    making.add_argument("file", type=Path, help="of the private key: keep it offline")
     making.add_argument("--passphrase", action="store_true", help="ask for one that guards the file")
     making.set_defaults(run=key)
     verb(actions, "device", "print this device's id and key, as a roster names it").set_defaults(run=device)
     adding = verb(actions, "add", "add a device to a draft, which is made if it is not there")
-    adding.add_argument("draft", type=Path)
+    adding.add_argument("draft", type=Path, help=_DRAFT)
     adding.add_argument("device", help="its id")
     adding.add_argument("key", help="its public key, 66 hex digits")
     adding.add_argument("name", nargs="?", default="", help="for people")
     adding.add_argument("--plant", default="", help="the plant's name, for a new draft")
     adding.set_defaults(run=add_member)
     removing = verb(actions, "remove", "remove a device from a draft")
-    removing.add_argument("draft", type=Path)
+    removing.add_argument("draft", type=Path, help=_DRAFT)
     removing.add_argument("device", help="its id, or the beginning of it")
     removing.set_defaults(run=remove)
     signing = verb(actions, "sign", "sign a draft; its serial rises by one")
-    signing.add_argument("draft", type=Path)
-    signing.add_argument("--key", type=Path, required=True)
+    signing.add_argument("draft", type=Path, help=_DRAFT)
+    signing.add_argument(
+        "--key", type=Path, required=True, metavar="FILE", help="of the plant, as edged roster key made it"
+    )
     signing.add_argument("--days", type=float, default=180.0, help="it is good for (default: 180)")
-    signing.add_argument("--out", type=Path, required=True)
+    signing.add_argument("--out", type=Path, required=True, metavar="FILE", help="the signed roster, for cloudd")
     signing.set_defaults(run=sign)
     showing = verb(actions, "show", "show a draft or a signed roster")
-    showing.add_argument("file", type=Path)
+    showing.add_argument("file", type=Path, help="a draft or a signed roster")
     showing.add_argument("--json", action="store_true", help="print JSON")
     showing.set_defaults(run=show)
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 
 from edged.cli.output import verb
-from edged.config import Flags
+from edged.config import MAX_THREADS, Flags, parse_address
+from edged.link.address import cloud_url
+from edged.link.errors import LinkError
+from edgekit.toml import TomlError
 
 _EXAMPLES = """\
   edged run                                  all defaults: inference on 127.0.0.1:8700, page on 127.0.0.1:8701
@@ -22,21 +25,44 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "--config", metavar="FILE", help="configuration file (default: edged.toml in the state directory)"
     )
     parser.add_argument("--name", help="what people call this device (default: the host name)")
-    parser.add_argument("--inference", metavar="HOST:PORT", help="address for pictures and inference requests")
-    parser.add_argument("--page", metavar="HOST:PORT", help="address of the status page and /metrics")
-    parser.add_argument("--cloud-url", metavar="URL", help="address of cloudd, where discovery is forbidden")
+    parser.add_argument(
+        "--inference", type=_address, metavar="HOST:PORT", help="address for pictures and inference requests"
+    )
+    parser.add_argument("--page", type=_address, metavar="HOST:PORT", help="address of the status page and /metrics")
+    parser.add_argument("--cloud-url", type=_url, metavar="URL", help="address of cloudd, where discovery is forbidden")
     parser.add_argument(
         "--discover",
         action=argparse.BooleanOptionalAction,
         help="look for cloudd on the local network (default: yes)",
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="threads that run models (default: all CPUs)")
+    parser.add_argument("--threads", type=_threads, metavar="N", help="threads that run models (default: all CPUs)")
     parser.add_argument(
         "--adapt",
         action=argparse.BooleanOptionalAction,
         help="measure in the background how each model runs best on this device (default: yes)",
     )
     parser.set_defaults(run=run)
+
+
+def _address(text: str) -> str:
+    try:
+        parse_address(text, "the option")
+    except TomlError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def _url(text: str) -> str:
+    try:
+        return cloud_url(text) if text else ""
+    except LinkError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _threads(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) <= MAX_THREADS):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of threads: 1 to {MAX_THREADS}, or 0 for all CPUs")
+    return int(text)
 
 
 def run(options: argparse.Namespace) -> int:

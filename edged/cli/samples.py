@@ -10,7 +10,19 @@ from pathlib import Path
 from urllib.parse import quote, urlencode
 
 from edged.api import Done
-from edged.cli.output import EXIT_OK, Failure, ProgressBar, age, clean, client, print_json, print_table, size, verb
+from edged.cli.output import (
+    EXIT_OK,
+    Failure,
+    ProgressBar,
+    add_limit,
+    age,
+    clean,
+    client,
+    print_json,
+    print_table,
+    size,
+    verb,
+)
 from edged.samples.bodies import AddHeader, AddReply, LabelBody, RemoveBody
 from edged.samples.importing import import_dataset
 from edged.samples.records import Label, LabelRecord, NewSample, Opinion, Sample, SampleDetail, SampleStats
@@ -18,6 +30,7 @@ from edgekit.datasets.dataset import DatasetError, LabelledBox
 from edgekit.datasets.formats import read_dataset
 from edgekit.envelope import seal
 
+_ID = "of a sample, or the beginning of it"
 _EXAMPLES = """\
   edged samples list --service solder --unlabelled     the newest first
   edged samples queue --service solder                 what to label first: hard, disputed, rare
@@ -40,19 +53,26 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     listing = verb(actions, "list", "list samples, the newest first")
     listing.add_argument("--source", default="", help="asked, audit, disputed, doubtful, random, import or operator")
     listing.add_argument("--label", default="", help="of this class, as labelled, or as edge or cloud say")
-    listing.add_argument("--tag", default="")
+    listing.add_argument("--tag", default="", help="with this tag only")
     which = listing.add_mutually_exclusive_group()
-    which.add_argument("--labelled", dest="labelled", action="store_const", const="1", default="")
-    which.add_argument("--unlabelled", dest="labelled", action="store_const", const="0")
+    which.add_argument(
+        "--labelled",
+        dest="labelled",
+        action="store_const",
+        const="1",
+        default="",
+        help="those that a person has labelled",
+    )
+    which.add_argument("--unlabelled", dest="labelled", action="store_const", const="0", help="those that nobody has")
     _common(listing, list_samples)
     _common(verb(actions, "queue", "list what a person should label, the most useful first"), show_queue)
     showing = verb(actions, "show", "show one sample with all its labels")
-    showing.add_argument("id")
+    showing.add_argument("id", help=_ID)
     showing.add_argument("--json", action="store_true", help="print JSON")
     showing.add_argument("--picture", type=Path, metavar="FILE", help="write the picture there")
     showing.set_defaults(run=show)
     labelling = verb(actions, "label", "say what a sample shows")
-    labelling.add_argument("id")
+    labelling.add_argument("id", help=_ID)
     labelling.add_argument("label", nargs="?", default="", help="of the whole picture")
     labelling.add_argument("--box", action="append", metavar="LABEL,LEFT,TOP,RIGHT,BOTTOM", help="in pixels; repeat it")
     labelling.add_argument("--nothing", action="store_true", help="a picture for boxes in which there is nothing")
@@ -60,12 +80,12 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     labelling.add_argument("--author", default="", help="who says so (default: the user's name)")
     labelling.set_defaults(run=label)
     importing = verb(actions, "import", "bring labelled pictures: a folder a label, CSV, COCO, VOC or YOLO")
-    importing.add_argument("data", type=Path, metavar="DIR_OR_FILE")
-    importing.add_argument("--service", required=True)
+    importing.add_argument("data", type=Path, metavar="DIR_OR_FILE", help="the pictures, or the file that lists them")
+    importing.add_argument("--service", required=True, help="that is to learn from them")
     importing.add_argument("--group", default="", metavar="COLUMN", help="of a CSV or COCO file: the board or lot")
     importing.set_defaults(run=import_samples)
     removing = verb(actions, "remove", "remove samples for ever")
-    removing.add_argument("ids", nargs="*", metavar="ID")
+    removing.add_argument("ids", nargs="*", metavar="ID", help=_ID)
     removing.add_argument("--unreadable", action="store_true", help="those that are damaged, or whose key is lost")
     removing.add_argument("--service", default="", help="every sample of this service")
     removing.set_defaults(run=remove)
@@ -77,7 +97,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def _common(parser: argparse.ArgumentParser, run: object) -> None:
     parser.add_argument("--service", default="", required=run is show_queue, help="of this service only")
-    parser.add_argument("--limit", type=int, default=50)
+    add_limit(parser, 50)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 

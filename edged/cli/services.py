@@ -45,7 +45,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         ("remove", "remove a service", remove_service),
     ):
         action = verb(actions, name, summary)
-        action.add_argument("name")
+        action.add_argument("name", help="of the service")
         action.set_defaults(run=run)
 
 

@@ -7,7 +7,7 @@ import time
 from urllib.parse import urlencode
 
 from edged.api import Done, PurgeBody
-from edged.cli.output import EXIT_OK, age, client, print_json, print_table, size, verb
+from edged.cli.output import EXIT_OK, add_limit, age, client, print_json, print_table, size, verb
 from edged.collab.spool_view import LeftRecord, SpooledSample
 
 _EXAMPLES = """\
@@ -27,7 +27,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     ):
         listing = verb(actions, name, summary)
         listing.add_argument("--service", default="", help="of this service only")
-        listing.add_argument("--limit", type=int, default=50)
+        add_limit(listing, 50)
         listing.add_argument("--json", action="store_true", help="print JSON")
         listing.set_defaults(run=run)
     purging = verb(actions, "purge", "remove waiting samples for ever")
