@@ -1,10 +1,13 @@
-"""Files that are whole or absent, whatever instruction the power fails at."""
+"""Files and folders that are whole or absent, whatever instruction the power fails at."""
 
 from __future__ import annotations
 
 import os
 import re
 import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)
@@ -38,6 +41,49 @@ def write_file(path: Path, data: bytes, mode: int = 0o600) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync_dir(path.parent)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """An empty folder to be filled, which becomes `path` when the block ends; then all in it is durable.
+
+    It is hidden beside `path`, under a name of its own that the next try for the same path takes over: one writer at a
+    time. Where the block raises, nothing stays. Raises OSError, also if `path` is there and is not an empty folder.
+    """
+    staged = path.with_name(f".{path.name}")
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    try:
+        yield staged
+        sync_tree(staged)
+        staged.rename(path)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+    fsync_dir(path.parent)
+
+
+def sync_tree(root: Path) -> None:
+    """Make every file and name below a folder durable; what is no ordinary file is passed over. Raises OSError."""
+    for folder, _, names in os.walk(root, topdown=False, onerror=_fail):
+        for name in names:
+            path = Path(folder, name)
+            if path.is_file() and not path.is_symlink():
+                fsync_file(path)
+        fsync_dir(Path(folder))
+
+
+def fsync_file(path: Path) -> None:
+    """Make the content of a file durable. Raises OSError, also for a link."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _fail(error: OSError) -> None:
+    raise error
 
 
 def sweep(*directories: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from cloudd.retraining.course import Pausing, Say
 from cloudd.retraining.lineage import Figures, Run
 from cloudd.retraining.material import Material
 from cloudd.retraining.teacher import Teacher
+from edgekit import atomic
 from edgekit.autodiff.optimisers import AdamW, Clipped
 from edgekit.autodiff.run import StepRunner
 from edgekit.autodiff.step import build_step
@@ -46,10 +46,8 @@ def derive(material: Material, work: Path) -> Path:
             Clipped(AdamW(weight_decay=WEIGHT_DECAY), CLIP),
             batch_norm="train" if normalised else "frozen",
         )
-        staged = folder / f".{_PLAN}"
-        shutil.rmtree(staged, ignore_errors=True)
-        write_plan(step, staged)
-        staged.rename(path)
+        with atomic.whole_folder(path) as staged:
+            write_plan(step, staged)
     return path
 
 

@@ -129,10 +129,8 @@ def _train(
             network.parameters(),
             batch_norm="train",
         )
-        staged = folder / f".{_PLAN}"
-        shutil.rmtree(staged, ignore_errors=True)
-        write_plan(step, staged)
-        staged.rename(path)
+        with atomic.whole_folder(path) as staged:
+            write_plan(step, staged)
     engine = StepEngine(StepRunner(path / STEP_FOLDER, threads=threads, spin=False))
     examples = material.examples(material.teaching, material.teacher_spec, INPUT, changed=True)
     settings = course.plan(

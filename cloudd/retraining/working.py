@@ -104,17 +104,13 @@ def _run(order: WorkOrder, pausing: Pausing, say: Say) -> None:
         temperature=TEMPERATURE if request.detection is None else None,
         tools=tools(),
     )
-    staged = folder / f".{RESULT}"
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir()
-    for name in (MODEL_FILE, WEIGHTS_FILE):
-        shutil.copyfile(plan / name, staged / name)
-    replace_weights(staged / WEIGHTS_FILE, weights)
-    (staged / RECORD).write_bytes(record_bytes(lineage))
-    packages.seal_package(staged, material.draft(staged, _story(lineage, len(material.teaching))))
-    crash_point("retraining.sealed")
-    staged.rename(folder / RESULT)
-    atomic.fsync_dir(folder)
+    with atomic.whole_folder(folder / RESULT) as staged:
+        for name in (MODEL_FILE, WEIGHTS_FILE):
+            shutil.copyfile(plan / name, staged / name)
+        replace_weights(staged / WEIGHTS_FILE, weights)
+        (staged / RECORD).write_bytes(record_bytes(lineage))
+        packages.seal_package(staged, material.draft(staged, _story(lineage, len(material.teaching))))
+        crash_point("retraining.sealed")
 
 
 def _check(taught: Figures, came: Figures, pictures: int) -> None:

@@ -7,19 +7,18 @@ thing here: wait and ask again, up to `patience_s`. What cloudd has considered a
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import os
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import aiohttp
 import msgspec
 
 from edged.link.backoff import Backoff
-from edged.link.errors import LinkError, Unreachable
+from edged.link.download import download, size_of
+from edged.link.errors import LinkError, Refused, Unreachable, WrongContent
 from edged.link.http import bounded, problem, sorted_errors
-from edgekit.atomic import fsync_dir
 from edgekit.messages import FileEntry
 from edgekit.messages.federation import (
     MAX_CHUNK,
@@ -39,8 +38,8 @@ PATIENCE_S = 600.0
 """Longest time without any answer; then the process ends, and the supervisor begins it again when the link is up."""
 _MAX_REPLY = 4 << 20
 _REQUEST_S = WAIT_S + 35.0
-_STALL_S = 60.0
-_READ = 1 << 17
+_PIECE = 1 << 18
+"""Bytes that are handed to TLS at once: with megabytes it copies its own buffers more than it encrypts."""
 
 T = TypeVar("T")
 
@@ -78,11 +77,11 @@ class Cloud(Protocol):
     async def step(self, job: str, number: int, message: bytes, sha256: str = "") -> bytes | None:
         """Send a secagg message and wait for the next one; None where nothing follows."""
 
-    async def upload(self, job: str, number: int, path: Path) -> None:
-        """Bring the masked words, from where they are at cloudd already. OSError."""
+    async def upload(self, job: str, number: int, path: Path, plain: str = "") -> None:
+        """Bring the masked words, from where they are at cloudd already. OSError.
 
-    async def plain(self, job: str, number: int, sha256: str) -> None:
-        """The upload is whole and is this device's contribution to a round without masks."""
+        `plain`: their SHA-256, in a round without masks: with it they are this device's contribution.
+        """
 
 
 class HttpCloud:
@@ -123,12 +122,15 @@ class HttpCloud:
             if status == 204:
                 return None
 
-    async def upload(self, job: str, number: int, path: Path) -> None:
+    async def upload(self, job: str, number: int, path: Path, plain: str = "") -> None:
         """See Cloud."""
-        await self._upload_to(f"/{job}/rounds/{number}/vector", path)
+        here = f"/{job}/rounds/{number}"
+        taken = await self._upload_to(f"{here}/vector", path, plain)
+        if plain and not taken:  # all parts were there already, or cloudd is of an earlier release
+            await self._ask("POST", f"{here}/plain", msgspec.json.encode(PlainUpdate(sha256=plain)))
 
-    async def _upload_to(self, place: str, path: Path) -> None:
-        size = _size(path)
+    async def _upload_to(self, place: str, path: Path, plain: str = "") -> bool:
+        size = size_of(path)
         done = Uploaded(size=0, whole=size)
         if size > MAX_CHUNK:  # else it costs no more to send it again than to ask how much is there
             done = _decoded(await self._ask("GET", place), Uploaded)
@@ -137,8 +139,9 @@ class HttpCloud:
                 file.seek(done.size)
                 chunk = file.read(min(MAX_CHUNK, size - done.size))
                 before = done.size
+                said = f"&sha256={plain}" if plain and before + len(chunk) == size else ""
                 try:
-                    done = _decoded(await self._ask("PUT", f"{place}?offset={before}", chunk), Uploaded)
+                    done = _decoded(await self._ask("PUT", f"{place}?offset={before}{said}", chunk), Uploaded)
                 except Rejected:
                     done = _decoded(await self._ask("GET", place), Uploaded)
                     if done.size <= before:
@@ -148,56 +151,17 @@ class HttpCloud:
                     raise Rejected("malformed", f"cloudd wants {done.whole} bytes; the vector has {size}")
                 if done.size <= before:
                     raise Rejected("malformed", "cloudd does not keep what it is sent")
-
-    async def plain(self, job: str, number: int, sha256: str) -> None:
-        """See Cloud."""
-        await self._ask("POST", f"/{job}/rounds/{number}/plain", msgspec.json.encode(PlainUpdate(sha256=sha256)))
+        return done.taken
 
     async def fetch(self, job: str, entry: FileEntry, path: Path, *, durable: bool = True) -> None:
         """See Cloud."""
-        partial = path.with_name(f".{path.name}.part")
-        await asyncio.to_thread(path.parent.mkdir, mode=0o700, parents=True, exist_ok=True)
-        deadline, backoff = time.monotonic() + self._patience, Backoff(0.2, 10.0, floor_s=0.05)
-        while True:
-            before = _size(partial)
-            try:
-                await self._continue(f"/{job}/files/{entry.sha256}", entry, partial)
-                break
-            except Unreachable:
-                if _size(partial) > before:
-                    deadline = time.monotonic() + self._patience
-                elif time.monotonic() > deadline:
-                    raise
-                await asyncio.sleep(backoff.next_s())
-        await asyncio.to_thread(_finish, partial, path, entry, durable)
-
-    async def _continue(self, path: str, entry: FileEntry, partial: Path) -> None:
-        start = min(_size(partial), entry.size)
-        if start == entry.size > 0:
-            return
-        headers = {"Range": f"bytes={start}-", "If-Range": f'"{entry.sha256}"'} if start else {}
-        timeout = aiohttp.ClientTimeout(total=None, connect=10.0, sock_connect=10.0, sock_read=_STALL_S)
-        with sorted_errors(self._url):
-            async with self._session.get(
-                f"{self._url}/v1/federation/jobs{path}", headers=headers, timeout=timeout
-            ) as response:
-                if response.status == 206:
-                    if not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-                        raise Rejected("malformed", "cloudd sent another part of a file than was asked for")
-                elif response.status == 200:
-                    start = 0
-                else:
-                    raise _refused(self._url, response.status, await bounded(response, _READ))
-                with partial.open("r+b" if start else "w+b") as file:
-                    file.truncate(start)
-                    file.seek(start)
-                    async for chunk in response.content.iter_chunked(_READ):
-                        start += len(chunk)
-                        if start > entry.size:
-                            raise Rejected("malformed", f"a file of the job is longer than its {entry.size} bytes")
-                        file.write(chunk)
-        if start < entry.size:
-            raise Unreachable(f"the connection ended {entry.size - start} bytes before the end of a file")
+        place = f"/v1/federation/jobs/{job}/files/{entry.sha256}"
+        try:
+            await download(self._session, self._url, place, entry, path, patience_s=self._patience, durable=durable)
+        except WrongContent as error:
+            raise Rejected("malformed", str(error)) from None
+        except Refused as error:
+            raise RoundOver() if error.status == 410 else Rejected("", str(error), error.status) from None
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
@@ -222,17 +186,24 @@ class HttpCloud:
         self, method: str, path: str, body: bytes | None, limit: int = _MAX_REPLY, timeout_s: float = _REQUEST_S
     ) -> tuple[int, bytes]:
         """One try. Raises Unreachable for what another try may help, RoundOver, Rejected."""
+        headers = {} if body is None else {"Content-Length": str(len(body))}
         with sorted_errors(self._url):
             async with self._session.request(
                 method,
                 f"{self._url}/v1/federation/jobs{path}",
-                data=body,
+                data=body if body is None or len(body) <= _PIECE else _pieces(body),
+                headers=headers,
                 timeout=aiohttp.ClientTimeout(total=timeout_s),
             ) as response:
                 data = await bounded(response, limit)
                 if response.status in (200, 202, 204):
                     return response.status, data
                 raise _refused(self._url, response.status, data)
+
+
+async def _pieces(body: bytes) -> AsyncIterator[memoryview]:
+    for start in range(0, len(body), _PIECE):
+        yield memoryview(body)[start : start + _PIECE]
 
 
 def _refused(url: str, status: int, data: bytes) -> Exception:
@@ -256,26 +227,3 @@ def _decoded(data: bytes, kind: type[T]) -> T:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Rejected("malformed", f"cloudd's answer cannot be read: {error}") from None
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
-
-
-def _finish(partial: Path, path: Path, entry: FileEntry, durable: bool) -> None:
-    """Check the hash and give the file its name. Raises Rejected: what was wrong is removed."""
-    hasher: Any = hashlib.sha256()
-    with partial.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            hasher.update(chunk)
-        if durable:
-            os.fsync(file.fileno())
-    if hasher.hexdigest() != entry.sha256 or partial.stat().st_size != entry.size:
-        partial.unlink()
-        raise Rejected("malformed", "a file of the job does not have the announced SHA-256; it was removed")
-    partial.replace(path)
-    if durable:
-        fsync_dir(path.parent)

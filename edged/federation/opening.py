@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from edged.federation.book import Book
 from edged.federation.cloud import Cloud
 from edged.federation.files import JobFolder
 from edged.federation.settings import Federation
+from edged.link.download import check_room
 from edgekit import atomic
 from edgekit.federated.errors import FederatedError
 from edgekit.federated.plan import Plan
@@ -25,8 +25,6 @@ from edgekit.secagg.roster import MAX_ROSTER, Membership, open_rosters
 
 MAX_JOB = 8 << 30
 """Bytes of all files of a job."""
-FREE_RESERVE = 64 << 20
-"""Bytes of the disk that a job leaves alone."""
 ROSTERS_S = 600.0
 """Rosters are opened again after so long: they may have expired."""
 _JOB = "job.json"
@@ -82,9 +80,7 @@ async def fetch_files(job: FederatedJob, cloud: Cloud, folder: JobFolder) -> Non
     if not 0 <= total <= MAX_JOB or any(not 0 < entry.size <= MAX_ROSTER for entry in job.rosters):
         raise Refusal("malformed", f"the job's files have {total} bytes; {MAX_JOB} are allowed")
     missing = {path: entry for path, entry in wanted.items() if not is_there(entry, path)}
-    need = sum(entry.size for entry in missing.values())
-    if need + FREE_RESERVE > (await asyncio.to_thread(shutil.disk_usage, folder.path)).free:
-        raise OSError(28, f"the job needs {need} bytes, and {FREE_RESERVE} must stay free")
+    await asyncio.to_thread(check_room, folder.path, sum(entry.size for entry in missing.values()))
     for path, entry in missing.items():
         await cloud.fetch(job.id, entry, path)
 

@@ -30,5 +30,9 @@ class Refused(LinkError):
         return f"cloudd refuses this device: {self}; local work goes on"  # in cloudd's words, which say what helps
 
 
+class WrongContent(LinkError):
+    """The real cloudd sent other bytes than it had announced; they were removed."""
+
+
 class SyncError(LinkError):
     """A model could not be fetched; what was fetched stays for the next try unless it was wrong."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -68,7 +69,7 @@ def sorted_errors(url: str) -> Iterator[None]:
     except aiohttp.WSServerHandshakeError as error:
         raise problem(url, error.status, b"") from error
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        raise Unreachable(f"{url} cannot be reached ({error or type(error).__name__})") from error
+        raise Unreachable(f"{url} cannot be reached ({_why(error)})") from error
 
 
 async def call(
@@ -122,6 +123,15 @@ def problem(url: str, status: int, content: bytes) -> LinkError:
     if status == 429 or status >= 500:
         return Unreachable(text)
     return Refused(status, text)
+
+
+def _why(error: Exception) -> str:
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(cause, ssl.SSLError):
+        return f"nothing there speaks TLS as cloudd does: {(cause.reason or str(cause)).replace('_', ' ').lower()}"
+    if isinstance(cause, OSError) and cause.errno is not None and cause.errno > 0:
+        return os.strerror(cause.errno)  # asyncio's own text for it names the call that failed
+    return str(getattr(cause, "strerror", None) or cause) or type(cause).__name__
 
 
 def _certificate_error(url: str, error: Exception) -> LinkError:

@@ -215,7 +215,8 @@ class LinkService:
             try:
                 async with open_session(self._context(identity)) as session:
                     backoff = Backoff(self._timing.fetch_retry_base, self._timing.fetch_retry_cap)
-                    return await fetch_model(session, url, ref, models, progress, backoff=backoff)
+                    patience_s = self._timing.fetch_patience
+                    return await fetch_model(session, url, ref, models, progress, backoff, patience_s)
             except (IdentityError, OSError) as error:
                 raise SyncError(f"the model {ref} cannot be fetched: {error}") from error
 

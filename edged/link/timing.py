@@ -21,3 +21,4 @@ class Timing:
     renew_check: float = 3_600.0  # longest sleep before looking at the wall clock again
     fetch_retry_base: float = 1.0
     fetch_retry_cap: float = 15.0
+    fetch_patience: float = 30.0  # in which nothing of a model comes, before the fetch is given up for now

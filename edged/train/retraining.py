@@ -26,6 +26,7 @@ import numpy as np
 import onnx
 
 from edged.collab.ledger import Taught, record_taught
+from edged.link.download import check_room
 from edged.link.errors import LinkError, Refused
 from edged.store import StoreError
 from edged.train import head, retraining_rows
@@ -66,8 +67,6 @@ RATE = 250_000
 CHUNK = 1 << 17
 STALLS = 3
 """Parts of a file that may be lost on the way."""
-FREE_RESERVE = 64 << 20
-"""Bytes of the disk that a candidate leaves alone while it is fetched."""
 _MAX_RECORD = 1 << 20
 _MAX_FILES = 16
 
@@ -317,9 +316,7 @@ async def _fetch(client: Client, job: str, state: RetrainState, folder: Path, at
     """The package, whole or not at all; its files one after another."""
     if not 0 < len(state.files) <= _MAX_FILES or not state.digest.isalnum():
         raise CloudFailed(f"cloudd names {len(state.files)} files of a candidate; 1 to {_MAX_FILES} are read")
-    need = sum(one.size for one in state.files)
-    if need + FREE_RESERVE > shutil.disk_usage(folder).free:
-        raise OSError(28, f"the candidate needs {need} bytes, and {FREE_RESERVE} must stay free")
+    check_room(folder, sum(one.size for one in state.files))
     staged = folder / f".{FETCHED}-{state.digest[:16]}"
     for number, one in enumerate(state.files):
         try:

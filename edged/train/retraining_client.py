@@ -6,9 +6,6 @@ Light: a process that finds cloudd still at work ends again before it has import
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import os
-import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -18,7 +15,8 @@ from typing import TypeVar
 import aiohttp
 import msgspec
 
-from edged.link.errors import LinkError, Refused, Unreachable
+from edged.link.download import download
+from edged.link.errors import LinkError, Refused, Unreachable, WrongContent
 from edged.link.http import bounded, open_session, problem, sorted_errors
 from edgekit.identity import IdentityError, client_context
 from edgekit.messages import FileEntry
@@ -32,10 +30,8 @@ FETCHED = "package"
 FIRST_AGAIN_S, LAST_AGAIN_S = 10.0, 300.0
 """Between two questions whether cloudd has come to an end: a quarter of the time that it has had so far."""
 _REQUEST_S = 60.0
-_STALL_S = 60.0
 _CLOSE_S = 5.0
 """A goodbye must not hold up whoever says it."""
-_READ = 1 << 17
 
 T = TypeVar("T")
 
@@ -76,29 +72,12 @@ class Client:
 
     async def fetch(self, job: str, entry: FileEntry, path: Path) -> None:
         """A file of the candidate; goes on behind what an earlier try has left. Raises CloudFailed, OSError, too."""
-        partial = path.with_name(f".{path.name}.part")
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        start = min(_size(partial), entry.size)
-        headers = {"Range": f"bytes={start}-", "If-Range": f'"{entry.sha256}"'} if start else {}
-        timeout = aiohttp.ClientTimeout(total=None, connect=10.0, sock_connect=10.0, sock_read=_STALL_S)
-        place = f"{self._url}/v1/retraining/{job}/results/{entry.sha256}"
-        if start < entry.size or not entry.size:
-            with sorted_errors(self._url):
-                async with self._session.get(place, headers=headers, timeout=timeout) as response:
-                    if response.status not in (200, 206):
-                        raise problem(self._url, response.status, await bounded(response, _READ))
-                    start = start if response.status == 206 else 0
-                    with partial.open("r+b" if start else "w+b") as file:
-                        file.seek(start)
-                        async for chunk in response.content.iter_chunked(_READ):
-                            start += len(chunk)
-                            if start > entry.size:
-                                raise CloudFailed(f"a file from cloudd is longer than its {entry.size} bytes")
-                            file.write(chunk)
-                        file.truncate(start)
-            if start < entry.size:
-                raise Unreachable(f"the connection ended {entry.size - start} bytes before the end of a file")
-        _finish(partial, path, entry)
+        try:
+            await download(
+                self._session, self._url, f"/v1/retraining/{job}/results/{entry.sha256}", entry, path, patience_s=0
+            )
+        except WrongContent as error:
+            raise CloudFailed(str(error)) from None
 
     async def _ask(self, method: str, path: str, reply: type[T], body: bytes | None = None) -> T:
         data = await self._once(method, path, body)
@@ -186,24 +165,3 @@ async def close_job(scratch: Path, url: str, identity: str, forget: bool = False
 async def _with(order: TrainOrder, ask: Callable[[Client], Awaitable[T]]) -> T:
     async with connected(order.url, order.identity) as client:
         return await ask(client)
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
-
-
-def _finish(partial: Path, path: Path, entry: FileEntry) -> None:
-    """Check the hash and give the file its name. Raises CloudFailed: what was wrong is removed."""
-    hasher = hashlib.sha256()
-    partial.touch()
-    with partial.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            hasher.update(chunk)
-        os.fsync(file.fileno())
-    if hasher.hexdigest() != entry.sha256:
-        partial.unlink()
-        raise CloudFailed("a file from cloudd does not have the announced SHA-256; it was removed")
-    shutil.move(partial, path)

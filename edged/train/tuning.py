@@ -23,7 +23,7 @@ from edged.train.lessons import Lessons
 from edged.train.lineage import Recipe
 from edged.train.network import Network
 from edged.train.pace import Halted, Pace, Workplace
-from edgekit.atomic import fsync_dir
+from edgekit.atomic import whole_folder
 from edgekit.autodiff.errors import AutodiffError
 from edgekit.autodiff.forward import read_forward
 from edgekit.autodiff.interfaces import Loss
@@ -259,11 +259,8 @@ def _derive(rung: TuningRung, network: Network | DetectorNetwork, plan: Path) ->
         # The statistics of few labels of some classes are not those of the line; where all weights move, they must.
         batch_norm="train" if rung == "full" and network.normalised else "frozen",
     )
-    staged = plan.with_name(f".{plan.name}")
-    shutil.rmtree(staged, ignore_errors=True)
-    write_plan(step, staged)
-    staged.rename(plan)
-    fsync_dir(plan.parent)
+    with whole_folder(plan) as staged:
+        write_plan(step, staged)
     crash_point("train.planned")
 
 

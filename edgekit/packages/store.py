@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 from collections.abc import Iterable
@@ -56,7 +55,7 @@ def adopt(staged: Path, models: Path) -> Package:
             return present
         # The installed files no longer match their hashes (a worn flash chip): the fresh copy replaces them.
         target.rename(models / f"{_INCOMING}{secrets.token_hex(8)}")
-    _sync_tree(staged, package)
+    atomic.sync_tree(staged)
     try:
         staged.rename(target)
     except OSError:
@@ -118,20 +117,6 @@ def _copy(source: Path, staged: Path) -> None:
                     found, _ = tree.digest_file(descriptor, out.write)
                 check_digest(path, found, expected)
         (staged / MANIFEST_NAME).write_bytes(text)
-
-
-def _sync_tree(root: Path, package: Package) -> None:
-    """Everything below `root` reaches the disk before the rename gives it a name."""
-    folders = {root}
-    for path in [*package.manifest.files, MANIFEST_NAME]:
-        descriptor = os.open(root / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        folders.update((root / path).parents[: path.count("/") + 1])
-    for folder in sorted(folders, key=lambda f: len(f.parts), reverse=True):
-        atomic.fsync_dir(folder)
 
 
 def _open_or_none(root: Path) -> Package | None:

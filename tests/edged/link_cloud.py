@@ -55,6 +55,7 @@ FAST = Timing(
     renew_retry_cap=0.1,
     fetch_retry_base=0.02,
     fetch_retry_cap=0.1,
+    fetch_patience=0.3,
 )
 
 

@@ -63,8 +63,8 @@ async def test_desired_state_arrives_while_connected(cloud: Cloud, device: Devic
 async def test_a_nudge_reports_before_the_heartbeat(cloud: Cloud, device: Device) -> None:
     cloud.heartbeat_s = 60.0
     await until(lambda: cloud.sockets)
+    cloud.reports.clear()  # before it closes: the device may be back before `close` is
     await cloud.sockets[-1].close()
-    cloud.reports.clear()
     await until(lambda: len(cloud.hellos) >= 2 and cloud.reports)
     device.revision = "new"
     device.service.nudge()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -149,7 +150,7 @@ async def test_after_joining_a_rogue_at_the_same_address_sees_no_byte(cloud: Clo
         (new_token("A" * 43).text(), "https://x/path", "without a path"),
         (new_token("A" * 43).text(), "a b", "no address"),
         (new_token("A" * 43).text(), "127.0.0.1:99999", "no address"),
-        (new_token("A" * 43).text(), "127.0.0.1:1", "cannot be reached"),
+        (new_token("A" * 43).text(), "127.0.0.1:1", "cannot be reached (Connection refused)"),
         (new_token("A" * 43).text(), "", "no cloudd was found"),
     ],
 )
@@ -158,6 +159,18 @@ async def test_what_cannot_work_is_said_in_a_sentence(tmp_path: Path, token: str
     with pytest.raises(LinkError) as caught:
         await device.service.join(token, url)
     assert hint in str(caught.value)
+
+
+async def test_a_server_without_tls_is_named_as_that(tmp_path: Path) -> None:
+    async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        device = Device(tmp_path / "device")
+        with pytest.raises(LinkError, match="nothing there speaks TLS as cloudd does"):
+            await device.service.join(new_token("A" * 43).text(), f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
 
 
 async def test_a_failed_join_keeps_the_old_membership(cloud: Cloud, tmp_path: Path) -> None:
