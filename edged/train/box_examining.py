@@ -50,9 +50,7 @@ def reporting(
 ) -> DetectionSpec:
     """The candidate's `[detection]` with the score from which it reports, as the pictures that choose say.
 
-    Of the scores with which it raises no more false alarms there than the present model, the one with the best F1; the
-    nearest to the present one of several. By fewer than FEWEST boxes it would be luck, and the present one stays.
-    Raises DatasetError, Halted.
+    See `score_of`. By fewer than FEWEST boxes it would be luck, and the present one stays. Raises DatasetError, Halted.
     """
     part, spec = lessons.choose, candidate.spec
     if part.boxes < FEWEST:
@@ -71,14 +69,35 @@ def reporting(
     found = [(one, part.truths[place]) for one, place in zip(answers, kept, strict=True) if one is not None]
     before, after = ([one[row] for one, _ in found] for row in (0, 1))
     truths = [truth for _, truth in found]
-    allowed = count(before, truths, present.report, OVERLAP).false
-    chosen, best = spec.report, (-1.0, 0.0)
+    score = score_of(before, after, truths, lessons.known, present.report, spec)
+    return msgspec.structs.replace(spec, report=score)
+
+
+def score_of(
+    before: Sequence[Detections],
+    after: Sequence[Detections],
+    truths: Sequence[Truth],
+    known: int,
+    present: float,
+    spec: DetectionSpec,
+) -> float:
+    """From which score a model that finds `after` should report, so that it is no worse than one that finds `before`.
+
+    Of the scores with which it raises no more false alarms than the other, which reports from `present` on, those with
+    which it finds as many boxes of the first `known` classes, or else the most, because the judge asks for that; of
+    these the one with the best F1, and the nearest to that of `spec` of several. That of `spec` where none is left.
+    """
+    allowed = count(before, truths, present, OVERLAP).false
+    old = [Truth(one.boxes[one.labels < known], one.labels[one.labels < known]) for one in truths]
+    wanted = count(before, old, present, OVERLAP).found
+    chosen, best = spec.report, (-1, 0.0, 0.0)
     for score in (step / 20 for step in range(2, 19)):
         counts = count(after, truths, score, OVERLAP)
-        quality = (counts.f1 or 0.0, -abs(score - spec.report))
+        kept = min(wanted, count(after, old, score, OVERLAP).found)
+        quality = (kept, counts.f1 or 0.0, -abs(score - spec.report))
         if score >= spec.score_floor and counts.false <= allowed and quality > best:
             chosen, best = score, quality
-    return msgspec.structs.replace(spec, report=chosen)
+    return chosen
 
 
 def examine_boxes(
