@@ -6,6 +6,7 @@ Pure: a DashboardState goes in, HTML comes out. See edgekit.html for the frame, 
 from __future__ import annotations
 
 from cloudd.dashboard.state import DashboardState, DeviceView, ModelView, SampleView
+from cloudd.retraining.view import RetrainingView
 from edgekit.html import SCRIPT, STYLE, age, badge, bar, button, count, login, megabytes, page, table, text
 from edgekit.messages import UNSEEN, ServiceReport, Verdict
 from edgekit.messages.retraining import ENDED
@@ -115,11 +116,18 @@ def _retraining(device: DeviceView, state: DashboardState) -> str:
     lines = []
     for one in mine:
         if one.stage not in ENDED:
-            share = f" ({count(one.done)} of {count(one.total)})" if one.total else ""
+            share = f" (step {count(one.done)} of {count(one.total)})" if one.total else ""
             lines.append(f"retraining {one.service} with {count(one.pictures)} pictures: cloudd {one.text}{share}")
-    if ended := [one for one in mine if one.stage in ENDED]:
-        lines.append(f"{count(len(ended))} ended retrainings, the last one {age(state.now, ended[0].created_at)}")
+    ended = sorted((one for one in mine if one.stage in ENDED), key=_ended_at, reverse=True)
+    if ended:
+        last, more = ended[0], f"; {count(len(ended) - 1)} more before it" if len(ended) > 1 else ""
+        why = f": {last.text}" if last.stage in ("refused", "failed") and last.text else ""
+        lines.append(f"retraining of {last.service} {last.stage} {age(state.now, _ended_at(last))}{why}{more}")
     return "".join(f'<div class="soft">{text(line)}</div>' for line in lines)
+
+
+def _ended_at(one: RetrainingView) -> float:
+    return one.created_at if one.ended_at is None else one.ended_at
 
 
 def _opinion(verdict: Verdict, kind: str, about: str = "") -> str:

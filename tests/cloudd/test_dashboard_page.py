@@ -79,11 +79,25 @@ def test_what_cloudd_retrains_for_a_device_stands_in_its_row_escaped_and_in_the_
     others = msgspec.structs.replace(one, job="ef" * 16, device_id="OTHER", service="elsewhere")
     shown = msgspec.structs.replace(state(), retraining=[one, ended, others])
     html = render(shown)
-    assert "with 840 pictures: cloudd trains a larger network (40 of 100)" in html and "1 ended retrainings" in html
+    assert "with 840 pictures: cloudd trains a larger network (step 40 of 100)" in html
+    assert "done 40 s ago</div>" in html and "more before it" not in html
     assert HOSTILE not in html and "elsewhere" not in html
     lines = metrics.render(shown).splitlines()
     assert 'cloudd_retraining_jobs{stage="training"} 2' in lines and 'cloudd_retraining_jobs{stage="done"} 1' in lines
     assert "cloudd_retraining_pictures 1680" in lines
+
+
+def test_of_retrainings_that_ended_the_one_that_ended_last_is_told_with_its_reason() -> None:
+    first = RetrainingView(
+        device_id="ABCDEFG-HIJKLMN", short_id="ABCDEFG", job="ab" * 16, service="solder", stage="refused",
+        text="it has nothing to teach", done=0, total=0, pictures=840, bytes=700_000, created_at=20.0, ended_at=90.0,
+        removed=False,
+    )  # fmt: skip
+    later = msgspec.structs.replace(first, job="cd" * 16, stage="done", text="", created_at=30.0, ended_at=40.0)
+    html = render(msgspec.structs.replace(state(), retraining=[later, first]))
+    assert "retraining of solder refused 10 s ago: it has nothing to teach; 1 more before it</div>" in html
+    closed = msgspec.structs.replace(first, stage="closed", text="a newer job took its place", ended_at=None)
+    assert "retraining of solder closed 80 s ago</div>" in render(msgspec.structs.replace(state(), retraining=[closed]))
 
 
 def test_metrics_tell_how_busy_the_answer_workers_are() -> None:
