@@ -111,7 +111,7 @@ def check_pipeline(pipeline: Pipeline) -> None:
     if tiles.aggregate == "worst" and not tiles.worst:
         raise toml.TomlError(
             '"pipeline.tiles.worst" is missing',
-            'list the labels of the model, the worst first, or set pipeline.tiles.aggregate = "mean"',
+            'list the labels of the model, the worst first; a classifier may have pipeline.tiles.aggregate = "mean"',
         )
     check_labels("pipeline.tiles.worst", tiles.worst)
 
