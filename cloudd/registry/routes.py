@@ -79,7 +79,7 @@ async def send_blob(request: web.Request, blobs: Blobs, sha256: str, size: int) 
     try:
         while chunk:
             async with asyncio.timeout(_STALL_S):
-                await response.write(chunk)
+                await response.write(memoryview(chunk))  # TLS takes it in pieces, and of bytes it copies the rest
             chunk = await anext(chunks, b"")
         async with asyncio.timeout(_STALL_S):
             await response.write_eof()

@@ -51,13 +51,14 @@ class Blobs:
         try:
             return cls(from_url(url), None)
         except (BaseError, ValueError) as error:
+            reason = str(error).partition("\n")[0]  # behind it is a dump of the library's own state
             raise StorageError(
-                f"the blob store {parts.scheme}://{parts.hostname or ''} cannot be used: {error}"
+                f"the blob store {parts.scheme}://{parts.hostname or ''} cannot be used: {reason}"
             ) from None
 
-    async def put(self, data: bytes) -> str:
-        """Store bytes; returns their SHA-256 in hex."""
-        return await self._put(hashlib.sha256(data).hexdigest(), data)
+    async def put(self, data: bytes | memoryview, sha256: str = "") -> str:
+        """Store bytes; returns their SHA-256 in hex, which a caller that knows it gives."""
+        return await self._put(sha256 or hashlib.sha256(data).hexdigest(), data)
 
     @contextlib.asynccontextmanager
     async def putting(self, data: bytes) -> AsyncIterator[str]:
@@ -80,21 +81,13 @@ class Blobs:
                 size += len(chunk)
                 yield chunk
 
-        incoming = f"{_INCOMING}/{secrets.token_hex(16)}"
         with _explained("stored"):
-            try:
+            async with self._incoming() as incoming:
                 await obstore.put_async(self._store, incoming, counted())
                 sha256 = digest.hexdigest()
                 if expected is not None and sha256 != expected:
                     raise ValueError(f"the bytes have SHA-256 {sha256}, not {expected}")
-                if self._directory is not None:  # the bytes before the name
-                    await asyncio.to_thread(_fsync, self._directory / incoming)
-                await obstore.rename_async(self._store, incoming, _place(sha256), overwrite=True)
-                await self._settle(sha256)
-            except BaseException:
-                with contextlib.suppress(BaseError, FileNotFoundError):
-                    await obstore.delete_async(self._store, incoming)
-                raise
+                await self._name(incoming, sha256)
         return sha256, size
 
     async def get(self, sha256: str) -> bytes:
@@ -172,12 +165,35 @@ class Blobs:
             async for batch in obstore.list(self._store, prefix=_INCOMING):
                 await obstore.delete_async(self._store, [entry["path"] for entry in batch])
 
-    async def _put(self, sha256: str, data: bytes) -> str:
+    async def _put(self, sha256: str, data: bytes | memoryview) -> str:
         with _explained("stored"):
-            if not await self._has(sha256):
+            if await self._has(sha256):
+                await self._settle(sha256)
+            elif self._directory is None:
                 await obstore.put_async(self._store, _place(sha256), data, use_multipart=False)
-            await self._settle(sha256)
+            else:
+                async with self._incoming() as incoming:
+                    await obstore.put_async(self._store, incoming, data, use_multipart=False)
+                    await self._name(incoming, sha256)
         return sha256
+
+    @contextlib.asynccontextmanager
+    async def _incoming(self) -> AsyncIterator[str]:
+        """Where bytes come without a name; they go if they get none."""
+        incoming = f"{_INCOMING}/{secrets.token_hex(16)}"
+        try:
+            yield incoming
+        except BaseException:
+            with contextlib.suppress(BaseError, FileNotFoundError):
+                await obstore.delete_async(self._store, incoming)
+            raise
+
+    async def _name(self, incoming: str, sha256: str) -> None:
+        """What has come gets its name: the bytes are durable before it, so that a name always stands for them."""
+        if self._directory is not None:
+            await asyncio.to_thread(_fsync, self._directory / incoming)
+        await obstore.rename_async(self._store, incoming, _place(sha256), overwrite=True)
+        await self._settle(sha256)
 
     async def _has(self, sha256: str) -> bool:
         try:

@@ -20,6 +20,7 @@ from sqlalchemy.exc import IntegrityError
 
 from cloudd.answers.store import AnswerStore
 from cloudd.storage import Blobs, Rows, StorageError, migrate, references, schema
+from cloudd.storage import blobs as blobs_module
 from cloudd.storage import rows as rows_module
 from cloudd.storage.rows import sqlite_url
 
@@ -232,6 +233,22 @@ async def test_a_stream_is_stored_under_its_hash_or_not_at_all(blobs: Blobs, tmp
     assert await blobs.put_stream(chunks(*parts), expected=expected) == (expected, 6_000_000)
     assert await blobs.put_stream(chunks(*parts)) == (expected, 6_000_000)
     assert [path.name for path in (tmp_path / "blobs").rglob("*") if path.is_file()] == [expected]
+
+
+async def test_a_blob_gets_its_name_only_when_its_bytes_are_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs, name = await Blobs.open(str(tmp_path / "b")), hashlib.sha256(b"x").hexdigest()
+    seen: list[tuple[str, bool]] = []
+    real = blobs_module._fsync
+
+    def fsync(*paths: Path) -> None:
+        seen.append((paths[0].parent.name, (tmp_path / "b" / name[:2] / name).exists()))
+        real(*paths)
+
+    monkeypatch.setattr(blobs_module, "_fsync", fsync)
+    assert await blobs.put(b"x", name) == name
+    assert seen == [("incoming", False), (name[:2], True)]
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "", "A" * 64, "0" * 63, "incoming/x"])

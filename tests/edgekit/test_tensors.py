@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -30,6 +31,11 @@ def test_tensors_come_back_bit_by_bit(tensors: dict[str, np.ndarray[Any, Any]]) 
         assert back[name].dtype == tensor.dtype
         assert back[name].shape == tensor.shape
         assert back[name].tobytes() == tensor.tobytes()
+
+
+@given(st.dictionaries(st.text(min_size=1, max_size=20).filter(lambda n: n != "__metadata__"), arrays, max_size=6))
+def test_the_bytes_are_those_that_the_library_writes(tensors: dict[str, np.ndarray[Any, Any]]) -> None:
+    assert save(tensors) == safetensors.numpy.save(tensors)
 
 
 def test_views_and_foreign_byte_order_are_written_by_value() -> None:
