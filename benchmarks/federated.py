@@ -13,7 +13,7 @@ count. A federation may be shown more pictures than one site, because its device
     alone-FACTORY             from its own pictures only, judged by its own boards, if there is a defect among them
     alone                     all of these together: what there is without a federation
     federated-plain           means of updates, nothing hidden
-    federated-secagg          `secagg/1`: real state machines, every message as bytes
+    federated-secagg          `secagg/2`: real state machines, every message as bytes
     federated-secagg-dp       one round of the head alone with distributed noise, on convolutions of another product
     centralised               all pictures in one place
 

@@ -1,4 +1,4 @@
-"""A federation in one process: real strategies and real `secagg/1` state machines around sites that really train."""
+"""A federation in one process: real strategies and real `secagg/2` state machines around sites that really train."""
 
 from __future__ import annotations
 

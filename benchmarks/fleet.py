@@ -1,4 +1,4 @@
-"""Thousands of virtual devices learn together through the real state machines of `secagg/1`, on a virtual clock.
+"""Thousands of virtual devices learn together through the real state machines of `secagg/2`, on a virtual clock.
 
     python -m benchmarks.fleet [--quick] [--json FILE] [--devices N] [--rounds N] [--cohort N] [--buckets N]
                                [--dropout S] [--cheats S] [--bad-cloud S] [--seed N]

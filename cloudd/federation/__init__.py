@@ -8,6 +8,7 @@ journal     what a cohort has accepted, so that a killed cloudd goes on inside t
 vectors     uploaded vectors: files of a cohort
 cohort      one sum: masked (secure) or plain (plain); messages in, deadlines, the words out
 selection   who is invited; needs: what a job asks of a device
+pool        the devices that stand ready, and whether they are enough
 progress    the state that every device holds too
 publishing  what came of a round
 job         one running job: gather, rounds, end

@@ -16,12 +16,13 @@ from typing import TypeVar
 
 import msgspec
 
-from cloudd.federation.errors import FederationError
+from cloudd.federation.errors import DiskError, FederationError, no_room
 
 MAX_ORDER = 4 << 20
 """Bytes."""
 _PREPARE_S = 600.0
 _NICE = 10
+_FAILED, _NO_ROOM = 1, 75  # exit status; the latter is EX_TEMPFAIL of sysexits.h
 
 OrderT = TypeVar("OrderT", bound=msgspec.Struct)
 ReplyT = TypeVar("ReplyT", bound=msgspec.Struct)
@@ -33,6 +34,10 @@ class PrepareOrder(msgspec.Struct, frozen=True, kw_only=True):
     base: str  # the base's package
     definition: str  # TOML
     folder: str  # gets the train step; not there yet
+
+
+class _Failure(msgspec.Struct):
+    error: str = ""
 
 
 class Prepared(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,7 +57,10 @@ async def prepared(base: Path, definition: str, folder: Path) -> int:
 
 
 async def ask(module: str, order: msgspec.Struct, reply: type[ReplyT], seconds: float) -> ReplyT:
-    """Run a module with an order. Raises FederationError if it ends without a reply, or takes too long."""
+    """Run a module with an order.
+
+    Raises FederationError if it ends without a reply, or takes too long; DiskError if the disk had no room.
+    """
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-P",
@@ -73,6 +81,8 @@ async def ask(module: str, order: msgspec.Struct, reply: type[ReplyT], seconds: 
                 process.kill()
             await process.wait()
     try:
+        if process.returncode == _NO_ROOM:
+            raise DiskError(msgspec.json.decode(output, type=_Failure).error)
         return msgspec.json.decode(output, type=reply)
     except msgspec.DecodeError:
         raise FederationError(f"{module} ended with status {process.returncode}; the log says more") from None
@@ -91,15 +101,16 @@ def carry_out(
 ) -> int:
     """In the child: read the order, give way, and write what `work` replies; the exit status.
 
-    A refusal and a disk that does not play along become what `failed` makes of the sentence, with the status 1.
+    A refusal and a disk that does not play along become what `failed` makes of the sentence, and another status than 0.
     """
     try:
         order = msgspec.json.decode(sys.stdin.buffer.read(MAX_ORDER), type=kind)
         give_way()
         reply, status = work(order), 0
     except refusals as error:
-        reply, status = failed(str(error)), 1
+        reply, status = failed(str(error)), _FAILED
     except OSError as error:
-        reply, status = failed(f"{error.filename or 'the disk'}: {error.strerror}"), 1
+        status = _NO_ROOM if no_room(error) else _FAILED
+        reply = failed(f"{error.filename or 'the disk'}: {error.strerror}")
     sys.stdout.buffer.write(msgspec.json.encode(reply) + b"\n")
     return status

@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from cloudd.federation.errors import FederationError
+from cloudd.federation.errors import FederationError, storage_text
 from cloudd.federation.journal import CLOSE, Journal, closed_step
 from cloudd.federation.store import MAX_REFUSALS, Entry, RefusalRecord, RoundRow, StepRecord
 from cloudd.federation.vectors import Vectors
+from cloudd.web import STORAGE_ERRORS
 from edgekit.identity.device_id import format_digest, short_id
 from edgekit.messages.federation import WAIT_S, Deadlines
 from edgekit.secagg import messages
@@ -84,6 +86,8 @@ class Cohort(ABC):
         self.vectors, self.deadlines = vectors, deadlines
         self.over = ""
         """Why nothing follows any more; "" while it goes on."""
+        self.waits = ""
+        """What storage said when something could not be kept last; "" once it could again."""
         self.stopping = False
         """cloudd is about to end: nobody is held, the round goes on when it is started again."""
         self.steps: list[StepRecord] = []
@@ -142,7 +146,7 @@ class Cohort(ABC):
 
     # --- for devices ------------------------------------------------------------------------------------------------
 
-    async def upload(self, node: bytes, offset: int, data: bytes) -> int:
+    async def upload(self, node: bytes, offset: int, data: bytes | bytearray) -> int:
         """A part of a vector; returns how much is there. Raises RoundOver, FederationError, OSError."""
         self._check(node)
         return await self._settled(self._write(node, offset, data))
@@ -172,9 +176,21 @@ class Cohort(ABC):
                 )
             )
 
+    def wait_for(self, text: str) -> None:
+        """Storage keeps the round from going on (""): it does not."""
+        self.waits = text
+
+    @property
+    def hints(self) -> str:
+        """What may be behind a round that is void, to stand behind the reason; texts of devices are not for others."""
+        rules = Counter(one.rule for one in self.refusals if one.by == "device")
+        found = [f"{count} refused ({rule})" for rule, count in sorted(rules.items())]
+        found += [f"storage: {self.waits}"] if self.waits else []
+        return "".join(f"; {one}" for one in found)
+
     # --- parts ------------------------------------------------------------------------------------------------------
 
-    async def _write(self, node: bytes, offset: int, data: bytes) -> int:
+    async def _write(self, node: bytes, offset: int, data: bytes | bytearray) -> int:
         async with self._writing.setdefault(node, asyncio.Lock()):
             if self.over:
                 raise RoundOver(self.over)
@@ -200,7 +216,13 @@ class Cohort(ABC):
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return await asyncio.shield(task)
+        try:
+            found = await asyncio.shield(task)
+        except (*STORAGE_ERRORS, OSError) as error:
+            self.wait_for(storage_text(error))
+            raise
+        self.wait_for("")
+        return found
 
     async def settle(self) -> None:
         """Wait for work whose askers have gone."""

@@ -17,13 +17,13 @@ from typing import TypeVar
 from cloudd.federation import selection
 from cloudd.federation.cohort import Bell, Cohort, CohortResult, RoundOver, vector_bytes
 from cloudd.federation.definition import Definition
-from cloudd.federation.errors import FederationError
+from cloudd.federation.errors import FederationError, storage_text
 from cloudd.federation.journal import Journal
 from cloudd.federation.plain import PlainCohort
+from cloudd.federation.pool import Pool
 from cloudd.federation.progress import Progress
 from cloudd.federation.publishing import Found, Publisher
 from cloudd.federation.secure import SecureCohort
-from cloudd.federation.selection import Candidate
 from cloudd.federation.store import FederationStore, JobRow, RoundRow
 from cloudd.federation.vectors import Vectors
 from cloudd.web import STORAGE_ERRORS
@@ -47,8 +47,6 @@ from edgekit.secagg.roster import Membership
 
 log = logging.getLogger("cloudd.federation")
 
-_STANDS_S = WAIT_S + 10
-"""A device stands ready for so long after it last asked."""
 _STORAGE_S = 5.0
 _NOTED = 5
 """Refusals of the whole job that are kept of one device."""
@@ -56,13 +54,6 @@ _EVALUATIONS = 2
 """Tries of one evaluation; then the job goes on without."""
 
 T = TypeVar("T")
-
-
-@dataclass
-class _Stand:
-    standing: Standing
-    since: float
-    seen: float
 
 
 @dataclass
@@ -80,18 +71,24 @@ class JobRun:
     cohorts: dict[int, Cohort] = field(default_factory=dict)
     gathering: str = ""
     """What the job waits for, in words; "" while a round goes on."""
+    waits: str = ""
+    """What storage says, while the job waits for it."""
     over: Over | None = None
     stopping: bool = False
     bell: Bell = field(default_factory=Bell)
     _resumed: asyncio.Event = field(default_factory=asyncio.Event)
-    _stands: dict[bytes, _Stand] = field(default_factory=dict)
-    _rounds: Counter[bytes] = field(default_factory=Counter)
     _declined: Counter[bytes] = field(default_factory=Counter)
     _evaluations: Counter[int] = field(default_factory=Counter)
     _newest: PublishedRound | None = None
     """What this process has published last: most devices ask for that, all at once."""
     _void: int = 0
     _number: int = 0
+    _cramped: bool = False
+    """Whether the disk had no room for the next round when this was last tried."""
+
+    def __post_init__(self) -> None:
+        members = None if self.membership is None else len(self.membership)
+        self._pool = Pool(self.row.job, self.definition, self.progress.rules.plan, members)
 
     # --- the job's own task -----------------------------------------------------------------------------------------
 
@@ -122,42 +119,30 @@ class JobRun:
 
     async def _gather(self, kind: RoundKind) -> list[tuple[bytes, ...]]:
         """Wait until enough devices stand ready within the window; the cohorts that they form."""
-        plan, deadlines, job = self.progress.rules.plan, self.row.job.deadlines, self.row.job
-        number = selection.buckets(plan, kind)
+        plan, job = self.progress.rules.plan, self.row.job
         begun, enough_since = self.clock(), None
         while True:
             now = self.clock()
-            asked, standing = self.definition, self._candidates(now)
-            fit = selection.eligible(standing, plan, kind, self.progress.version, asked.min_samples, asked.needs)
-            opened = self.definition.window is None or self.definition.window.open(self.wall())
-            if len(fit) < job.least * number or not opened:
+            found = self._pool.look(kind, self.progress.version, now=now, wall=self.wall())
+            if not found.enough:
                 enough_since = None
             elif enough_since is None:
                 enough_since = now
-            full = len(fit) >= job.most * number or (self.membership is not None and len(fit) >= len(self.membership))
-            if enough_since is not None and (full or now - enough_since >= deadlines.settle):
-                return selection.choose(fit, plan, kind, job.most, secrets.token_bytes(32))
-            self.gathering = (
-                f"{len(fit)} devices stand ready; {job.least * number} are needed"
-                f"{f' ({held})' if (held := selection.lacking(standing, asked.min_samples, asked.needs)) else ''}"
-                if opened
-                else "the job's window is closed"
-            )
-            if now - begun >= deadlines.gather and opened:
+            if enough_since is not None and (found.full or now - enough_since >= job.deadlines.settle):
+                return selection.choose(list(found.fit), plan, kind, job.most, secrets.token_bytes(32))
+            self.gathering = found.text
+            if now - begun >= job.deadlines.gather and found.opened:
                 begun = now
-                await self._note(f"waiting since {deadlines.gather:g} s: {self.gathering}")
+                await self._note(f"waiting since {job.deadlines.gather:g} s: {self.gathering}")
             await self.bell.wait(1.0)
-
-    def _candidates(self, now: float) -> list[Candidate]:
-        for node in [node for node, one in self._stands.items() if now - one.seen > _STANDS_S]:
-            del self._stands[node]
-        return [Candidate(node, one.standing, one.since, self._rounds[node]) for node, one in self._stands.items()]
 
     # --- rounds -----------------------------------------------------------------------------------------------------
 
     async def _reopened(self) -> list[Cohort]:
         """The cohorts that were open when the last process ended."""
         rows = await self.store.rounds(self.row.id)
+        self._void = 0
+        self._evaluations.clear()
         self._number = await self.store.next_number(self.row.id)
         for row in rows:
             if row.kind == "evaluate" and row.outcome:
@@ -181,7 +166,7 @@ class JobRun:
     async def _opened(self, kind: RoundKind, chosen: Sequence[tuple[bytes, ...]]) -> list[Cohort]:
         """New cohorts, on record before anybody is invited; none if the disk has no room for them."""
         rules, policy = self.progress.rules, self.definition.policy()
-        aes = all(self._stands[node].standing.aes for nodes in chosen for node in nodes if node in self._stands)
+        aes = all(self._pool.aes(nodes) for nodes in chosen)
         rows = []
         for offset, nodes in enumerate(chosen):
             count = len(nodes)
@@ -208,17 +193,17 @@ class JobRun:
             for cohort in cohorts:
                 await asyncio.to_thread(cohort.vectors.prepare, len(cohort.invited))
         except FederationError as error:
-            if self.gathering != str(error):
-                self.gathering = str(error)
+            self.gathering = str(error)
+            if not self._cramped:
                 await self._note(self.gathering)
+            self._cramped = True
             await asyncio.sleep(_STORAGE_S)
             return []
-        self.gathering = ""
+        self.gathering, self._cramped = "", False
         await self.store.open_rounds(rows)
         self._number += len(rows)
-        for nodes in chosen:  # they stand ready again when they ask again
-            for node in nodes:
-                self._stands.pop(node, None)
+        for nodes in chosen:
+            self._pool.leave(nodes)
         crash_point("federation.opened")
         return cohorts
 
@@ -254,14 +239,10 @@ class JobRun:
             self.bell.ring()
 
     async def _held(self, cohort: Cohort) -> CohortResult | str:
-        while True:
-            try:
-                return await cohort.run()
-            except Void as void:
-                return str(void)
-            except OSError as error:  # the disk is full: the round is still whole in its journal
-                log.error("round %d of job %s: %s", cohort.row.number, self.row.id, error)
-                await asyncio.sleep(_STORAGE_S)
+        try:
+            return await self._storage(cohort.run)  # of a full disk the round is still whole in its journal
+        except Void as void:
+            return f"{void}{cohort.hints}"
 
     async def _close(self, cohorts: Sequence[Cohort], found: Found) -> None:
         """Put on record what came of a round."""
@@ -285,16 +266,19 @@ class JobRun:
                 await self._count_void(first.number, following)
                 return
             state, change = following
+            for cohort in cohorts:  # what it took is in its journal too, or never will be
+                await cohort.settle()
             self._newest = await self._storage(lambda: publisher.publish(cohorts, found, change))
+            crash_point("federation.published")
+            await asyncio.to_thread(self.progress.move, state)
+            self.bell.ring()
         finally:
             keeping.cancel()
             await asyncio.gather(keeping, return_exceptions=True)
             with contextlib.suppress(*STORAGE_ERRORS):
                 await publisher.let_go()
-        crash_point("federation.published")
-        await asyncio.to_thread(self.progress.move, state)
         for one in found.values():
-            self._rounds.update(one.survivors if isinstance(one, CohortResult) else ())
+            self._pool.count(one.survivors if isinstance(one, CohortResult) else ())
         self._void = 0
 
     async def _count_void(self, number: int, reason: str) -> None:
@@ -308,7 +292,7 @@ class JobRun:
     @property
     def standing(self) -> int:
         """Devices that stand ready."""
-        return len(self._stands)
+        return len(self._pool)
 
     def admits(self, node: bytes) -> bool:
         """Whether a device may take part."""
@@ -351,9 +335,7 @@ class JobRun:
                         config=cohort.row.config,
                         left_s=cohort.left_s,
                     )
-            known = self._stands.get(node)
-            self._stands[node] = _Stand(standing, known.since if known else now, now)
-            if known is None or known.standing != standing:
+            if self._pool.stand(node, standing, now):
                 self.bell.ring()
             if now >= until or self.stopping:
                 reason = "cloudd is stopping" if self.stopping else self.gathering
@@ -374,7 +356,7 @@ class JobRun:
         if cohort is not None:
             cohort.refuse(node, refusal.rule, refusal.text)
             return
-        self._stands.pop(node, None)
+        self._pool.leave([node])
         if self._declined[node] < _NOTED:
             self._declined[node] += 1
             await self._note(f"device {device} refuses ({refusal.rule}): {refusal.text}")
@@ -403,9 +385,16 @@ class JobRun:
 
     async def _storage(self, work: Callable[[], Awaitable[T]]) -> T:
         """What `work` gives, tried again as long as storage fails."""
+        begun, waited = self.clock(), ""
         while True:
             try:
-                return await work()
+                found = await work()
             except (*STORAGE_ERRORS, OSError) as error:
                 log.error("job %s waits for storage: %s", self.row.name, error)
+                self.waits = waited = storage_text(error)
                 await asyncio.sleep(_STORAGE_S)
+            else:
+                if waited:
+                    self.waits = ""
+                    await self._note(f"goes on after {self.clock() - begun:.0f} s; storage had said: {waited}")
+                return found

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 import msgspec
 
+from cloudd.federation.errors import storage_text
 from cloudd.federation.store import Entry, FederationStore, StepRecord
 from cloudd.web import STORAGE_ERRORS
 
@@ -54,14 +56,17 @@ class Journal:
                 await self._store.append(self._job_id, self._number, entries)
                 del self._pending[: len(entries)]
 
-    async def insist(self) -> None:
-        """Write what was noted, however long the storage takes to be there again."""
+    async def insist(self, say: Callable[[str], None]) -> None:
+        """Write what was noted, however long the storage takes to be there again; `say` hears why, or ""."""
         while True:
             try:
-                return await self.flush()
+                await self.flush()
             except STORAGE_ERRORS as error:
+                say(storage_text(error))
                 log.error("the journal of round %d of job %s waits for storage: %s", self._number, self._job_id, error)
                 await asyncio.sleep(_RETRY_S)
+            else:
+                return say("")
 
 
 def closed_step(entry: Entry) -> StepRecord:

@@ -159,6 +159,7 @@ class LedRun(JobRun):
 
     async def _reopened(self) -> list[Cohort]:
         cohorts = await super()._reopened()
+        self._attempts.clear()
         for row in await self.store.rounds(self.row.id):
             key, made = (row.kind, row.version), row.record.collected
             if made is not None and self._sum_path(made.sha256).is_file():
@@ -186,7 +187,7 @@ class LedRun(JobRun):
             await self._storage(lambda: self.store.close_round(row))
             crash_point("federation.site.collected")
             self._collected[row.kind, row.version] = _site_sum(row, made)
-            self._rounds.update(one.survivors)
+            self._pool.count(one.survivors)
             return
         await self._storage(lambda: self.store.close_round(row))
         key = row.kind, row.version
@@ -248,10 +249,7 @@ class LedRun(JobRun):
     async def lead_state(self) -> LeadState:
         """Where this job stands."""
         await self._resumed.wait()
-        stands = [one.standing for one in self._stands.values()]
-        return LeadState(
-            version=self.progress.version, standing=len(stands), samples=sum(one.samples for one in stands)
-        )
+        return LeadState(version=self.progress.version, standing=len(self._pool), samples=self._pool.samples)
 
     async def collect(self, order: LeadOrder) -> SiteSum | None:
         """The site's sum for a state of the upper job; None if it is not there within WAIT_S.

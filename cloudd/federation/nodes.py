@@ -1,4 +1,4 @@
-"""A device as the certificate names it, and as `secagg/1` does."""
+"""A device as the certificate names it, and as `secagg/2` does."""
 
 from __future__ import annotations
 

@@ -27,6 +27,7 @@ class PlainCohort(Cohort):
         self._encoding = Encoding(self.config)
         self._words = np.zeros(self._encoding.words, masks.dtype(self.config.bits))
         self._closed = False
+        self._kept: set[bytes] = set()  # whose vectors are durable, and in the journal or about to be
 
     async def run(self) -> CohortResult:
         """See Cohort."""
@@ -65,21 +66,30 @@ class PlainCohort(Cohort):
         except Refusal as refusal:
             self.note_refusal(node, "cloudd", refusal.rule, str(refusal))
             raise
-        self.bell.ring()
 
     async def _accept(self, node: bytes, sha256: str) -> None:
-        if node not in self._of(_STEP) and not self._closed:
-            await self._make_whole(node, sha256)
+        """Add a vector, then keep it: the round goes on meanwhile, and is published only when all this is done."""
+        digest = hashlib.sha256(sha256.encode()).digest()
+        writing = self._writing.setdefault(node, asyncio.Lock())
+        async with writing:
+            if node not in self._whole and node not in self._of(_STEP) and not self._closed:
+                await asyncio.to_thread(self.vectors.check, node, sha256)
+                self._whole.add(node)
         async with self._lock:
-            known, digest = self._of(_STEP).get(node), hashlib.sha256(sha256.encode()).digest()
+            known = self._of(_STEP).get(node)
             if known is None:
                 if self.over or self._closed:
                     raise RoundOver(self.over or "the round was closed without this device")
                 await asyncio.to_thread(self._checked, node)
                 self._of(_STEP)[node] = digest
-                self._journal.note(_STEP, node, digest)
             elif known != digest:
                 raise Refusal("once", "the device has sent another vector in this round")
+        self.bell.ring()
+        async with writing:
+            if node not in self._kept:
+                await asyncio.to_thread(self.vectors.sync, node)
+                self._kept.add(node)
+                self._journal.note(_STEP, node, digest)
         await self._journal.flush()
         crash_point("federation.plain.vector")
 
@@ -98,6 +108,7 @@ class PlainCohort(Cohort):
 
     def _replay_message(self, entry: Entry) -> None:
         self._add(entry.node)
+        self._kept.add(entry.node)
         self._of(_STEP)[entry.node] = entry.body
 
     def _replay_close(self, step: str) -> None:

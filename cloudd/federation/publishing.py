@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -23,8 +23,6 @@ from edgekit.federated.errors import FederatedError
 from edgekit.federated.rounds import CohortSum
 from edgekit.federated.strategy import State
 from edgekit.messages.federation import PublishedRound, PublishedSum
-
-_CHUNK = 1 << 20
 
 Found = Mapping[int, CohortResult | str]
 """Number of a cohort -> its sum, or why there is none."""
@@ -48,7 +46,7 @@ class Publisher:
             data = one.words.view(np.uint8).data
             sha256 = await asyncio.to_thread(_sha256, data)
             await self._held.enter_async_context(self.store.blobs.holding(sha256))
-            await self.store.blobs.put_stream(_chunks(data), expected=sha256)
+            await self.store.blobs.put(data, sha256)
             self._kept[number] = sha256
 
     async def let_go(self) -> None:
@@ -129,8 +127,3 @@ class Publisher:
 
 def _sha256(data: memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-async def _chunks(data: memoryview) -> AsyncIterator[bytes]:
-    for start in range(0, len(data), _CHUNK):
-        yield bytes(data[start : start + _CHUNK])

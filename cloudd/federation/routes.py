@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from aiohttp import web
 
@@ -129,11 +129,8 @@ class _Routes:
         turn: Turn
         if run is not None:
             turn = await run.next(node_of(request[DEVICE_ID]), standing)
-        elif standing.version < row.version:
-            rounds = await self._federation.store.published(row.id, standing.version, MAX_SUMS)
-            turn = Publication(rounds=tuple(rounds))
         else:
-            turn = _over(row)
+            turn = await self._ended(row, standing)
         return web.Response(body=encode_turn(turn), content_type="application/json")
 
     async def refusal(self, request: web.Request) -> web.Response:
@@ -162,20 +159,26 @@ class _Routes:
             raise HttpProblem(400, "offset: the number of bytes before this part belongs there")
         if (request.content_length or 0) > MAX_CHUNK:
             raise HttpProblem(413, f"a part has at most {MAX_CHUNK} bytes")
-        place, whole, waiting = int(offset), cohort.vectors.size, bytearray()
-        received = 0
-        async with asyncio.timeout(_CHUNK_S):
-            async for chunk in request.content.iter_any():
-                waiting += chunk
-                received += len(chunk)
-                if received > MAX_CHUNK:
-                    raise HttpProblem(413, f"a part has at most {MAX_CHUNK} bytes")
-                if len(waiting) >= _PART:
-                    await cohort.upload(node, place, bytes(waiting))
-                    place += len(waiting)
-                    waiting.clear()
-            if waiting:
-                await cohort.upload(node, place, bytes(waiting))
+        sha256 = request.query.get("sha256", "")
+        if sha256 and not (isinstance(cohort, PlainCohort) and is_sha256(sha256)):
+            raise HttpProblem(400, "sha256: the hash of a whole vector, in a round without masks, belongs there")
+        place, whole = int(offset), cohort.vectors.size
+        written: asyncio.Future[int] | None = None
+        try:
+            async with asyncio.timeout(_CHUNK_S):
+                async for part in _parts(request):
+                    if written is not None:
+                        await written
+                    written = asyncio.ensure_future(cohort.upload(node, place, part))  # while the next one comes
+                    place += len(part)
+                if written is not None:
+                    await written
+        finally:
+            if written is not None:
+                await asyncio.gather(written, return_exceptions=True)
+        if sha256 and isinstance(cohort, PlainCohort):
+            await cohort.deliver(node, sha256)
+            return json_response(Uploaded(size=whole, whole=whole, taken=True))
         return json_response(Uploaded(size=cohort.uploaded(node), whole=whole))
 
     async def uploaded(self, request: web.Request) -> web.Response:
@@ -191,6 +194,16 @@ class _Routes:
         await cohort.deliver(node_of(request[DEVICE_ID]), update.sha256)
         return web.Response(status=204)
 
+    async def _ended(self, row: JobRow, standing: Standing) -> Turn:
+        """What is left to do in a job that this process does not run."""
+        store = self._federation.store
+        row = await store.job(row.id) or row  # it may have ended a moment ago
+        if standing.version < row.version:
+            return Publication(rounds=tuple(await store.published(row.id, standing.version, MAX_SUMS)))
+        if row.status == "running" or row.status == "packing":
+            raise HttpProblem(503, "the job waits for room on the disk", _STORAGE_RETRY_S)
+        return Over(outcome=row.status, reason=row.reason, version=row.version)
+
     async def _row(self, request: web.Request) -> JobRow:
         row = await self._federation.admitted(request.match_info["job"], node_of(request[DEVICE_ID]))
         if row is None:
@@ -200,6 +213,8 @@ class _Routes:
     async def _run(self, request: web.Request) -> JobRun:
         row = await self._row(request)
         run = self._federation.runs.get(row.id)
+        if run is None and row.status in ("running", "packing"):
+            raise HttpProblem(503, "the job waits for room on the disk", _STORAGE_RETRY_S)
         if run is None:
             raise HttpProblem(410, f"the job has ended ({row.status})")
         return run
@@ -208,6 +223,16 @@ class _Routes:
         return await (await self._run(request)).cohort(int(request.match_info["number"]))
 
 
-def _over(row: JobRow) -> Over:
-    outcome = row.status if row.status in ("finished", "stopped", "failed") else "finished"
-    return Over(outcome=outcome, reason=row.reason, version=row.version)
+async def _parts(request: web.Request) -> AsyncIterator[bytearray]:
+    """The body in parts of about _PART. Raises HttpProblem for one of more than MAX_CHUNK."""
+    received, part = 0, bytearray()
+    async for chunk in request.content.iter_any():
+        received += len(chunk)
+        if received > MAX_CHUNK:
+            raise HttpProblem(413, f"a part has at most {MAX_CHUNK} bytes")
+        part += chunk
+        if len(part) >= _PART:
+            yield part
+            part = bytearray()
+    if part:
+        yield part

@@ -1,4 +1,4 @@
-"""A cohort under `secagg/1`: the server's state machine with its journal, its deadlines and its answers."""
+"""A cohort under `secagg/2`: the server's state machine with its journal, its deadlines and its answers."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class SecureCohort(Cohort):
             record = self._step(step, len(self._of(step)))
             self._journal.close(record)
             crash_point(f"federation.{step}.closing")
-            await self._journal.insist()
+            await self._journal.insist(self.wait_for)
             crash_point(f"federation.{step}.closed")
             self.steps.append(record)
             self._shown = self._round.phase

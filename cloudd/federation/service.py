@@ -8,9 +8,9 @@ import logging
 import secrets
 import shutil
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -20,7 +20,7 @@ from cloudd.federation import definition as definitions
 from cloudd.federation.child import prepared
 from cloudd.federation.cohort import Bell
 from cloudd.federation.definition import Definition
-from cloudd.federation.errors import FederationError
+from cloudd.federation.errors import DiskError, FederationError, storage_text
 from cloudd.federation.job import JobRun
 from cloudd.federation.led import LedRun
 from cloudd.federation.nodes import node_of
@@ -46,6 +46,8 @@ KEPT_S = 30 * 86_400.0
 """An ended job's files and sums stay so long, for devices that were away."""
 _MOST_RUNNING = 64
 _RETRY_S = 30.0
+_STORAGE = (*STORAGE_ERRORS, OSError, DiskError)
+_UNUSABLE = (FederationError, FederatedError, AutodiffError, Refusal)
 _ENDED: tuple[Status, ...] = ("finished", "stopped", "failed")
 
 
@@ -80,18 +82,25 @@ class Federation:
         self.runs: dict[str, JobRun] = {}
         self.changed = Bell()
         """Rings when the set of running jobs has changed."""
+        self.waiting: dict[str, str] = {}
+        """Jobs that wait for storage to be taken up, or to end, and what it says."""
         self.stopping = False
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._members: dict[str, Membership | None] = {}
 
     async def open(self) -> None:
-        """Take up what was running when the last process ended. A job that cannot go on is failed, not cloudd."""
+        """Take up what was running when the last process ended. A job that cannot go on is failed, not cloudd.
+
+        One that the disk has no room for at the moment is taken up as soon as it has.
+        """
         await asyncio.to_thread(self.folder.mkdir, mode=0o700, parents=True, exist_ok=True)
         await self._forget_old()
         for row in await self.store.jobs("running", "packing"):
             try:
                 await self._take_up(row)
-            except (FederationError, FederatedError, AutodiffError, Refusal) as error:
+            except _STORAGE as error:
+                self._work_on(row, self._take_up_later(row, error))
+            except _UNUSABLE as error:
                 await self._end(row, "failed", str(error))
 
     async def close(self) -> None:
@@ -134,13 +143,17 @@ class Federation:
             row = await self._add(request, definition, plan, base, staged, labels)
         except (FederatedError, AutodiffError) as error:
             raise FederationError(str(error)) from None
+        except OSError as error:
+            raise FederationError(f"the job cannot begin: {storage_text(error)}") from None
         finally:
             await asyncio.to_thread(shutil.rmtree, staged, ignore_errors=True)
-        await self.store.note(row.id, f"started on {base.ref}, {definition.rounds} rounds")
         crash_point("federation.started")
         try:
+            await self.store.note(row.id, f"started on {base.ref}, {definition.rounds} rounds")
             await self._take_up(row)
-        except (FederatedError, AutodiffError, OSError) as error:
+        except _STORAGE as error:  # it is on record: it begins when there is room
+            self._work_on(row, self._take_up_later(row, error))
+        except (FederatedError, AutodiffError) as error:
             await self._end(row, "failed", str(error))
             raise FederationError(f"the job cannot begin: {error}") from None
         return row
@@ -210,7 +223,12 @@ class Federation:
         if row.status in _ENDED:
             raise FederationError(f"the job {row.name} has ended already ({row.status})")
         await self._cancel(row.id)
-        await self._end(row, "stopped", "stopped by a person")
+        try:
+            await self._end(row, "stopped", "stopped by a person")
+        except STORAGE_ERRORS as error:  # it goes on until it can be stopped
+            run = self.runs.get(row.id)
+            self._work_on(row, self._live(run) if run is not None else self._take_up_later(row, error))
+            raise
         return await self.find(row.id)
 
     # --- for devices ------------------------------------------------------------------------------------------------
@@ -273,8 +291,28 @@ class Federation:
             else LedRun(*parts, wall=self._wall, leader=node_of(row.job.leader))
         )
         self.runs[row.id] = run
-        self._tasks[row.id] = asyncio.create_task(self._live(run), name=f"job {row.name}")
+        self.waiting.pop(row.id, None)
+        self._work_on(row, self._live(run))
         self.changed.ring()
+
+    def _work_on(self, row: JobRow, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks[row.id] = asyncio.create_task(work, name=f"job {row.name}")
+
+    async def _take_up_later(self, row: JobRow, error: Exception) -> None:
+        """Try again until the disk has room."""
+        while True:
+            log.error("job %s waits for storage: %s", row.name, error)
+            self.waiting[row.id] = storage_text(error)
+            await asyncio.sleep(_RETRY_S)
+            try:
+                await self._take_up(row)
+            except _STORAGE as again:
+                error = again
+            except _UNUSABLE as unusable:
+                await self._insist(row, "failed", str(unusable))
+                return
+            else:
+                return
 
     async def _live(self, run: JobRun) -> None:
         """One job to its end. A bug in it ends this job, no other and not cloudd."""
@@ -282,28 +320,38 @@ class Federation:
             if run.row.status == "running":
                 await run.run()
                 run.finish(Over(outcome="finished", version=run.progress.version))
-                await self._insist(run, "packing")
+                await self._insist(run.row, "packing")
                 crash_point("federation.packing")
             else:
                 run.finish(Over(outcome="finished", version=run.progress.version))
-            result = await packing.pack(run, self.registry)
-            await self._insist(run, "finished", "", result)
+            await self._insist(run.row, "finished", "", await self._packed(run))
         except asyncio.CancelledError:
             raise
         except FederationError as error:
-            await self._insist(run, "failed", str(error))
+            await self._insist(run.row, "failed", str(error))
         except Exception as error:
             log.exception("job %s", run.row.name)
-            await self._insist(run, "failed", f"an internal error: {type(error).__name__}; the log says more")
+            await self._insist(run.row, "failed", f"an internal error: {type(error).__name__}; the log says more")
 
-    async def _insist(self, run: JobRun, status: Status, reason: str = "", result: str = "") -> None:
+    async def _packed(self, run: JobRun) -> str:
+        """The merged model, name@version, however long the disk has no room for it. Raises FederationError."""
+        while True:
+            try:
+                return await packing.pack(run, self.registry)
+            except _STORAGE as error:
+                log.error("job %s waits for storage: %s", run.row.name, error)
+                run.waits = storage_text(error)
+                await asyncio.sleep(_RETRY_S)
+
+    async def _insist(self, row: JobRow, status: Status, reason: str = "", result: str = "") -> None:
         while True:
             try:
                 if status == "packing":
-                    return await self.store.set_status(run.row.id, status)
-                return await self._end(run.row, status, reason, result)
+                    return await self.store.set_status(row.id, status)
+                return await self._end(row, status, reason, result)
             except STORAGE_ERRORS as error:
-                log.error("job %s waits for storage: %s", run.row.name, error)
+                log.error("job %s waits for storage: %s", row.name, error)
+                self.waiting[row.id] = storage_text(error)
                 await asyncio.sleep(_RETRY_S)
 
     async def _end(self, row: JobRow, status: Status, reason: str, result: str = "") -> None:
@@ -314,6 +362,7 @@ class Federation:
         await self.store.set_status(row.id, status, reason, result)
         await self.store.note(row.id, f"{status}{f': {reason}' if reason else ''}{f', {result}' if result else ''}")
         run = self.runs.pop(row.id, None)
+        self.waiting.pop(row.id, None)
         self._tasks.pop(row.id, None)
         self._members.pop(row.id, None)
         if run is not None:

@@ -41,8 +41,8 @@ class Vectors:
         needed, free = (count + 1) * self.size + RESERVE, shutil.disk_usage(self.folder).free
         if free < needed:
             raise FederationError(
-                f"{needed / 1e9:.1f} GB of disk are needed for {count} vectors at {self.folder}; {free / 1e9:.1f} GB "
-                "are free"
+                f"{needed / 1e6:.0f} MB of disk are needed for {count} vectors at {self.folder}, with what is left "
+                f"free; {free / 1e6:.0f} MB are free"
             )
 
     def received(self, node: bytes) -> int:
@@ -52,7 +52,7 @@ class Vectors:
         except FileNotFoundError:
             return 0
 
-    def write(self, node: bytes, offset: int, data: bytes) -> int:
+    def write(self, node: bytes, offset: int, data: bytes | bytearray) -> int:
         """Append a part; returns the bytes that are there. Raises WrongOffset, OSError.
 
         A part that was received already changes nothing, so that it can be sent again.
@@ -74,20 +74,28 @@ class Vectors:
 
     def settle(self, node: bytes, sha256: str) -> None:
         """Make a whole vector durable. Raises FederationError, and forgets it, unless it has this hash; OSError."""
-        path = self._path(node)
+        self.check(node, sha256)
+        self.sync(node)
+
+    def check(self, node: bytes, sha256: str) -> None:
+        """Raises as `settle` does; it is not durable yet."""
         have = self.received(node)
         if have < self.size:
             raise WrongOffset(f"the upload has {have} of {self.size} bytes")
         digest, hashed = self._hashed.pop(node, (None, 0))
-        with path.open("rb") as file:
-            if hashed != have:
-                digest = hashlib.sha256()
+        if hashed != have:
+            digest = hashlib.sha256()
+            with self._path(node).open("rb") as file:
                 while block := file.read(_READ):
                     digest.update(block)
-            os.fsync(file.fileno())
         if digest.hexdigest() != sha256:
             self.forget(node)
             raise FederationError("the vector does not have the SHA-256 that was announced; upload it again")
+
+    def sync(self, node: bytes) -> None:
+        """Make a checked vector durable. Raises OSError."""
+        with self._path(node).open("rb") as file:
+            os.fsync(file.fileno())
         atomic.fsync_dir(self.folder)
 
     def forget(self, node: bytes) -> None:
@@ -96,7 +104,7 @@ class Vectors:
         self._path(node).unlink(missing_ok=True)
 
     def read(self, node: bytes, bits: int) -> Words:
-        """A settled vector. Raises OSError."""
+        """A checked vector. Raises OSError."""
         return np.fromfile(self._path(node), masks.dtype(bits))
 
     def keep_sum(self, words: Words) -> None:

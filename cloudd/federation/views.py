@@ -96,6 +96,11 @@ def _job(federation: Federation, row: JobRow) -> JobView:
         doing = "the merged model is being packed"
     if run is not None and row.status == "running":
         doing = "; ".join(_doing(one) for one in run.cohorts.values()) or run.gathering or "beginning"
+    waits = {federation.waiting.get(row.id, "")}
+    if run is not None:
+        waits |= {run.waits, *(one.waits for one in run.cohorts.values())}
+    if any(waits):
+        doing = f"{doing}; waiting for storage: {', '.join(sorted(filter(None, waits)))}"
     return JobView(
         id=row.id,
         name=row.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,16 @@ def _power(host: Host) -> tuple[Literal["mains", "battery", "unknown"], float | 
     if online or not any(text(host, f"{supply}/status") == "Discharging" for supply in batteries):
         return "mains", charge
     return "battery", charge
+
+
+@functools.cache
+def has_aes(path: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the processor has AES instructions, as the kernel says."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        for line in file.read(65_536).splitlines():
+            if line.split(b":")[0].strip().lower() in (b"flags", b"features"):
+                return b"aes" in line.split()
+    return False
 
 
 def write_health(folder: Path, level: Level) -> None:

@@ -7,14 +7,12 @@ Everything is kept before it matters: `run` may be cancelled, and the process ki
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import msgspec
 
@@ -23,7 +21,7 @@ from edged.federation.book import Book
 from edged.federation.chain import Chain
 from edged.federation.cloud import Cloud, Rejected, RoundOver
 from edged.federation.files import JobFolder
-from edged.federation.machine import Told
+from edged.federation.machine import Told, has_aes
 from edged.federation.notes import JobNote, Level, Stage
 from edged.federation.opening import Rosters, admit, fetch_files, is_there, open_job, plan_of
 from edged.federation.settings import Federation
@@ -45,6 +43,7 @@ from edgekit.messages.federation import (
     PublishedSum,
     RoundKind,
     Standing,
+    Turn,
 )
 from edgekit.secagg.audit import Outcome
 from edgekit.secagg.errors import Refusal
@@ -99,6 +98,7 @@ class Participant:
         self._leaves = False  # of a head: this device takes its sums out
         self._said_all = -1  # number of the round in which this device has said its last word
         self._told: set[int] = set()  # numbers of rounds that cloudd knows this device has left
+        self._unwritten: Callable[[], Awaitable[None]] | None = None  # writes what the last sum has changed
         self._job: FederatedJob
         self._rosters: Rosters
         self._updates: Updates
@@ -164,8 +164,9 @@ class Participant:
     async def _take_part(self) -> Over:
         while True:
             if self.shared.rules.plan.max_age:  # asynchronous: the update comes first, the round when enough have one
+                await self._written()
                 await self._updates.result()
-            turn = await self._cloud.next(self._id, self._standing())
+            turn = await self._asked()
             if isinstance(turn, Invitation):
                 await self._sit(turn)
             elif isinstance(turn, Publication):
@@ -183,6 +184,22 @@ class Participant:
                 else:
                     self._change("judging" if whole else "stopped", turn.reason)
                 return turn
+
+    async def _asked(self) -> Turn:
+        """What cloudd wants of this device; what the last sum left to be written is written meanwhile."""
+        writing = asyncio.ensure_future(self._written())
+        try:
+            turn = await self._cloud.next(self._id, self._standing())
+        finally:  # a thread does not end when its task is cancelled
+            await asyncio.wait([writing])
+        writing.result()
+        return turn
+
+    async def _written(self) -> None:
+        """All that the last sum changed is on the disk. Raises OSError."""
+        work, self._unwritten = self._unwritten, None
+        if work is not None:
+            await work()
 
     def _standing(self) -> Standing:
         samples, told = self._updates.samples, self._tell()
@@ -309,7 +326,8 @@ class Participant:
             await self._apply(published)
 
     async def _apply(self, published: PublishedRound) -> None:
-        files = await self._fetch(published)
+        await self._written()
+        words_of = await self._fetch(published)
         sitting = self._kept_sitting()
         own: PublishedSum | None = None
         learned = sitting is not None and sitting.seat.kind == "learn"
@@ -318,7 +336,7 @@ class Participant:
         if sitting is not None and learned and self._job.upper is None:
             own = next((one for one in published.sums if one.number == sitting.seat.number), None)
         if own is not None and sitting is not None:
-            _check_own(own, sitting.seat)
+            sitting.seat.check_sum(own)
         counted = handed_on or (own is not None and sitting is not None and sitting.counted)
         if own is not None and self.shared.rules.head is not None:  # it says who is in it, for those who did not vote
             counted = counted or self._identity.node in own.nodes
@@ -327,32 +345,34 @@ class Participant:
         if result is not None:
             memory = self.shared.contribution(result).memory
 
-        def words_of(one: PublishedSum, config: RoundConfig) -> Words:
-            return read_words(files[one.sha256].read_bytes(), config)
+        def write() -> None:
+            asynchronous = self.shared.rules.plan.max_age > 0
+            if sitting is not None:  # on record before the state moves: afterwards nothing tells how the round ended
+                sitting.record(outcome, self._chain, self._wall())
+            if counted and asynchronous:  # before the state moves: an update that stayed could be contributed once more
+                self._updates.forget()
+            crash_point("fl.apply")
+            if self.shared.rules.head is not None and (result is not None or not counted):
+                sums.keep(self.shared, self._folder, memory)  # else it cannot know any more
+            self.shared.keep(memory)
+            crash_point("fl.applied")
+            if sitting is not None:
+                self._end_seat(sitting, sitting.seat.number, outcome)
+            if not asynchronous:
+                self._updates.forget(durable=False)
+            shutil.rmtree(self._folder.path / _SUMS, ignore_errors=True)
 
-        await asyncio.to_thread(self.shared.apply, published, words_of)
+        async def written() -> None:
+            await asyncio.to_thread(write)
+            done = (self._note.contributed if self._note is not None else 0) + counted
+            self._change("waiting", f"version {published.version}", version=published.version, contributed=done)
+
         outcome: Outcome = "summed" if own is not None or handed_on else "void"
-        if sitting is not None:  # on record before the state moves: afterwards nothing tells how the round ended
-            sitting.record(outcome, self._chain, self._wall())
-        asynchronous = self.shared.rules.plan.max_age > 0
-        if counted and asynchronous:  # before the state moves: an update that stayed could be contributed once more
-            self._updates.forget()
-        crash_point("fl.apply")
-        if self.shared.rules.head is not None and (result is not None or not counted):  # else it cannot know any more
-            await asyncio.to_thread(sums.keep, self.shared, self._folder, memory)
-        await asyncio.to_thread(self.shared.keep, memory)
-        crash_point("fl.applied")
-        if sitting is not None:
-            self._end_seat(sitting, sitting.seat.number, outcome)
-        if not asynchronous:
-            self._updates.forget(durable=False)
-        shutil.rmtree(self._folder.path / _SUMS, ignore_errors=True)
-        done = (self._note.contributed if self._note is not None else 0) + counted
-        self._change("waiting", f"version {published.version}", version=published.version, contributed=done)
+        await asyncio.to_thread(self.shared.apply, published, words_of)
+        self._unwritten = written
 
-    async def _fetch(self, published: PublishedRound) -> dict[str, Path]:
-        rules = self.shared.moving
-        size = (rules.numbers("learn").parameters + 2) * rules.room.bits // 8
+    async def _fetch(self, published: PublishedRound) -> Callable[[PublishedSum, RoundConfig], Words]:
+        size = self.shared.sum_size
         files = {one.sha256: self._folder.path / _SUMS / one.sha256 for one in published.sums}
         for one in published.sums:
             if one.size != size:
@@ -360,7 +380,7 @@ class Participant:
             entry = FileEntry(path=one.sha256, sha256=one.sha256, size=one.size)
             if not is_there(entry, files[one.sha256]):
                 await self._cloud.fetch(self._id, entry, files[one.sha256], durable=False)
-        return files
+        return lambda one, config: read_words(files[one.sha256].read_bytes(), config)
 
     def _change(self, stage: Stage, text: str, level: Level = "info", **changes: int) -> None:
         if self._note is None:
@@ -370,23 +390,6 @@ class Participant:
             self._note = note
             self._book.note(note, (level, text) if level != "info" or changes else None)
             self._say(note)
-
-
-def has_aes(path: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the processor has AES instructions, as the kernel says."""
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        for line in file.read(65_536).splitlines():
-            if line.split(b":")[0].strip().lower() in (b"flags", b"features"):
-                return b"aes" in line.split()
-    return False
-
-
-def _check_own(own: PublishedSum, seat: Seat) -> None:
-    """Raises Refusal if the sum of a round that this device sat in is said to be another one."""
-    if own.config != seat.config:
-        raise Refusal("binding", "the sum is said to be of another configuration than the round's")
-    if seat.survivors and own.survivors != seat.survivors:
-        raise Refusal("binding", f"the sum is said to be of {own.survivors} devices; {seat.survivors} were signed")
 
 
 def _courtesy(refusal: Refusal, number: int | None) -> DeviceRefusal:

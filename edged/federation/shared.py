@@ -54,6 +54,11 @@ class Shared:
         """The rules whose sums move the state: of a site's job those of the upper job. Raises FederatedError."""
         return moving_rules(self.rules)
 
+    @property
+    def sum_size(self) -> int:
+        """Bytes of a published sum."""
+        return (self.moving.numbers("learn").parameters + 2) * self.moving.room.bits // 8
+
     def digest(self) -> bytes:
         """What binds the state and the whole job to a round."""
         if self._digest is None or self._digest[0] is not self.state:

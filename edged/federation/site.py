@@ -115,13 +115,9 @@ class UpperCloud:
         """See Cloud."""
         return await self._cloud.step(self._job, number, message, sha256)
 
-    async def upload(self, job: str, number: int, path: Path) -> None:
+    async def upload(self, job: str, number: int, path: Path, plain: str = "") -> None:
         """See Cloud."""
-        await self._cloud.upload(self._job, number, path)
-
-    async def plain(self, job: str, number: int, sha256: str) -> None:
-        """See Cloud."""
-        await self._cloud.plain(self._job, number, sha256)
+        await self._cloud.upload(self._job, number, path, plain)
 
 
 class Site:

@@ -21,7 +21,7 @@ from edged.federation.cloud import Cloud
 from edged.federation.files import JobFolder
 from edgekit.faults import crash_point
 from edgekit.federated.layout import Vector
-from edgekit.messages.federation import Invitation, RoundKind
+from edgekit.messages.federation import Invitation, PublishedSum, RoundKind
 from edgekit.secagg import audit, bitmap, fixedpoint, messages
 from edgekit.secagg.audit import Left, Outcome, Record, RefusalRecord, Step
 from edgekit.secagg.client import ClientRound
@@ -91,6 +91,13 @@ class Seat(msgspec.Struct, frozen=True, kw_only=True):
     """Of the masked words in `vector.bin`."""
     survivors: int = 0
     """Devices in the sum, this one among them, as it has signed; 0: it came to no vote."""
+
+    def check_sum(self, own: PublishedSum) -> None:
+        """Raises Refusal if the sum of the round is said to be another one."""
+        if own.config != self.config:
+            raise Refusal("binding", "the sum is said to be of another configuration than the round's")
+        if self.survivors and own.survivors != self.survivors:
+            raise Refusal("binding", f"the sum is said to be of {own.survivors} devices; {self.survivors} were signed")
 
 
 class Sitting:
@@ -231,8 +238,7 @@ class Sitting:
             words = fixedpoint.encode(vector, weight, fixedpoint.Encoding(self.config), secrets.token_bytes)
             self._keep_vector(words.view(np.uint8).data)
             crash_point("fl.saved")
-        await self._cloud.upload(self._job, self.seat.number, self._folder.vector)
-        await self._cloud.plain(self._job, self.seat.number, self.seat.sha256)
+        await self._cloud.upload(self._job, self.seat.number, self._folder.vector, plain=self.seat.sha256)
 
     # --- keeping ----------------------------------------------------------------------------------------------------
 

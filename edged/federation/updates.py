@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import time
 from typing import Protocol
 
 import msgspec
@@ -28,6 +29,8 @@ from edgekit.secagg.errors import Refusal
 from edgekit.secagg.messages import RoundConfig
 
 UPDATE = "update"
+DEAR_S = 1.0
+"""A training that takes less is done again after a restart, rather than kept after each."""
 _UNBOUNDED = 1e3
 """The epsilon of a device that keeps no budget: what was spent is still counted, for people."""
 
@@ -68,6 +71,7 @@ class _Update(msgspec.Struct, frozen=True, kw_only=True):
     samples: int
     steps: int
     learning_rate: float
+    effective: float = 0.0
 
 
 class Updates:
@@ -128,6 +132,7 @@ class Updates:
             samples=header.samples,
             steps=header.steps,
             learning_rate=header.learning_rate,
+            effective=header.effective,
             age=self._shared.state.version - header.version,
         )
 
@@ -169,6 +174,7 @@ class Updates:
 
     def _train(self, state: State, digest: bytes, term: LocalTerm) -> None:
         """In a thread."""
+        begun = time.monotonic()
         result = self._source.train(state, term, state.version)
         header = _Update(
             version=state.version,
@@ -176,9 +182,11 @@ class Updates:
             samples=result.samples,
             steps=result.steps,
             learning_rate=result.learning_rate,
+            effective=result.effective,
         )
         # A power cut costs the training; only what the device is to remember of it must not be lost once it was sent.
-        self._folder.write(UPDATE, header, {"delta": result.delta}, durable=self._shared.remembers)
+        if self._shared.remembers or time.monotonic() - begun >= DEAR_S:
+            self._folder.write(UPDATE, header, {"delta": result.delta}, durable=self._shared.remembers)
         self._newest = header, result.delta
         crash_point("fl.trained")
 

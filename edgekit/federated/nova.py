@@ -71,14 +71,29 @@ class NovaStrategy:
     def contribution(self, state: State, result: LocalResult, memory: None = None) -> Contribution[None]:
         """See Strategy."""
         settings = self.settings
+        if result.effective:
+            return self._of_site(result)
         if not 1 <= result.steps <= settings.most_steps:
             raise FederatedError(f"{result.steps} local steps; 1 to {settings.most_steps} are allowed (most_steps)")
         steps = effective_steps(result.steps, result.learning_rate, settings.momentum, settings.proximal)
         delta = clipped(finite(result.delta, self.layout.size), settings.clip)
         scale = (discount(result.age) if result.age else 1.0) / max(1.0, steps)
-        counted = max(1.0, steps) / self._most * settings.clip
-        vector = np.append(delta * np.float32(scale), np.float32(counted))
-        return Contribution(vector, settings.weighting.of(result.samples))
+        return Contribution(self._vector(delta * np.float32(scale), steps), settings.weighting.of(result.samples))
+
+    def site(self, mean: Vector) -> tuple[Vector, float]:
+        """What the mean of the vectors of a site's devices holds: mean d_i / a_i and mean a_i, which is 1 at least."""
+        found = finite(mean, self.layout.size + 1)
+        return found[:-1], min(max(1.0, float(found[-1]) * self._most / self.settings.clip), self._most)
+
+    def _of_site(self, result: LocalResult) -> Contribution[None]:
+        """Both means are linear, so a site's vector is what its devices' are: it is not divided again."""
+        if not 1 <= result.effective <= self._most:
+            raise FederatedError(f"{result.effective:g} effective steps; 1 to {self._most:g} are possible (most_steps)")
+        delta = clipped(finite(result.delta, self.layout.size), self.settings.clip)
+        return Contribution(self._vector(delta, result.effective), self.settings.weighting.of(result.samples))
+
+    def _vector(self, scaled: Vector, steps: float) -> Vector:
+        return np.append(scaled, np.float32(max(1.0, steps) / self._most * self.settings.clip))
 
     def apply(self, state: State, aggregate: Aggregate) -> State:
         """See Strategy."""

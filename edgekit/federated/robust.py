@@ -22,7 +22,7 @@ from edgekit.federated.layout import Vector
 from edgekit.federated.sums import Mean
 
 MIN_BUCKET = 3
-"""Devices: the smallest cohort of secagg/1."""
+"""Devices: the smallest cohort of secagg/2."""
 _BLOCK = 1 << 16  # coordinates at a time, so that sorting takes no second copy of all buckets
 
 

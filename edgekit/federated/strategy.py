@@ -86,6 +86,8 @@ class LocalResult:
     steps: int  # of the local optimiser
     learning_rate: float  # of the local optimiser, mean over the steps
     age: int = 0  # rounds that were published since `before` (asynchronous rounds only)
+    effective: float = 0.0
+    """Of a site with FedNova: the mean a_i of its devices, and `delta` is the mean of d_i / a_i. 0: it is a device."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ leader's update in the upper job is the mean of that sum:
     devices --masked sum--> site --mean, weight--> masked sum of sites --> the next state of everybody
 
 With the weights of the plan in both tiers, sum_s W_s mean_s / sum_s W_s is the mean over all devices, as in one tier;
-with weights of 1, all sites count the same.
+with weights of 1, all sites count the same. The same holds of FedNova's vector, mean d_i / a_i beside mean a_i.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from edgekit.federated import evaluation
 from edgekit.federated.averaging import Adaptive, FedAvg, FedAvgM
 from edgekit.federated.errors import FederatedError
 from edgekit.federated.evaluation import Figures
+from edgekit.federated.head_jobs import OneRoundHead
+from edgekit.federated.nova import FedNova, NovaStrategy
 from edgekit.federated.plan import Plan
 from edgekit.federated.rounds import CohortSum, JobRules
 from edgekit.federated.strategy import LocalResult, State
@@ -35,10 +37,11 @@ def site_plan(upper: Plan) -> Plan:
 
     Raises FederatedError for an upper plan that cannot go through two tiers.
     """
-    if not isinstance(upper.strategy, FedAvg | FedAvgM | Adaptive):
+    if not isinstance(upper.strategy, FedAvg | FedAvgM | Adaptive | FedNova):
+        kept = "a head" if isinstance(upper.strategy, OneRoundHead) else type(upper.strategy).__name__.lower()
         raise FederatedError(
-            f"the strategy {type(upper.strategy).__name__.lower()} keeps or counts something of each single device; "
-            "through two tiers go fedavg, fedavgm and adaptive"
+            f"with {kept} a device keeps what it has in a sum, and no published sum of sites tells it whether that is "
+            "in there; through two tiers go fedavg, fedavgm, adaptive and fednova"
         )
     if upper.max_age:
         raise FederatedError("an asynchronous job (max_age) has one tier: a site's sum belongs to one state")
@@ -90,13 +93,21 @@ def site_result(rules: JobRules, state: State, total: CohortSum) -> LocalResult:
     Raises FederatedError for a sum that cannot be one of this job's rounds.
     """
     strategy = rules.plan.strategy
-    if not isinstance(strategy, FedAvg | FedAvgM | Adaptive):
+    if not isinstance(strategy, FedAvg | FedAvgM | Adaptive | FedNova):
         raise FederatedError("a site's job has another strategy than can go through two tiers")
     found = Sum.of_words(total.words, total.survivors, total.config)
-    mean = found.mean
+    mean, effective = found.mean, 0.0
+    if isinstance(rules.strategy, NovaStrategy):
+        mean, effective = rules.strategy.site(mean)
     if mean.shape != state.model.shape:
         raise FederatedError(f"the site's sum has {mean.size} values; the model has {state.model.size}")
-    return LocalResult(delta=mean, samples=found.weight * strategy.weighting.samples, steps=1, learning_rate=0.0)
+    return LocalResult(
+        delta=mean,
+        samples=found.weight * strategy.weighting.samples,
+        steps=1,
+        learning_rate=0.0,
+        effective=effective,
+    )
 
 
 def site_figures(rules: JobRules, total: CohortSum) -> Figures:

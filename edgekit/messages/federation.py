@@ -11,7 +11,8 @@ that node. Every request may be sent again with the same bytes: that is how a de
 
     POST /v1/federation/jobs/JOB/rounds/N       a secagg message -> 200 and the next one for this device,
                                                 202: not yet, send the same again; 204: nothing follows
-    PUT  /v1/federation/jobs/JOB/rounds/N/vector?offset=BYTES   a part of the masked words -> Uploaded
+    PUT  /v1/federation/jobs/JOB/rounds/N/vector?offset=BYTES   a part of the masked words -> Uploaded; with
+                                                &sha256=HEX the last part of a plain round's, which PlainUpdate follows
     GET  /v1/federation/jobs/JOB/rounds/N/vector                Uploaded: where to go on
     POST /v1/federation/jobs/JOB/rounds/N/plain                 PlainUpdate -> 204; only of a job that is not secure
 
@@ -264,6 +265,8 @@ class Uploaded(Message, frozen=True, kw_only=True):
 
     size: int
     whole: int
+    taken: bool = False
+    """The part said the whole vector's hash, as PlainUpdate does: it is in the round."""
 
 
 class PlainUpdate(Message, frozen=True, kw_only=True):

@@ -179,7 +179,7 @@ def test_a_vector_that_two_processes_received_is_hashed_as_a_whole(tmp_path: Pat
 
 
 def test_a_round_does_not_begin_on_a_disk_without_room(tmp_path: Path) -> None:
-    with pytest.raises(FederationError, match="GB of disk are needed"):
+    with pytest.raises(FederationError, match="MB of disk are needed"):
         Vectors(tmp_path / "round", 1 << 40).prepare(1000)
 
 

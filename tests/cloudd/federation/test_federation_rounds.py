@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import time
 from contextlib import AsyncExitStack
@@ -19,9 +20,9 @@ from cloudd.federation.service import Federation
 from cloudd.federation.store import JobRow
 from edgekit import packages
 from edgekit.identity import generate_key
-from edgekit.messages.federation import Invitation, Over, Publication
+from edgekit.messages.federation import Invitation, Over, Publication, Uploaded
 from edgekit.packages import Package
-from edgekit.secagg import messages
+from edgekit.secagg import fixedpoint, messages
 from edgekit.secagg.client import ClientRound
 from edgekit.secagg.errors import Refusal
 from edgekit.secagg.ledger import MemoryLedger
@@ -261,6 +262,37 @@ async def test_an_upload_goes_on_where_it_was_and_begins_anew_when_its_hash_is_w
         while not isinstance(await device.next(), Publication):
             pass
     await asyncio.wait_for(other, 20)
+
+
+async def test_the_last_part_of_a_plain_vector_takes_it_into_the_round_if_it_says_the_right_hash(
+    here: Here, package: Package
+) -> None:
+    federation, url = here
+    row = await begin(federation, package, definition(None, rounds=1, least=2), [])
+    devices = [Device(i, generate_key(), url) for i in range(2)]
+    other = asyncio.create_task(fleet(devices[1:], row.id, {}))
+    async with devices[0] as device:
+        await device.open(row.id, {})
+        turn = await device.next()
+        assert isinstance(turn, Invitation)
+        place = f"/jobs/{row.id}/rounds/{turn.number}/vector?offset="
+        config = messages.from_cloud(turn.config)
+        assert isinstance(config, messages.RoundConfig)
+        data = fixedpoint.encode(*device.vector("learn"), fixedpoint.Encoding(config), os.urandom).tobytes()
+        assert (await device.ask("PUT", f"{place}0&sha256=x", data))[0] == 400
+        assert (await device.ask("PUT", f"{place}0&sha256={'0' * 64}", data))[0] == 409
+        assert (await device.ask("PUT", f"{place}0", data[:100]))[0] == 200, "it begins anew"
+        sha256 = hashlib.sha256(data).hexdigest()
+        status, reply = await device.ask("PUT", f"{place}100&sha256={sha256}", data[100:])
+        assert (status, msgspec.json.decode(reply, type=Uploaded)) == (
+            200, Uploaded(size=len(data), whole=len(data), taken=True),
+        )  # fmt: skip
+        while not isinstance(turn, Publication):
+            turn = await device.next()
+        await device.apply(turn)
+    await asyncio.wait_for(other, 20)
+    wanted = expected(devices[0], devices[0].start, [[0, 1]])
+    assert np.array_equal(devices[0].state.model, wanted.model)
 
 
 async def test_a_bad_plain_vector_is_refused_and_does_not_spoil_the_sum(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -11,7 +13,9 @@ import pytest
 from fl_stage import ALLOWED, WHO, Edge, Plant, Stage, edges
 
 from edged.federation import chain
-from edged.federation.shared import Shared
+from edged.federation.book import Book
+from edged.federation.files import JobFolder
+from edged.federation.shared import STATE, Shared
 from edgekit.federated.plan import Plan
 from edgekit.messages.federation import Over
 from edgekit.secagg import signatures
@@ -121,6 +125,48 @@ async def test_a_killed_device_goes_on_in_a_plain_round(
     killed = kill_at(monkeypatch, point)
     results = await _play(stage, edges(tmp_path, stage, msgspec.structs.replace(ALLOWED, plain=True)))
     assert killed and results == [Over(outcome="finished", version=2)] * 3
+
+
+@pytest.mark.parametrize(("dear_s", "trained"), [(0.0, [1]), (60.0, [0, 1])])
+async def test_a_training_that_took_long_is_kept_and_a_short_one_done_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dear_s: float, trained: list[int]
+) -> None:
+    monkeypatch.setattr("edged.federation.updates.DEAR_S", dear_s)
+    stage = Stage(Plant(3), secure=False, rounds=2)
+    killed = kill_at(monkeypatch, "fl.trained")
+    devices = edges(tmp_path, stage, msgspec.structs.replace(ALLOWED, plain=True))
+    await _play(stage, devices)
+    assert killed and devices[0].source is not None
+    assert devices[0].source.trained == trained, "by the process after the kill"
+
+
+@pytest.mark.parametrize("secure", [True, False])
+async def test_nothing_is_said_in_a_round_before_the_state_that_it_is_of_is_on_the_disk(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, secure: bool
+) -> None:
+    done: list[str] = []  # of the first device
+    here = tmp_path / "device-0" / "federation"
+    write, keep_seat = JobFolder.write, Book.keep_seat
+
+    def slow(self: JobFolder, name: str, *args: Any, **kwargs: Any) -> None:
+        if name == STATE:
+            time.sleep(0.05)
+        write(self, name, *args, **kwargs)
+        if here in self.path.parents:
+            done.append(name)
+
+    def seat(self: Book, job: str, number: int, data: bytes) -> None:
+        if self.folder == here:
+            done.append(f"seat {number}")
+        keep_seat(self, job, number, data)
+
+    monkeypatch.setattr(JobFolder, "write", slow)
+    monkeypatch.setattr(Book, "keep_seat", seat)
+    stage = Stage(Plant(3), secure=secure, rounds=3)
+    await _play(stage, edges(tmp_path, stage, msgspec.structs.replace(ALLOWED, plain=not secure)))
+    written = [place for place, name in enumerate(done) if name == STATE]
+    assert len(written) == 3
+    assert written[0] < done.index("seat 1") and written[1] < done.index("seat 2")
 
 
 async def test_a_torn_record_is_cut_off_and_the_chain_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -127,9 +127,12 @@ class Cut:
         await asyncio.gather(copy(reader, up, limit), copy(there, writer, most))
 
 
-async def test_a_connection_that_breaks_in_every_step_costs_nothing_but_time(package: Package, tmp_path: Path) -> None:
+@pytest.mark.parametrize("secure", [True, False])
+async def test_a_connection_that_breaks_in_every_step_costs_nothing_but_time(
+    package: Package, tmp_path: Path, secure: bool
+) -> None:
     async with site(tmp_path / "cloudd") as (federation, url):
-        _, devices = await _job(federation, url, package, tmp_path / "job", True)
+        _, devices = await _job(federation, url, package, tmp_path / "job", secure)
         relay = Cut(int(url.rpartition(":")[2]), [400, 900, 1500, 2500, 4000, 5000, 6000, 7000, 8000, 9000])
         await relay.start()
         devices[0].url = f"http://127.0.0.1:{relay.port}"

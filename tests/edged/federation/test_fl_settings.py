@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,11 @@ from hypothesis import strategies as st
 
 from edged.config import ConfigError, Flags, load
 from edged.federation.settings import Federation, key_bytes, key_text, open_at
+from edgekit.federated.sums import value_numbers
 from edgekit.identity import generate_key
 from edgekit.secagg import signatures
+from edgekit.secagg.errors import Refusal
+from edgekit.secagg.messages import RoundConfig
 
 KEY = signatures.point(generate_key().public_key()).hex()
 
@@ -75,3 +79,16 @@ def test_hours_that_go_over_midnight_are_the_rest_of_those_that_do_not(a: int, b
 
 def test_keys_read_back_as_they_are_printed() -> None:
     assert key_text(key_bytes(KEY)) == KEY
+
+
+@pytest.mark.parametrize(("clip", "fits"), [(1000.0, True), (1000.1, False)])
+def test_a_job_may_clip_at_exactly_what_the_device_allows(clip: float, fits: bool) -> None:
+    numbers = value_numbers(10, clip, 1.0, 1)
+    config = numbers.put_into(
+        RoundConfig(
+            session=bytes(16), round=0, invited=5, colluders=1, parameters=1, clip=1.0, limit=1.0, max_weight=1,
+            bits=32, prg="aes-256-ctr", model=bytes(32), rosters=bytes(32),
+        )
+    )  # fmt: skip
+    with contextlib.nullcontext() if fits else pytest.raises(Refusal, match="max_clip"):
+        Federation(max_clip=1000.0).check_config(config)

@@ -110,6 +110,25 @@ async def test_two_sites_and_a_lone_device_end_with_the_mean_over_all_devices(pa
         assert await ended(here.upper[0], here.job.id) == "finished small@1-group"
 
 
+async def test_sites_learn_together_by_fednova_as_if_they_were_one(package: Package, tmp_path: Path) -> None:
+    """Every device makes five steps, so that the state moves by five times the mean of a fifth of each update."""
+    nova = PLAN.replace('"fedavg"', '"fednova"\nmost_steps = 8')
+    async with ground(tmp_path, package) as here:
+        await here.begin(nova, rounds=2)
+        ends = await over(here.running())
+        assert {(one.outcome, one.version) for one in ends} == {("finished", 2)}
+        first = here.group.lone[0].model
+        assert first is not None
+        for one in here.everybody():
+            np.testing.assert_array_equal(one.model, first)
+        wanted = await _start(here)
+        for version in range(2):
+            wanted = wanted + np.mean(
+                [update_of(index, version, first.size) for index in (90, 0, 1, 2, 10, 11, 12)], axis=0
+            )
+        np.testing.assert_allclose(first, wanted, atol=1e-4)
+
+
 async def _start(here: Ground) -> np.ndarray:
     from cloudd.federation import files
     from edgekit.federated.opening import open_rules
@@ -316,7 +335,7 @@ async def test_a_definition_that_does_not_fit_the_upper_job_is_refused(package: 
             here.upper[0], package, definition(here.group.plant, scaffold, name="other"),
             [here.group.plant.roster(tmp_path / "g")],
         )  # fmt: skip
-        await refused(north.definition(above.job), "through two tiers go fedavg, fedavgm and adaptive")
+        await refused(north.definition(above.job), "through two tiers go fedavg, fedavgm, adaptive and fednova")
 
 
 # --- killed -----------------------------------------------------------------------------------------------------------

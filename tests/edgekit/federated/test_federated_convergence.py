@@ -24,7 +24,7 @@ SIZE = LAYOUT.size
 
 
 def masked(contributions: list[Contribution[Any]], numbers: RoundNumbers, vanish: int = 0) -> tuple[Sum, list[int]]:
-    """A real round of secagg/1; the first `vanish` devices go away before they send. (sum, who is in it)."""
+    """A real round of secagg/2; the first `vanish` devices go away before they send. (sum, who is in it)."""
     count = len(contributions)
     these = plants(count)
     configuration = numbers.put_into(config(these.membership(), count))

@@ -90,6 +90,45 @@ def test_with_weights_two_tiers_give_the_mean_of_one(sites: list[list[int]], see
         np.testing.assert_allclose(after.model, state.model + mean, atol=1e-4)
 
 
+@settings(deadline=None, max_examples=30)
+@given(
+    sites=st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=4), min_size=2, max_size=4),
+    momentum=st.sampled_from([0.0, 0.5]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_fednova_goes_through_two_tiers_as_through_one_however_unequal_the_steps(
+    sites: list[list[int]], momentum: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    upper = job_of(
+        '{"strategy": "fednova", "clip": 50.0, "most_steps": 40, "learning_rate": 0.5, '
+        f'"momentum": {momentum}, "weighting": {{"most": 16, "samples": 10}}}}'
+    )
+    flat = JobRules(msgspec.structs.replace(upper, most=16), SHAPES)
+    above, below = JobRules(upper, SHAPES), JobRules(site_of(upper), SHAPES)
+    state = start(above)
+    everybody, between = [], []
+    for steps in sites:
+        results = [LocalResult(rng.normal(0, 1, SIZE).astype(np.float32), 10, count, 0.1) for count in steps]
+        made = [below.strategy.contribution(state, one, None) for one in results]
+        everybody += [flat.strategy.contribution(state, one, None) for one in results]
+        result = site_result(below, state, summed(below, state, "learn", [(one.vector, one.weight) for one in made]))
+        found = above.strategy.contribution(state, result, None)
+        assert found.weight == len(steps)
+        between.append((found.vector, found.weight))
+    wanted = flat.apply(state, [summed(flat, state, "learn", [(one.vector, one.weight) for one in everybody])])
+    after = above.apply(state, [summed(above, state, "learn", between)])
+    np.testing.assert_allclose(after.model, wanted.model, atol=2e-3)
+
+
+@pytest.mark.parametrize("effective", [0.5, 11.0, float("nan"), float("inf")])
+def test_a_site_cannot_say_more_steps_than_its_devices_may_make(effective: float) -> None:
+    rules = JobRules(job_of('{"strategy": "fednova", "clip": 1.0, "most_steps": 10}'), SHAPES)
+    wrong = LocalResult(np.zeros(SIZE, np.float32), 1, 1, 0.0, effective=effective)
+    with pytest.raises(FederatedError, match="effective steps"):
+        rules.strategy.contribution(start(rules), wrong, None)
+
+
 def test_without_weights_all_sites_count_the_same() -> None:
     upper = job_of('{"strategy": "fedavgm", "clip": 50.0}')
     above, below = JobRules(upper, SHAPES), JobRules(site_of(upper), SHAPES)
@@ -119,7 +158,7 @@ def test_the_confusion_of_a_site_goes_up_as_it_is() -> None:
     ("strategy", "more", "why"),
     [
         ('{"strategy": "scaffold", "clip": 1.0, "devices": 4, "control_scale": 2.0}', "", "scaffold"),
-        ('{"strategy": "fednova", "clip": 1.0, "most_steps": 10}', "", "fednova"),
+        ('{"strategy": "additive-head"}', "", "with a head a device keeps"),
         ('{"strategy": "fedavg", "clip": 1.0}', '"max_age": 2', "one tier"),
         ('{"strategy": "fedavg", "clip": 1.0}', '"privacy": {"noise_multiplier": 2.0}', "privacy has one tier"),
     ],
