@@ -23,6 +23,12 @@ def test_every_argument_says_what_it_is(words: tuple[str, ...], arguments: list[
         assert one.help, f"{' '.join(words)} {one.option_strings or one.dest}"
 
 
+@pytest.fixture(autouse=True)
+def as_nice_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verbs that compute give way to others, and only root could take that back from the process of all tests."""
+    monkeypatch.setattr(os, "nice", lambda by: 0)
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     (tmp_path / "file").write_text("file,label\n")
