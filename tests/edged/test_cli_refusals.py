@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edged.cli.main import build_parser, main
-from tests.support.commands import answering, example, leaves
+from tests.support.commands import FOREIGN, answering, example, leaves
 
 LEAVES = list(leaves(build_parser()))
 WITHOUT_DAEMON = {"run", "doctor", "roster", "install", "uninstall", "version"}
@@ -41,16 +41,7 @@ def test_without_a_daemon_a_verb_ends_with_a_sentence(
     assert status == 3 or (status == 1 and "not running" not in err), "1: what was named is wrong already"
 
 
-@pytest.mark.parametrize(
-    "reply",
-    [
-        b"",
-        b"\x1b[2Jno HTTP\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n[1",
-        b"HTTP/1.1 500 X\r\nContent-Length: 2\r\n\r\n{}",
-    ],
-)
+@pytest.mark.parametrize("reply", FOREIGN)
 def test_an_answer_of_somebody_else_is_no_traceback(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], reply: bytes
 ) -> None:

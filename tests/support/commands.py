@@ -44,6 +44,16 @@ def _written(action: argparse.Action, file: Path) -> list[str]:
     return [action.option_strings[0], *([] if action.nargs == 0 else [value])]
 
 
+FOREIGN = (
+    b"",
+    b"\x1b[2Jno HTTP\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n[1",
+    b"HTTP/1.1 500 X\r\nContent-Length: 2\r\n\r\n{}",
+)
+"""Replies that no daemon of ours gives to a question that has an answer."""
+
+
 @contextmanager
 def answering(path: Path, reply: bytes) -> Iterator[None]:
     """Something else than a daemon on a unix socket: it reads a request, gives this reply and closes."""
