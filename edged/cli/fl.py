@@ -115,7 +115,7 @@ def _row(view: JobView) -> tuple[str, ...]:
         f"{note.version}/{note.rounds}",
         str(note.contributed),
         ("works" if view.running else note.stage) + kind,
-        what[:100],
+        what,
     )
 
 
@@ -148,7 +148,7 @@ def audit(options: argparse.Namespace) -> int:
                 str(one.get("survivors", "-")),
                 str(one.get("plants", "-")),
                 size(sum(int(left["bytes"]) for left in one.get("left", ()))),
-                "; ".join(f"{refused['rule']}: {refused['text']}" for refused in one.get("refusals", ()))[:100] or "-",
+                "; ".join(f"{refused['rule']}: {refused['text']}" for refused in one.get("refusals", ())) or "-",
             )
             for one in records
         ],

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 from edged.collab.spool_view import SpooledSample
 from edgekit.messages import Decision
+from tests.support.disk import fill, mounted
 from tests.support.edged import wait_for
 from tests.support.models import picture
 from tests.support.stage import EASY, Plant, Template, assert_whole
@@ -91,29 +91,11 @@ def small_disk() -> Iterator[Path]:
     place = Path(tempfile.mkdtemp(prefix="e2e-"))
     mount = place / "edge"
     mount.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(mount)], capture_output=True)
-    if done.returncode != 0:
-        place.rmdir()
-        pytest.skip(f"mounting a tmpfs is not permitted here: {done.stderr.decode().strip()}")
     try:
-        yield place
+        with mounted(mount, 48):
+            yield place
     finally:
-        subprocess.run(["umount", "-l", str(mount)], check=True)
-        subprocess.run(["rm", "-rf", str(place)], check=True)
-
-
-def fill(disk: Path) -> Path:
-    """Somebody else's file takes everything."""
-    hog = disk / "hog"
-    with hog.open("ab", buffering=0) as file:
-        while True:
-            left = os.statvfs(disk)
-            if left.f_bavail == 0:
-                return hog
-            try:
-                file.write(bytes(min(left.f_bavail * left.f_frsize, MIB)))
-            except OSError:
-                return hog
+        shutil.rmtree(place)
 
 
 def test_a_really_full_disk_costs_only_samples_and_heals_by_itself(template: Template, small_disk: Path) -> None:
